@@ -1,0 +1,200 @@
+"""The Python interface: `pw.train`, `pw.load`, `Run`."""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from pixelwise import checkpoint
+from pixelwise.classes import ClassMap
+from pixelwise.config import Config, Overrides, check_names
+from pixelwise.data.doctor import survey
+from pixelwise.data.folder import DataSet, open_dataset
+from pixelwise.data.labels import LabelRule
+from pixelwise.data.readers import read_image
+from pixelwise.errors import DataError, SettingError
+from pixelwise.evaluate import Score, chosen_scores, evaluate, output_folder, read_truth
+from pixelwise.files import write_json
+from pixelwise.pictures import to_display
+from pixelwise.plan import pick_device
+from pixelwise.predict import Predictor, Tile
+from pixelwise.report.html import Case, write_report
+from pixelwise.train import MODEL_FILE, Result
+from pixelwise.train import train as train_run
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Run:
+    """A trained network with all that it needs to label images.
+
+    >>> Run  # run = pw.load("runs/cells"); mask = run.predict("image.png")
+    <class 'pixelwise.api.Run'>
+    """
+
+    path: Path
+    network: nn.Module
+    config: Config
+    facts: dict[str, Any]  # best epoch and its mean IoU
+
+    @property
+    def classes(self) -> ClassMap:
+        """Names and colours of the classes."""
+        return ClassMap(tuple(self.config.data.classes), tuple(self.config.data.colors))
+
+    def predictor(self, device: str = "auto", engine: str = "auto", tile: Tile = "auto") -> Predictor:
+        """The network with its preprocessing, on a device."""
+        return Predictor(self.network, self.config, pick_device(device), engine, tile)
+
+    def predict(self, image: np.ndarray | str | Path, *, device: str = "auto", tile: Tile = "auto") -> np.ndarray:
+        """Label an image.
+
+        Args:
+            image: H x W or H x W x C of any type as it comes from a camera, or the path of an image file.
+            device: auto, cpu, cuda, mps.
+            tile: "auto", None for the whole image at once, or the side of a tile.
+
+        Returns:
+            H x W uint8 class indices (P x H x W for a file of P > 1 pages).
+
+        Raises:
+            DataError, ModelError: the image cannot be used; the message says why.
+        """
+        predictor = self.predictor(device, tile=tile)
+        if isinstance(image, np.ndarray):
+            if image.ndim not in (2, 3) or image.size == 0:
+                raise DataError(f"the image has the shape {image.shape}; H x W or H x W x C is expected.")
+            return predictor.labels(image[..., None] if image.ndim == 2 else image)
+        masks = np.stack([predictor.labels(page) for page in read_image(Path(image))])
+        return masks[0] if len(masks) == 1 else masks
+
+    def evaluate(
+        self,
+        data: str | Path,
+        split: str | None = None,
+        out: str | Path | None = None,
+        *,
+        device: str = "auto",
+        allow: Sequence[str] = (),
+        progress: Progress | None = None,
+    ) -> dict[str, Any]:
+        """Measure on a split of a data set; write metrics.json and report.html.
+
+        Args:
+            data: the folder of the data set; its mask values mean what they meant in training.
+            split: train, val or test; by default test, or val where there is no test.
+            out: folder to write to; by default `evaluation-SPLIT` in the run.
+            device: auto, cpu, cuda, mps.
+            allow: codes of problems whose files are left out.
+            progress: is called with (done, all).
+
+        Returns:
+            The content of metrics.json.
+
+        Raises:
+            DataError: the split is empty, or its files cannot be used.
+        """
+        dataset = open_dataset(Path(data), self.config.data.folds, self.config.data.fold)
+        name = choose_split(dataset, split)
+        rule = LabelRule.from_settings(self.config.data)
+        sound = survey(dataset, rule, allow, (name,)).dataset
+        samples = sound.split(name)
+        folder = Path(out) if out else output_folder(self.path, name)
+        predictor = self.predictor(device)
+        metrics, scores = evaluate(predictor, samples, rule, dataset.description.axes, progress)
+        metrics["split"] = name
+        write_json(folder / "metrics.json", metrics)
+        cases = [self._case(predictor, score, rule, dataset.description.axes) for score in chosen_scores(scores)]
+        title = f"{self.path.resolve().name}: {Path(data).resolve().name}, split {name}"
+        write_report(
+            folder / "report.html",
+            title,
+            metrics,
+            self.classes,
+            cases,
+            self.history(),
+            self._summary(metrics),
+        )
+        return metrics
+
+    def history(self) -> list[dict[str, Any]]:
+        """The lines of history.jsonl; none if the run was copied without them."""
+        path = self.path / "history.jsonl"
+        if not path.is_file():
+            return []
+        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line]
+
+    def _case(self, predictor: Predictor, score: Score, rule: LabelRule, axes: str | None) -> Case:
+        truth = read_truth(score.sample, rule, axes)[score.page]
+        prediction = predictor.labels(truth.image)
+        return Case(score.name, to_display(truth.image), truth.labels, prediction, score.mean_iou)
+
+    def _summary(self, metrics: dict[str, Any]) -> dict[str, str]:
+        """What the report tells about the run, as text."""
+        model, data, train = self.config.model, self.config.data, self.config.train
+        parameters = sum(p.numel() for p in self.network.parameters())
+        length = f"{train.minutes:g} minutes" if train.minutes else f"{train.epochs} epochs"
+        return {
+            "Network": f"{model.name}, width {model.width}, depth {model.depth}, {parameters:,} parameters",
+            "Best epoch": f"{self.facts.get('epoch')} (mean IoU on val {self.facts.get('mean_iou', float('nan')):.4f})",
+            "Training": f"{length}, batches of {train.batch} patches of {train.patch[0]} x {train.patch[1]}",
+            "Images": f"{metrics['images']} measured, scale {data.scale:g}, normalisation {data.normalization}",
+            "Labels": data.labels,
+            "Seed": str(self.config.seed),
+        }
+
+
+def choose_split(dataset: DataSet, split: str | None) -> str:
+    """The split to measure on: the named one, else test, else val.
+
+    Raises:
+        DataError: it is empty or missing.
+    """
+    if split is None:
+        split = "test" if dataset.splits.get("test") else "val"
+    dataset.split(split)
+    return split
+
+
+def load(path: str | Path) -> Run:
+    """Open a run folder.
+
+    Raises:
+        RunError: it holds no weights, or they cannot be used.
+    """
+    folder = Path(path)
+    network, config, facts = checkpoint.load_model(folder / MODEL_FILE)
+    return Run(folder, network, config, facts)
+
+
+def train(data: str | Path, out: str | Path, **settings: Any) -> Result:
+    """Train on a data set; `pw.load(out)` opens the result.
+
+    Args:
+        data: the folder of the data set.
+        out: the run folder to make.
+        settings: `minutes`, `epochs`, `seed`, `init`, `resume`, `force`, `allow`, `device`, `callbacks` as of the
+            command line; sections of settings as dicts: `model={"width": 16}`, `train={"batch": 4}`.
+
+    Raises:
+        PixelwiseError: bad data or settings.
+    """
+    options = {"minutes", "epochs", "seed", "init", "resume", "force", "allow", "device", "callbacks"}
+    chosen = {key: value for key, value in settings.items() if key in options}
+    overrides: Overrides = {}
+    for key, value in settings.items():
+        if key not in options:
+            if not isinstance(value, dict):
+                raise SettingError(
+                    f"{key} = {value!r}: give a section of settings as a dict, for example model={{'width': 16}}."
+                )
+            overrides[key] = dict(value)
+    check_names(overrides, "pixelwise.train")
+    if chosen.get("init") is not None:
+        chosen["init"] = Path(chosen["init"])
+    return train_run(Path(data), Path(out), overrides, **chosen)

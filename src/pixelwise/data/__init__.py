@@ -1,0 +1,1 @@
+"""Images and masks: files, data sets, targets and samples."""

@@ -1,0 +1,114 @@
+"""Random changes of a training sample.
+
+All of the geometry (crop, flip, turn, rotation, zoom, elastic deformation) is one map from the sample's pixels to the
+image's, so that an image is resampled once: linearly, its labels by nearest neighbour through the same map.
+"""
+
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+
+from pixelwise.classes import IGNORE
+from pixelwise.config import AugmentSettings
+
+Size = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Pose:
+    """A linear map from sample to image coordinates, 2 x 2 on (x, y), about the sample's and the crop's centres."""
+
+    matrix: np.ndarray
+
+    def extent(self, size: Size) -> tuple[float, float]:
+        """Half the height and width that a sample of this size covers in the image, pixels."""
+        half = np.abs(self.matrix) @ np.array([size[1] / 2, size[0] / 2])
+        return float(half[1]), float(half[0])
+
+
+def draw_pose(rng: np.random.Generator, settings: AugmentSettings) -> Pose:
+    """Draw flips, turn, rotation, zoom and aspect ratio."""
+    angle = np.deg2rad(rng.uniform(-settings.rotation, settings.rotation))
+    if settings.turns:
+        angle += np.pi / 2 * rng.integers(4)
+    zoom = np.exp(rng.uniform(-1, 1) * np.log1p(settings.scale))
+    aspect = np.exp(rng.uniform(-1, 1) * np.log1p(settings.aspect) / 2)
+    flip_x = -1.0 if settings.flip_horizontal and rng.random() < 0.5 else 1.0
+    flip_y = -1.0 if settings.flip_vertical and rng.random() < 0.5 else 1.0
+    sine, cosine = (0.0, 1.0) if angle == 0 else (np.sin(angle), np.cos(angle))
+    rotation = np.array([[cosine, -sine], [sine, cosine]])
+    return Pose(rotation @ np.diag([flip_x * zoom * aspect, flip_y * zoom / aspect]))
+
+
+def draw_map(
+    rng: np.random.Generator, settings: AugmentSettings, pose: Pose, centre: tuple[float, float], size: Size
+) -> tuple[np.ndarray, np.ndarray]:
+    """Image coordinates (x, y), each H x W float32, of every pixel of a sample of this size.
+
+    Args:
+        rng: draws the elastic deformation (Simard et al. 2003; a coarse grid as in Ronneberger et al. 2015).
+        settings: how strong it is.
+        pose: the linear part.
+        centre: (y, x) in the image of the sample's centre.
+        size: H, W of the sample.
+    """
+    height, width = size
+    x, y = np.meshgrid(np.arange(width) - (width - 1) / 2, np.arange(height) - (height - 1) / 2)
+    matrix = pose.matrix
+    map_x = matrix[0, 0] * x + matrix[0, 1] * y + centre[1]
+    map_y = matrix[1, 0] * x + matrix[1, 1] * y + centre[0]
+    if settings.elastic and rng.random() < settings.elastic_probability:
+        map_x += _displacement(rng, settings, size)
+        map_y += _displacement(rng, settings, size)
+    return map_x.astype(np.float32), map_y.astype(np.float32)
+
+
+def _displacement(rng: np.random.Generator, settings: AugmentSettings, size: Size) -> np.ndarray:
+    points = tuple(max(3, round(length / settings.elastic_spacing)) for length in size)
+    grid = rng.normal(0, settings.elastic, points).astype(np.float32)
+    return cv2.resize(grid, (size[1], size[0]), interpolation=cv2.INTER_CUBIC)
+
+
+def warp_image(image: np.ndarray, maps: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
+    """Resample H x W x C linearly at the map's coordinates; beyond the border the image is mirrored."""
+    wide = image if image.dtype in (np.uint8, np.uint16, np.float32) else image.astype(np.float32)
+    chunks = [  # OpenCV takes at most four channels at once
+        cv2.remap(
+            np.ascontiguousarray(wide[..., c : c + 4]),
+            *maps,
+            cv2.INTER_LINEAR,
+            borderMode=cv2.BORDER_REFLECT_101,
+        )
+        for c in range(0, wide.shape[2], 4)
+    ]
+    return np.concatenate([chunk.reshape(*maps[0].shape, -1) for chunk in chunks], axis=2)
+
+
+def warp_labels(labels: np.ndarray, maps: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
+    """Resample H x W labels by nearest neighbour; beyond the border nothing is known, so it is `IGNORE`."""
+    return cv2.remap(labels, *maps, cv2.INTER_NEAREST, borderMode=cv2.BORDER_CONSTANT, borderValue=IGNORE)
+
+
+def warp_weights(weights: np.ndarray, maps: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
+    """Resample H x W float32 weights linearly; beyond the border they do not matter."""
+    return cv2.remap(weights, *maps, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+
+
+def change_intensities(rng: np.random.Generator, settings: AugmentSettings, image: np.ndarray) -> np.ndarray:
+    """Brightness, contrast, noise and blur on a normalised H x W x C float32 image.
+
+    The noise is drawn after the blur, as a camera does.
+    """
+    channels = image.shape[2] if rng.random() < settings.color else 1
+    if settings.contrast or settings.brightness:
+        gain = np.exp(rng.uniform(-1, 1, channels) * np.log1p(settings.contrast)).astype(np.float32)
+        offset = rng.uniform(-settings.brightness, settings.brightness, channels).astype(np.float32)
+        image = image * gain + offset
+    if settings.blur and rng.random() < settings.blur_probability:
+        sigma = rng.uniform(0.25, 1.0) * settings.blur
+        image = cv2.GaussianBlur(image, (0, 0), sigma).reshape(image.shape)
+    if settings.noise and rng.random() < settings.noise_probability:
+        sigma = rng.uniform(0, settings.noise)
+        image = image + rng.standard_normal(image.shape, dtype=np.float32) * np.float32(sigma)
+    return image

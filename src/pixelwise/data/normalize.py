@@ -1,0 +1,95 @@
+"""Intensities as the network sees them."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from pixelwise.config import DataSettings
+from pixelwise.errors import DataError, ModelError
+
+LOW, HIGH = 1.0, 99.0  # percentiles that an image is stretched between
+_SAMPLED = 1 << 20  # values that percentiles are taken of; more do not change them
+
+
+def unit_scale(dtype: np.dtype) -> float:
+    """Factor that brings a type's intensities to 0 .. 1; floating-point images are taken as they are."""
+    return 1.0 / np.iinfo(dtype).max if np.issubdtype(dtype, np.integer) else 1.0
+
+
+def percentile_range(image: np.ndarray) -> tuple[float, float]:
+    """The 1st and 99th percentile over all channels of H x W x C, in the image's own units; never equal.
+
+    Large images are sampled on a regular grid, so the result does not depend on chance.
+    """
+    step = max(1, int(np.ceil((image.size / _SAMPLED) ** 0.5)))
+    low, high = np.percentile(image[::step, ::step], (LOW, HIGH))
+    if high - low < 1e-6 * max(abs(low), abs(high), 1e-30):
+        low, high = float(image.min()), float(image.max())
+    return float(low), float(high) if high > low else float(low) + 1.0
+
+
+def match_channels(image: np.ndarray, channels: int) -> np.ndarray:
+    """Give H x W x C as many channels as the network wants: grey is repeated to RGB, equal RGB becomes grey.
+
+    Raises:
+        ModelError: the two do not fit.
+    """
+    if image.shape[2] == channels:
+        return image
+    if image.shape[2] == 1 and channels == 3:
+        return np.repeat(image, 3, axis=2)
+    if image.shape[2] == 3 and channels == 1:
+        if (image[..., 0] == image[..., 1]).all() and (image[..., 0] == image[..., 2]).all():
+            return image[..., :1]
+        raise ModelError("is a colour image, but the network was trained on grey ones; convert it to grey first.")
+    raise ModelError(f"has {image.shape[2]} channels, but the network takes {channels}.")
+
+
+@dataclass(frozen=True)
+class Normalization:
+    """Fixed figures of the training set, after each image's own stretch where its percentiles are used.
+
+    Fields:
+        percentile: stretch the 1st..99th percentile of each image to -1..1 first, so that 8-bit, 16-bit, dark and
+            bright images look alike; otherwise integers are divided by their type's largest value.
+        mean, std: C figures, subtracted and divided by.
+    """
+
+    percentile: bool
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    @classmethod
+    def from_settings(cls, settings: DataSettings) -> "Normalization":
+        """The normalisation that a run was trained with."""
+        return cls(settings.normalization == "percentile", tuple(settings.mean), tuple(settings.std))
+
+    def gain_and_offset(self, image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Per channel (C) float32 such that normalised = image * gain + offset, for the whole H x W x C image."""
+        if self.percentile:
+            low, high = percentile_range(image)
+            factor, shift = 2.0 / (high - low), -1.0 - 2.0 * low / (high - low)
+        else:
+            factor, shift = unit_scale(image.dtype), 0.0
+        mean, std = np.asarray(self.mean), np.asarray(self.std)
+        return (factor / std).astype(np.float32), ((shift - mean) / std).astype(np.float32)
+
+    def __call__(self, image: np.ndarray) -> np.ndarray:
+        """H x W x C of any type -> H x W x C float32.
+
+        >>> Normalization(False, (0.5,), (0.5,))(np.full((1, 1, 1), 255, np.uint8)).item()
+        1.0
+
+        Raises:
+            DataError: the image holds NaN or infinite values.
+        """
+        require_finite(image)
+        gain, offset = self.gain_and_offset(image)
+        return image.astype(np.float32) * gain + offset
+
+
+def require_finite(image: np.ndarray) -> None:
+    """Raise a DataError if a floating-point image holds NaN or infinite values."""
+    if np.issubdtype(image.dtype, np.floating) and not np.isfinite(image).all():
+        count = int((~np.isfinite(image)).sum())
+        raise DataError(f"holds {count} values that are NaN or infinite; replace them by numbers first.")

@@ -1,0 +1,48 @@
+"""The main job on made-up images: cells, a training, a measurement, masks, a report."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from pixelwise.api import load
+from pixelwise.data.cells import write_cells
+from pixelwise.errors import OutputError
+from pixelwise.predict import Outputs, predict_files
+from pixelwise.train import Callbacks, train
+
+MINUTES = 1.5
+
+
+def run_demo(out: Path, force: bool, callbacks: Callbacks, note: Callable[[str], None]) -> dict[str, Any]:
+    """Make `out` with data/, run/ and masks/.
+
+    Returns:
+        Their paths, the report's, and the mean IoU on the test images.
+
+    Raises:
+        OutputError: the folder is there already (and `force` is not set), or cannot be written.
+    """
+    data, run, masks = out / "data", out / "run", out / "masks"
+    _clear(out, force)
+    note("making images of cells")
+    write_cells(data, seed=0)
+    train(data, run, minutes=MINUTES, seed=0, callbacks=callbacks)
+    note("measuring on images that the training has not seen")
+    trained = load(run)
+    metrics = trained.evaluate(data)
+    predict_files(trained.predictor(), [str(data / "test" / "images")], Outputs(masks, overlay=True))
+    report = run / f"evaluation-{metrics['split']}" / "report.html"
+    return {
+        "data": str(data), "run": str(run), "report": str(report), "masks": str(masks), "mean_iou": metrics["mean_iou"],
+    }  # fmt: skip
+
+
+def _clear(out: Path, force: bool) -> None:
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        is_demo = (out / "data" / "dataset.toml").is_file()
+        if not (force and is_demo):
+            advice = "Use --force to replace it, or" if is_demo else "It does not look like a demo, so"
+            raise OutputError(f"{out}: exists already. {advice} choose another folder with --out.")
+        for part in ("data", "run", "masks"):
+            shutil.rmtree(out / part, ignore_errors=True)

@@ -1,0 +1,163 @@
+"""Before a training: look at the data, plan, try the network, and make the run's folder.
+
+All that can be refused is refused here, before anything is written.
+"""
+
+import os
+import platform
+import shutil
+import sys
+from collections.abc import Callable, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pixelwise import checkpoint
+from pixelwise.config import Config, Overrides, read_config
+from pixelwise.data.doctor import Survey, survey
+from pixelwise.data.folder import DataSet, open_dataset
+from pixelwise.data.labels import LabelRule
+from pixelwise.errors import ModelError, OutputError, RunError, SettingError
+from pixelwise.files import cannot_write, write_json, write_text
+from pixelwise.plan import Machine, make_plan
+
+
+def prepare(
+    data: Path,
+    overrides: Overrides | None = None,
+    *,
+    minutes: float | None = None,
+    epochs: int | None = None,
+    seed: int | None = None,
+    allow: Sequence[str] = (),
+    device: str = "auto",
+    progress: Callable[[int, int], None] | None = None,
+    known: Config | None = None,
+) -> tuple[Config, Survey]:
+    """Check the data, plan the settings (unless they are `known`), and try whether they make a network.
+
+    Raises:
+        PixelwiseError: bad data or settings.
+    """
+    machine = Machine.here(device)
+    dataset = _open(data, known, overrides or {})
+    rule = LabelRule.from_settings(known.data) if known else None
+    surveyed = survey(dataset, rule, allow, ("train", "val"), progress)
+    surveyed.dataset.split("val")
+    config = known or make_plan(surveyed, machine, overrides, minutes, epochs, seed)
+    _try_network(config, surveyed)
+    return config, surveyed
+
+
+def check_folder(out: Path, resume: bool, force: bool) -> None:
+    """Refuse a run folder that is in the way, before any work is done."""
+    if is_child():
+        return
+    if resume and force:
+        raise SettingError("--resume and --force exclude each other.")
+    if resume:
+        if not (out / "config.toml").is_file():
+            raise RunError(f"{out}: holds no run to resume. Start one without --resume.")
+        return
+    if out.exists() or out.is_symlink():
+        if not out.is_dir():
+            raise OutputError(f"{out}: is a file; choose another folder for the run.")
+        is_run = (out / "config.toml").is_file()
+        if any(out.iterdir()) and not (force and is_run):
+            advice = (
+                "Use --resume to go on with it or --force to replace it."
+                if is_run
+                else "It does not look like a run, so it is not replaced; choose another folder."
+            )
+            raise RunError(f"{out}: exists already and is not empty. {advice}")
+    parent = next(folder for folder in (out, *out.absolute().parents) if folder.exists())
+    if not parent.is_dir() or not os.access(parent, os.W_OK):
+        raise OutputError(f"{out}: cannot be written ({parent} is no writable folder). Choose another folder.")
+
+
+def is_child() -> bool:
+    """Whether a launcher started this process beside a first one, which has done the checks."""
+    return int(os.environ.get("LOCAL_RANK", 0)) > 0 or int(os.environ.get("NODE_RANK", 0)) > 0
+
+
+def _open(data: Path, known: Config | None, overrides: Overrides) -> DataSet:
+    if known:
+        return open_dataset(data, known.data.folds, known.data.fold)
+    chosen = overrides.get("data", {})
+    folds, fold = chosen.get("folds", 0), chosen.get("fold", 0)
+    if not isinstance(folds, int) or not isinstance(fold, int):
+        raise SettingError(f"data.folds = {folds!r}, data.fold = {fold!r}: both must be whole numbers.")
+    return open_dataset(data, folds, fold)
+
+
+def resumed_config(
+    out: Path, overrides: Overrides, minutes: float | None, epochs: int | None, seed: int | None
+) -> Config:
+    """The config of the run; whatever the user gives again must agree with it."""
+    config = read_config(out / "config.toml")
+    given: Overrides = {section: dict(values) for section, values in overrides.items()}
+    for section, key, value in (
+        ("train", "minutes", minutes),
+        ("train", "epochs", epochs),
+        ("", "seed", seed),
+    ):
+        if value is not None:
+            given.setdefault(section, {})[key] = value
+    tree = config.model_dump(mode="json")
+    for section, values in given.items():
+        own = tree[section] if section else tree
+        for key, value in values.items():
+            if own[key] != value:
+                name = f"{section}.{key}" if section else key
+                raise SettingError(
+                    f"{name} = {value!r}: the run in {out} was started with {own[key]!r}. "
+                    "Leave the setting out to resume, or start a new run (with --init for its weights)."
+                )
+    return config
+
+
+def _try_network(config: Config, surveyed: Survey) -> None:
+    """Build the network once and send the smallest batch through, so that impossible settings are refused now."""
+    channels = {fact.channels for fact in surveyed.facts.values()}
+    if not all(count == config.data.channels or {count, config.data.channels} == {1, 3} for count in channels):
+        raise ModelError(
+            f"data.channels = {config.data.channels}: the images have {', '.join(map(str, sorted(channels)))} channels."
+        )
+    with torch.random.fork_rng(devices=[]):
+        checkpoint.build_network(config)
+
+
+def make_folder(out: Path, config: Config, force: bool) -> None:
+    """Make the run folder with its config at once: it appears under its name only when it can be resumed."""
+    draft = out.with_name(f".{out.name}.{os.getpid()}.part")
+    try:
+        draft.mkdir(parents=True)
+        write_text(draft / "config.toml", config.to_toml())
+        write_json(draft / "environment.json", environment())
+        if out.exists() and force:
+            shutil.rmtree(out)
+        elif out.exists():
+            out.rmdir()  # empty, as check_folder saw
+        draft.rename(out)
+    except OSError as error:
+        raise cannot_write(out, error) from error
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+
+
+def environment() -> dict[str, Any]:
+    """Versions and machine, to be kept with a run."""
+    packages = ("pixelwise", "torch", "torchvision", "lightning-fabric", "numpy", "opencv-python-headless")
+    return {
+        "python": sys.version.split()[0],
+        "platform": platform.platform(),
+        "threads": torch.get_num_threads(),
+        "cuda": torch.version.cuda if torch.cuda.is_available() else None,
+        "device": torch.cuda.get_device_name()
+        if torch.cuda.is_available()
+        else platform.processor() or platform.machine(),
+        "packages": {name: metadata.version(name) for name in packages},
+        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+    }

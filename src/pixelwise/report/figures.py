@@ -1,0 +1,66 @@
+"""The curves of a training, drawn with Matplotlib's own objects: no pyplot, no global state."""
+
+import io
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+Line = tuple[list[float], list[float]]  # epochs and values
+
+
+def curves(history: Sequence[Mapping[str, Any]], dark: bool = False) -> dict[str, bytes]:
+    """Draw loss and mean IoU over the epochs of a training.
+
+    `history` has a mapping an epoch with any of `epoch`, `loss`, `val_loss` and `mean_iou`. `dark` chooses
+    colours for a dark page; the ground is transparent. Returns PNGs by title, none where nothing is known.
+    """
+    panels = {
+        "Loss": {"training": series(history, "loss"), "validation": series(history, "val_loss")},
+        "Mean IoU in validation": {"mean IoU": series(history, "mean_iou")},
+    }
+    return {
+        title: _panel(title, lines, dark)
+        for title, lines in panels.items()
+        if any(epochs for epochs, _ in lines.values())
+    }
+
+
+def series(history: Sequence[Mapping[str, Any]], key: str) -> Line:
+    """Epochs and values of one key of the history, where it is there and finite.
+
+    >>> series([{"epoch": 1, "loss": 0.5}, {"epoch": 2, "loss": None}, {"epoch": 3, "loss": 0.4}], "loss")
+    ([1.0, 3.0], [0.5, 0.4])
+    """
+    pairs = [(line.get("epoch", number), line.get(key)) for number, line in enumerate(history, start=1)]
+    known = [(float(epoch), float(value)) for epoch, value in pairs if value is not None and np.isfinite(value)]
+    return [epoch for epoch, _ in known], [value for _, value in known]
+
+
+def _panel(title: str, lines: dict[str, Line], dark: bool) -> bytes:
+    ink, line_colors = ("#c9d1dc", ("#6ea8fe", "#ffb35c")) if dark else ("#3a4452", ("#2257c4", "#c2570c"))
+    figure = Figure(figsize=(5.2, 3.1), layout="constrained")
+    axes = figure.subplots()
+    for (name, (epochs, values)), color in zip(lines.items(), line_colors, strict=False):
+        if epochs:
+            axes.plot(epochs, values, color=color, label=name, linewidth=1.8, marker="o", markersize=2.5)
+    axes.set_title(title, color=ink, fontsize=11, loc="left")
+    axes.set_xlabel("epoch", color=ink)
+    if len(lines) > 1:
+        axes.legend(frameon=False, labelcolor=ink)
+    _style(axes, ink)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=130, transparent=True)
+    return buffer.getvalue()
+
+
+def _style(axes: Axes, ink: str) -> None:
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.tick_params(colors=ink)
+    axes.grid(color=ink, alpha=0.2, linewidth=0.7)
+    for side, spine in axes.spines.items():
+        spine.set_visible(side in ("left", "bottom"))
+        spine.set_color(ink)

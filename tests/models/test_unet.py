@@ -1,0 +1,259 @@
+"""The U-Net's own figures and settings; what it shares with other networks is in the conformance suite."""
+
+import math
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from pixelwise.errors import ModelError, SettingError
+from pixelwise.geometry import output_size, round_up, transposed_output_size
+from pixelwise.models import UNet
+from pixelwise.tiling import plan_tiles
+
+
+def small(seed: int = 0, **keywords: Any) -> UNet:
+    torch.manual_seed(seed)
+    return UNet(**{"width": 4, "depth": 2} | keywords)
+
+
+def draw(*shape: int) -> Tensor:
+    return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+
+
+def literal_unet(network: UNet, images: Tensor) -> Tensor:
+    """The form without padding, written out from the paper's figure on the network's own weights."""
+
+    def convolve(features: Tensor) -> Tensor:
+        return F.relu(F.conv2d(features, weights.pop(0), weights.pop(0)))
+
+    weights = [tensor for name, tensor in network.state_dict().items() if name.startswith("contracting")]
+    kept = [convolve(convolve(images))]
+    for _ in range(network.depth):
+        kept.append(convolve(convolve(F.max_pool2d(kept[-1], 2))))
+    up = [tensor for name, tensor in network.state_dict().items() if name.startswith("up")]
+    weights = [tensor for name, tensor in network.state_dict().items() if name.startswith("expanding")]
+    features = kept.pop()
+    for level in reversed(range(network.depth)):
+        features = F.conv_transpose2d(features, up.pop(0), up.pop(0), stride=2)
+        cut = (kept[level].shape[-1] - features.shape[-1]) // 2
+        end = cut + features.shape[-1]
+        features = convolve(convolve(torch.cat([kept[level][:, :, cut:end, cut:end], features], dim=1)))
+    return F.conv2d(features, network.head.weight, network.head.bias)
+
+
+def test_the_papers_network() -> None:
+    """31,030,658 parameters in 23 convolution layers; 64 to 1024 channels; 572 -> 388."""
+    with torch.device("meta"):
+        network = UNet(padding="valid")
+        convolutions = [module for module in network.modules() if isinstance(module, nn.Conv2d | nn.ConvTranspose2d)]
+        assert network(torch.zeros(1, 1, 572, 572)).shape == (1, 2, 388, 388)
+    assert sum(parameter.numel() for parameter in network.parameters()) == 31_030_658
+    assert len(convolutions) == 23
+    assert network.levels == [64, 128, 256, 512, 1024]
+
+
+@pytest.mark.parametrize("depth", [1, 2, 3])
+def test_the_form_without_padding_against_the_paper_written_out(depth: int) -> None:
+    network = small(padding="valid", depth=depth, num_classes=3).double()
+    size = network.valid_input_size(10)
+    images = draw(2, 1, size, size)
+    torch.testing.assert_close(network(images), literal_unet(network, images), rtol=0, atol=1e-12)
+
+
+def test_the_form_without_padding_is_the_middle_of_the_padded_one() -> None:
+    """Far from the border padding makes no difference, once the grids of the two are laid on each other."""
+    valid, same = small(padding="valid").double(), small(padding="same", norm="none").double()
+    same.load_state_dict(valid.state_dict())
+    size = valid.valid_input_size(20)
+    shift = -(2 + 4) % 4  # its first poolings begin after 2 and 2 + 4 pixels: that is where a grid of 4 must begin
+    image = draw(1, 1, size + 80, size + 80)
+    window = slice(40 - shift, 40 - shift + size)
+    inner = slice(window.start + valid.geometry.margin, window.stop - valid.geometry.margin)
+    expected = same(image)[..., inner, inner]
+    torch.testing.assert_close(valid(image[..., window, window]), expected, rtol=0, atol=1e-10)
+
+
+@given(st.integers(1, 6), st.integers(1, 3000))
+@settings(deadline=None, max_examples=50)
+def test_sizes_without_padding_against_walking_the_operators(depth: int, wanted: int) -> None:
+    network = UNet(width=1, depth=depth, padding="valid", max_width=1)
+
+    def walk(size: int) -> int | None:
+        """Size of the logits, None where a pooling or a crop does not come out even."""
+        for _ in range(depth):
+            size = size - 4
+            if size < 2 or size % 2:
+                return None
+            size = output_size(size, 2, stride=2)
+        if size < 5:
+            return None
+        size -= 4
+        for _ in range(depth):
+            size = transposed_output_size(size, 2, stride=2) - 4
+            if size < 1:
+                return None
+        return size
+
+    smallest = network.valid_input_size(wanted)
+    assert network.output_size(smallest) == walk(smallest)
+    assert network.output_size(smallest) >= wanted
+    for size in range(max(1, smallest - 2**depth), smallest):
+        expected = walk(size)
+        assert expected is None or expected < wanted
+        if expected is None:
+            with pytest.raises(ModelError, match=f"cannot take {size} pixels a side"):
+                network.output_size(size)
+
+
+def test_sizes_with_padding_are_the_images() -> None:
+    assert small().output_size(17) == small().valid_input_size(17) == 17
+
+
+@pytest.mark.parametrize(("size", "choices"), [(573, "572 or 588"), (512, "508 or 524"), (100, "188, the smallest")])
+def test_a_size_off_the_grid_names_the_nearest(size: int, choices: str) -> None:
+    network = small(padding="valid", depth=4)
+    with pytest.raises(
+        ModelError, match=f"U-Net of depth 4 without padding cannot take {size} pixels a side: take {choices}"
+    ):
+        network(torch.zeros(1, 1, 572, size))
+
+
+def test_geometry_without_padding_is_what_probing_shows() -> None:
+    """The halo around each output pixel, and the margin that is lost: no output depends on what lies beyond."""
+    network = small(padding="valid").double().eval()
+    margin, stride = network.geometry.margin, network.geometry.stride
+    size = network.valid_input_size(2 * network.geometry.halo + stride)
+    start = round_up(size // 2, stride)
+    probed = 0
+    for pixel in range(start, start + stride):
+        for amount in (torch.nan, 1.0, -1.0, 100.0):
+            images = draw(1, 1, size, size)
+            before = network(images)
+            images[..., pixel, pixel] += amount
+            changed = (network(images) != before).any(dim=1)[0].any(dim=0).nonzero()[:, 0] + margin
+            probed = max(probed, int((changed - pixel).abs().max()))
+    assert probed == network.geometry.halo == 23
+    assert size - network.output_size(size) == 2 * margin
+
+
+def test_tiles_without_padding() -> None:
+    """Owned parts on the stride grid, each from its own window of the mirrored image, are the whole's logits."""
+    network = small(padding="valid").double().eval()
+    stride, margin = network.geometry.stride, network.geometry.margin
+    mirrored = draw(1, 1, network.valid_input_size(50), network.valid_input_size(41))
+    with torch.inference_mode():
+        whole = network(mirrored)[..., :50, :41]
+        logits = torch.full_like(whole, torch.nan)
+        for tile in plan_tiles(50, 41, 3 * stride, stride, margin=0):
+            height, width = (network.valid_input_size(part.stop - part.start) for part in tile.owned)
+            window = mirrored[..., tile.y0 : tile.y0 + height, tile.x0 : tile.x0 + width]
+            logits[..., *tile.owned] = network(window)[..., : tile.y1 - tile.y0, : tile.x1 - tile.x0]
+    assert height < whole.shape[-2] + 2 * margin
+    assert (logits - whole).abs().max() < 1e-10
+
+
+@pytest.mark.parametrize(("padding", "stem"), [("same", 1), ("same", 2), ("valid", 1)])
+def test_weights_start_as_the_paper_says(padding: str, stem: int) -> None:
+    """Deviation sqrt(2 / N), N incoming values of each output value."""
+    network = small(width=32, padding=padding, stem=stem)
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d | nn.ConvTranspose2d) and module.weight.numel() > 4000:
+            sources = module.in_channels * (9 if isinstance(module, nn.Conv2d) else 1)
+            assert module.weight.std().item() == pytest.approx(math.sqrt(2 / sources), rel=0.05)
+
+
+def test_widths_are_capped() -> None:
+    assert small(width=6, depth=4, max_width=20).levels == [6, 12, 20, 20, 20]
+    assert small(width=6, depth=4, max_width=20)(torch.zeros(1, 1, 9, 17)).shape == (1, 2, 9, 17)
+
+
+@pytest.mark.parametrize("stem", [2, 4])
+def test_a_stem_folds_the_image_and_unfolds_the_logits(stem: int) -> None:
+    """Equal to a plain U-Net on the folded image, every cell of whose logits is a block of pixels."""
+    network = small(stem=stem, in_channels=2, num_classes=3).double().eval()
+    plain = small(in_channels=2 * stem**2, num_classes=3 * stem**2).double().eval()
+    plain.load_state_dict(network.state_dict())
+    images = draw(1, 2, 8 * stem, 4 * stem)
+    folded = images.reshape(1, 2, 8, stem, 4, stem).permute(0, 1, 3, 5, 2, 4).reshape(1, 2 * stem**2, 8, 4)
+    blocks = plain(folded).reshape(1, 3, stem, stem, 8, 4).permute(0, 1, 4, 2, 5, 3)
+    torch.testing.assert_close(network(images), blocks.reshape(1, 3, 8 * stem, 4 * stem), rtol=0, atol=1e-12)
+    assert network.geometry.stride == stem * plain.geometry.stride
+
+
+def test_an_image_is_padded_by_its_last_row_and_column() -> None:
+    network, images = small().double().eval(), draw(1, 1, 9, 6)
+    padded = F.pad(images, (0, 2, 0, 3), mode="replicate")
+    assert torch.equal(network(images), network(padded)[..., :9, :6])
+
+
+def test_features_stay_channels_last() -> None:
+    """A copy into the other format at every skip would cost time."""
+    network = small(in_channels=3, num_classes=4, stem=2).to(memory_format=torch.channels_last)
+    strays = []
+
+    def check(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        if not output.is_contiguous(memory_format=torch.channels_last):
+            strays.append(module)
+
+    for module in network.modules():
+        if module is not network:  # whose logits are a crop
+            module.register_forward_hook(check)
+    network(torch.randn(2, 3, 31, 33).to(memory_format=torch.channels_last))
+    assert strays == []
+
+
+def test_dropout_acts_at_the_two_deepest_levels_while_training() -> None:
+    network, images = small(depth=3, dropout=0.5, norm="none"), torch.rand(1, 1, 32, 32)
+    dropped = [
+        any(isinstance(module, nn.Dropout) and module.p == 0.5 for module in block) for block in network.contracting
+    ]
+    assert dropped == [False, False, True, True]
+    assert not torch.equal(network(images), network(images))
+    network.eval()
+    assert torch.equal(network(images), network(images))
+
+
+@pytest.mark.parametrize(("padding", "norm"), [("same", "batch"), ("valid", "none")])
+def test_the_norm_follows_the_padding(padding: str, norm: str) -> None:
+    assert small(padding=padding).norm == norm
+
+
+def test_group_norm_is_not_exact_and_says_why() -> None:
+    geometry = small(norm="group").geometry
+    assert not geometry.exact
+    assert geometry.reason == "group norm averages over the image: an output pixel depends on every input pixel"
+    assert small(norm="none").geometry.exact
+
+
+def test_one_cell_cannot_be_normalised() -> None:
+    network, image = small(), torch.zeros(1, 1, 4, 3)
+    with pytest.raises(ModelError, match=r"batch norm cannot train on a single image of at most 4 pixels a side"):
+        network(image)
+    assert network(torch.zeros(1, 1, 5, 3)).shape == (1, 2, 5, 3)
+    assert network.eval()(image).shape == (1, 2, 4, 3)
+    assert small(norm="none")(image).shape == (1, 2, 4, 3)
+
+
+@pytest.mark.parametrize(
+    ("keywords", "message"),
+    [
+        ({"width": 0}, r"model.width: must be at least 1, not 0"),
+        ({"max_width": 0}, r"model.max_width: must be at least 1, not 0"),
+        ({"depth": 0}, r"model.depth: must be between 1 and 10 poolings, not 0"),
+        ({"depth": 11}, r"model.depth: must be between 1 and 10 poolings, not 11"),
+        ({"padding": "vaild"}, r"model.padding: 'vaild' is no padding; did you mean valid\?"),
+        ({"norm": "layer"}, r"model.norm: 'layer' is no normalisation; choose from: batch, group, none"),
+        ({"dropout": 1.0}, r"model.dropout: must be a probability from 0 to below 1, not 1.0"),
+        ({"dropout": -0.1}, r"model.dropout: must be a probability from 0 to below 1, not -0.1"),
+        ({"stem": 3}, r"model.stem: must be 1, 2 or 4, not 3"),
+        ({"stem": 2, "padding": "valid"}, r'model.stem: 2 needs model.padding "same"; with "valid" it must be 1'),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(keywords: dict[str, Any], message: str) -> None:
+    with pytest.raises(SettingError, match=message):
+        small(**keywords)

@@ -1,0 +1,137 @@
+"""Output sizes against torch; reaches against probing a plain list of operators; the U-Net's worked figures."""
+
+import dataclasses
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+from pixelwise.errors import ModelError
+from pixelwise.geometry import Geometry, Reach, output_size, round_up, transposed_output_size
+from pixelwise.models import UNet
+
+
+@given(st.integers(1, 40), st.integers(1, 7), st.integers(1, 4), st.integers(0, 3))
+@settings(deadline=None, max_examples=50)
+def test_output_size_is_what_torch_gives(size: int, kernel: int, stride: int, padding: int) -> None:
+    assume(kernel <= size + 2 * padding)
+    result = F.conv1d(torch.zeros(1, 1, size), torch.zeros(1, 1, kernel), stride=stride, padding=padding)
+    assert output_size(size, kernel, stride, padding) == result.shape[-1]
+
+
+@given(st.integers(1, 20), st.integers(1, 7), st.integers(1, 4), st.integers(0, 3), st.integers(0, 3))
+@settings(deadline=None, max_examples=50)
+def test_transposed_output_size_is_what_torch_gives(size: int, kernel: int, stride: int, crop: int, more: int) -> None:
+    assume(more < stride and (size - 1) * stride + kernel - 2 * crop + more >= 1)
+    result = F.conv_transpose1d(
+        torch.zeros(1, 1, size), torch.zeros(1, 1, kernel), stride=stride, padding=crop, output_padding=more
+    )
+    assert transposed_output_size(size, kernel, stride, crop, more) == result.shape[-1]
+
+
+def test_output_sizes_of_the_lectures() -> None:
+    assert output_size(227, kernel=11, stride=4) == 55  # AlexNet's first convolution
+    assert output_size(55, kernel=3, stride=2) == 27  # and the pooling after it
+    assert transposed_output_size(2, kernel=3, stride=2, crop=1) == 3
+    assert transposed_output_size(2, kernel=3, stride=2, crop=1, output_padding=1) == 4
+    assert transposed_output_size(2, kernel=3, stride=3, crop=1) == 4
+    assert transposed_output_size(2, kernel=3, stride=2) == 5
+
+
+def test_a_kernel_must_fit() -> None:
+    with pytest.raises(ModelError, match=r"kernel of 5 pixels does not fit into 2 pixels with a padding of 1: use"):
+        output_size(2, kernel=5, padding=1)
+
+
+def test_a_crop_must_leave_something() -> None:
+    with pytest.raises(ModelError, match=r"crop of 2 pixels on each side leaves nothing of the 4 pixels that 2 v"):
+        transposed_output_size(2, kernel=2, stride=2, crop=2)
+
+
+@given(st.integers(0, 1000), st.integers(1, 64))
+def test_round_up_is_the_next_multiple(size: int, step: int) -> None:
+    assert round_up(size, step) == next(n for n in range(size, size + step) if n % step == 0)
+
+
+OPERATORS = {
+    "convolution 3": (lambda x: F.conv1d(x, torch.ones(1, 1, 3), padding=1), 1),
+    "convolution 5": (lambda x: F.conv1d(x, torch.ones(1, 1, 5), padding=2), 1),
+    "pooling 2": (lambda x: F.max_pool1d(x, 2), 2),
+    "pooling 3": (lambda x: F.max_pool1d(x, 3), 3),
+}
+
+
+@given(st.lists(st.sampled_from(sorted(OPERATORS)), max_size=4))
+@settings(deadline=None, max_examples=30)
+def test_a_reach_is_what_probing_with_nan_shows(names: list[str]) -> None:
+    """Down by the operators, up again by repetition, then joined with the image itself."""
+    factors = [OPERATORS[name][1] for name in names]
+    stride = int(torch.tensor(factors, dtype=torch.int64).prod()) if factors else 1
+    reach = start = Reach.of_input(stride)
+    for name in names:
+        operator, number = name.split()
+        reach = getattr(reach, operator)(int(number))
+    reach = reach.upsampling(stride).convolution(3).concatenation(start)
+
+    periods = 2 * (reach.geometry().halo // stride + 1) + 1
+    middle = periods // 2 * stride
+    seen: list[set[int]] = [set() for _ in range(stride)]
+    for pixel in range(periods * stride):
+        signal = torch.zeros(1, 1, periods * stride)
+        signal[..., pixel] = torch.nan
+        features = signal
+        for name in names:
+            features = OPERATORS[name][0](features)
+        features = F.conv1d(features.repeat_interleave(stride, dim=-1), torch.ones(1, 1, 3), padding=1) + signal
+        for cell in range(stride):
+            if features[0, 0, middle + cell].isnan():
+                seen[cell].add(pixel - middle)
+    assert reach.cells == tuple((min(cell), max(cell)) for cell in seen)
+
+
+def test_figures_of_the_unet() -> None:
+    """Two 3x3 convolutions a level, 2x2 pooling, 2x2 up-convolutions of stride 2: 107 and 92.
+
+    What the form without padding loses is 92 (572 -> 388). A tile on the stride grid needs 94, as its cells begin on
+    the grid and not with its window: 96 on the grid from both. At depth 2 the grid makes a difference: 20 and 24.
+    """
+    valid, same = (UNet(width=1, padding=padding).geometry for padding in ("valid", "same"))
+    assert valid == Geometry(stride=16, halo=107, margin=92)
+    assert same == Geometry(stride=16, halo=107, margin=94)
+    assert round_up(valid.margin, 16) == round_up(same.margin, 16) == 96
+
+    valid, same = (UNet(width=1, depth=2, padding=padding).geometry for padding in ("valid", "same"))
+    assert (round_up(valid.margin, 4), round_up(same.margin, 4)) == (20, 24)
+
+
+def test_figures_of_the_unet_are_what_probing_with_nan_shows() -> None:
+    """At every phase of the stride: the reach is not one pixel too large."""
+    network = UNet(width=1, norm="none").double().eval()
+    stride, start = 16, 128
+    halo = margin = 0
+    for pixel in range(start, start + stride):
+        image = torch.zeros(1, 1, 2 * start + stride, 2 * start + stride, dtype=torch.float64)
+        image[..., pixel, pixel] = torch.nan
+        with torch.inference_mode():
+            outputs = network(image).isnan().any(dim=1)[0].any(dim=0).nonzero()[:, 0]
+        tiles = outputs // stride * stride
+        halo = max(halo, int((outputs - pixel).abs().max()))
+        margin = max(margin, int(torch.maximum(tiles - pixel, pixel - (tiles + stride - 1)).max()))
+    assert (halo, margin) == (107, 94)
+
+
+@given(st.integers(1, 6))
+@settings(deadline=None)
+def test_halo_and_loss_of_the_unet_by_hand(depth: int) -> None:
+    """The sums of what each level's two convolutions, poolings and up-convolutions add."""
+    geometry = UNet(width=1, depth=depth, padding="valid", max_width=1).geometry
+    levels = [2 * 2**level for level in range(depth + 1)]
+    assert geometry.margin == sum(levels) + sum(levels[:-1])
+    assert geometry.halo == geometry.margin + 2**depth - 1
+
+
+def test_a_geometry_cannot_be_changed() -> None:
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        Geometry(stride=16, halo=107, margin=94).stride = 8  # type: ignore[misc]

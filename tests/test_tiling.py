@@ -1,0 +1,107 @@
+"""Plans by their properties; tiled = whole in float64."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from pixelwise.errors import DataError, SettingError
+from pixelwise.models import UNet
+from pixelwise.tiling import Tile, plan_tiles
+
+SIZES = st.integers(1, 120)
+
+
+@given(SIZES, SIZES, st.integers(1, 5), st.sampled_from([1, 2, 4, 16]), st.integers(0, 50))
+@settings(deadline=None, max_examples=50)
+def test_a_plan(height: int, width: int, strides: int, stride: int, margin: int) -> None:
+    owners = np.zeros((height, width), int)
+    for tile in plan_tiles(height, width, strides * stride, stride, margin):
+        owners[tile.owned] += 1
+        for start, end, read_start, read_end, size in (
+            (tile.y0, tile.y1, tile.read_y0, tile.read_y1, height),
+            (tile.x0, tile.x1, tile.read_x0, tile.read_x1, width),
+        ):
+            assert start % stride == read_start % stride == 0
+            assert 0 < end - start <= strides * stride
+            # The margin is there on both sides, or the image ends; it is less than a stride too wide.
+            assert read_start == 0 or margin <= start - read_start < margin + stride
+            assert read_end == size or (read_end % stride == 0 and margin <= read_end - end < margin + stride)
+            assert 0 <= read_start <= start < end <= read_end <= size
+    assert (owners == 1).all()
+
+
+@given(SIZES, SIZES, st.integers(1, 5), st.integers(0, 40))
+@settings(deadline=None, max_examples=30)
+def test_cutting_and_stitching_gives_the_image_back(height: int, width: int, strides: int, margin: int) -> None:
+    image = np.random.default_rng(0).integers(0, 256, (height, width))
+    copy = np.full_like(image, -1)
+    for tile in plan_tiles(height, width, strides * 8, 8, margin):
+        copy[tile.owned] = image[tile.read][tile.inside]
+    np.testing.assert_array_equal(copy, image)
+
+
+def test_one_tile_holds_a_small_image() -> None:
+    assert plan_tiles(1, 1, tile=64, stride=16, margin=94) == [Tile(0, 1, 0, 1, 0, 1, 0, 1)]
+
+
+@pytest.mark.parametrize(
+    ("tile", "choices"),
+    [(100, "96 or 112"), (7, "16, the smallest"), (0, "16, the smallest"), (-32, "16, the s")],
+)
+def test_a_tile_off_the_grid_is_refused(tile: int, choices: str) -> None:
+    with pytest.raises(SettingError, match=f"tile: {tile} is no multiple of the network's stride 16; take {choices}"):
+        plan_tiles(100, 100, tile, stride=16, margin=94)
+
+
+@pytest.mark.parametrize(("height", "width"), [(0, 5), (5, 0)])
+def test_an_image_without_pixels_is_refused(height: int, width: int) -> None:
+    with pytest.raises(DataError, match=f"an image of {height} x {width} pixels has nothing to predict"):
+        plan_tiles(height, width, tile=16, stride=16, margin=94)
+
+
+def tiled(network: nn.Module, images: Tensor, tile: int, margin: int) -> Tensor:
+    """What the network gives tile by tile."""
+    height, width = images.shape[-2:]
+    logits = torch.full((images.shape[0], network.num_classes, height, width), torch.nan, dtype=images.dtype)
+    for part in plan_tiles(height, width, tile, network.geometry.stride, margin):
+        logits[..., *part.owned] = network(images[..., *part.read])[..., *part.inside]
+    return logits
+
+
+def lively(**keywords: int) -> nn.Module:
+    """A network whose batch norm has figures of its own, in eval mode and float64."""
+    torch.manual_seed(0)
+    network = UNet(in_channels=1, num_classes=3, **keywords).double()
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.normal_(module.running_mean, std=0.2)
+            nn.init.uniform_(module.running_var, 0.5, 1.5)
+            nn.init.uniform_(module.bias, 0.0, 0.5)
+    return network.eval()
+
+
+@pytest.mark.parametrize(("depth", "stem"), [(1, 1), (2, 1), (3, 1), (1, 2), (2, 2)])
+@pytest.mark.parametrize("strides", [1, 2, 3])
+def test_tiled_is_whole(depth: int, stem: int, strides: int) -> None:
+    network = lively(width=2, depth=depth, stem=stem)
+    stride, margin = network.geometry.stride, network.geometry.margin
+    generator = torch.Generator().manual_seed(strides)
+    side = 4 * stride + 1  # a border tile with a single real row or column, and others inside
+    for height, width in [(1, 1), (side, 3 * stride - 1), (2, side + stride // 2)]:
+        images = torch.randn(1, 1, height, width, dtype=torch.float64, generator=generator)
+        with torch.inference_mode():
+            difference = (tiled(network, images, strides * stride, margin) - network(images)).abs().max()
+        assert difference < 1e-10
+
+
+def test_a_margin_of_one_stride_less_leaves_seams() -> None:
+    """The test above can fail: the margin of the form without padding, 20, is too little on the grid."""
+    network = lively(width=4, depth=2)
+    images = torch.randn(1, 1, 60, 61, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        whole = network(images)
+        assert (tiled(network, images, 8, margin=22) - whole).abs().max() < 1e-10
+        assert (tiled(network, images, 8, margin=20) - whole).abs().max() > 1e-8
