@@ -6,6 +6,8 @@
 """
 
 import importlib
+import sys
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -24,7 +26,17 @@ def __getattr__(name: str) -> Any:
     if name == "models":
         return importlib.import_module("pixelwise.models")
     if name in _HOMES:
-        value = getattr(importlib.import_module(f"pixelwise.{_HOMES[name]}"), name)
-        globals()[name] = value  # a submodule of the same name must not hide it
-        return value
+        globals()[name] = getattr(importlib.import_module(f"pixelwise.{_HOMES[name]}"), name)
+        return globals()[name]
     raise AttributeError(f"module 'pixelwise' has no attribute {name!r}")
+
+
+class _Package(ModuleType):
+    """Python would put the modules train.py and predict.py in the place of the functions of those names."""
+
+    def __setattr__(self, name: str, value: object) -> None:
+        if not (name in _HOMES and isinstance(value, ModuleType)):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package

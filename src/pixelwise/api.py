@@ -11,12 +11,12 @@ from torch import nn
 
 from pixelwise import checkpoint
 from pixelwise.classes import ClassMap
-from pixelwise.config import Config, Overrides, check_names
+from pixelwise.config import SECTIONS, Config, Overrides, check_names
 from pixelwise.data.doctor import survey
 from pixelwise.data.folder import DataSet, open_dataset
 from pixelwise.data.labels import LabelRule
 from pixelwise.data.readers import read_image
-from pixelwise.errors import DataError, SettingError
+from pixelwise.errors import DataError, SettingError, near
 from pixelwise.evaluate import Score, chosen_scores, evaluate, output_folder, read_truth
 from pixelwise.files import write_json
 from pixelwise.pictures import to_display
@@ -184,11 +184,13 @@ def train(data: str | Path, out: str | Path, **settings: Any) -> Result:
     Raises:
         PixelwiseError: bad data or settings.
     """
-    options = {"minutes", "epochs", "seed", "init", "resume", "force", "allow", "device", "callbacks"}
+    options = ("minutes", "epochs", "seed", "init", "resume", "force", "allow", "device", "callbacks")
     chosen = {key: value for key, value in settings.items() if key in options}
     overrides: Overrides = {}
     for key, value in settings.items():
         if key not in options:
+            if key not in SECTIONS:
+                raise SettingError(f"pixelwise.train: there is no {key}; {near(key, [*options, *SECTIONS])}")
             if not isinstance(value, dict):
                 raise SettingError(
                     f"{key} = {value!r}: give a section of settings as a dict, for example model={{'width': 16}}."

@@ -16,15 +16,19 @@ from pixelwise.errors import SettingError, near
 Overrides = dict[str, dict[str, Any]]
 LabelKind = Literal["binary", "index", "instances", "color"]
 Unit = Annotated[float, Field(ge=0, le=1)]
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Positive = Annotated[float, Field(gt=0)]
+NotNegative = Annotated[float, Field(ge=0)]
 Count = Annotated[int, Field(ge=1)]
+Byte = Annotated[int, Field(ge=0, le=255)]
+
+MAX_CHANNELS = 4096
+Channels = Annotated[int, Field(ge=1, le=MAX_CHANNELS)]
 
 
 class Section(BaseModel):
-    """Base of all sections: frozen, and strict about names."""
+    """Base of all sections: frozen, strict about names, and no number is NaN or infinite."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class DataSettings(Section):
@@ -32,10 +36,10 @@ class DataSettings(Section):
 
     labels: LabelKind  # how a mask's values mean classes
     classes: list[str]  # names, by class index
-    colors: list[tuple[int, int, int]]  # the classes' colours in masks, overlays and reports
+    colors: list[tuple[Byte, Byte, Byte]]  # the classes' colours in masks, overlays and reports
     values: list[int]  # binary labels only: the two values that stand for class 0 and class 1
     ignore: list[int]  # mask values that count nowhere
-    channels: Count  # channels of an image as the network sees it; grey is repeated to fit 3
+    channels: Channels  # of an image as the network sees it; grey is repeated to fit 3
     scale: Annotated[float, Field(gt=0, le=4)]  # images are resized by this before the network, masks back after it
     normalization: Literal["fixed", "percentile"]  # training set's figures alone, or each image's percentiles first
     mean: list[float]  # per channel, of the (stretched) intensities of the training set
@@ -79,7 +83,7 @@ class TrainSettings(Section):
     validate_every: Count = 1  # epochs
     devices: Count = 1  # processes, each with a device of its own
     nodes: Count = 1
-    strategy: str = "auto"  # of Lightning Fabric: auto, ddp, ddp_spawn, fsdp, ...
+    strategy: Literal["auto", "ddp"] = "auto"  # of Lightning Fabric; auto is ddp where there are several devices
     checkpoint_seconds: NotNegative = 30.0  # how often all that a resume needs is saved inside an epoch
 
 
@@ -145,7 +149,7 @@ def read_toml(path: Path) -> dict[str, Any]:
         SettingError: it is missing, unreadable, or no TOML.
     """
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(path.read_text(encoding="utf-8-sig"))  # Windows editors write a mark
     except (OSError, UnicodeDecodeError) as error:
         raise SettingError(f"{path}: cannot be read ({error}).") from error
     except tomllib.TOMLDecodeError as error:

@@ -24,7 +24,7 @@ def forecast(config: Config, surveyed: Survey, device: str = "auto") -> dict[str
         `minutes` of the whole run, `steps_per_second`, and `peak_memory_bytes` (of the GPU where one is used, else of
         this process; the images that a training keeps in memory are added).
     """
-    logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
+    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # its greetings are no news to our users
     fabric = Fabric(accelerator=pick_device(device), devices=1, precision=config.train.precision)
     with torch.random.fork_rng(devices=[]):
         network = checkpoint.build_network(config).to(memory_format=torch.channels_last)

@@ -1,5 +1,6 @@
 """Image of any size in, mask out: whole where it is small, by tiles with their margin where it is large."""
 
+import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -14,7 +15,7 @@ from torch import nn
 from pixelwise.classes import ClassMap
 from pixelwise.config import Config
 from pixelwise.data.folder import list_images
-from pixelwise.data.normalize import Normalization, match_channels
+from pixelwise.data.normalize import Normalization, match_channels, require_finite
 from pixelwise.data.readers import read_image
 from pixelwise.data.sampling import resize
 from pixelwise.data.targets import objects
@@ -50,7 +51,7 @@ def predict(
         device: where it runs.
 
     Returns:
-        H x W uint8 classes, or K x H x W logits.
+        H x W classes (uint8, with more than 256 classes uint16), or K x H x W logits.
 
     Raises:
         DataError, ModelError, SettingError: the array, the network and the tile do not fit.
@@ -67,7 +68,7 @@ def predict(
     if not np.issubdtype(image.dtype, np.floating):
         raise DataError(f"the image is {image.dtype}; normalised floating-point values are expected.")
     out = run_tiles(make_engine(engine, network, device), network, image, tile)
-    return out if logits else out.argmax(0).astype(np.uint8)
+    return out if logits else out.argmax(0).astype(np.min_scalar_type(len(out) - 1))
 
 
 def run_tiles(engine: Engine, network: nn.Module, image: np.ndarray, tile: Tile) -> np.ndarray:
@@ -113,10 +114,10 @@ def _tile_size(network: nn.Module, height: int, width: int, tile: Tile) -> int |
 
 
 def _checked(logits: np.ndarray, height: int, width: int) -> np.ndarray:
-    if logits.shape[-2:] != (height, width):
+    if logits.ndim != 3 or logits.shape[1:] != (height, width):
         raise ModelError(
-            f"the network returned {logits.shape[-2]} x {logits.shape[-1]} logits for an image of {height} x {width}; "
-            "it must return logits of the image's size."
+            f"the network returned {' x '.join(map(str, logits.shape))} logits for an image of {height} x {width}; "
+            "it must return classes x height x width, of the image's size."
         )
     return logits
 
@@ -188,11 +189,9 @@ class Predictor:
             DataError: NaN pixels. ModelError: the channels do not fit.
         """
         fitted = match_channels(image, self.config.data.channels)
-        self._normalization(fitted[:1, :1])  # cheap, and the same checks
+        require_finite(fitted)
         gain, offset = self._normalization.gain_and_offset(fitted)
         small = resize(fitted, self.config.data.scale).astype(np.float32) * gain + offset
-        if not np.isfinite(small).all():
-            raise DataError("holds values that are NaN or infinite; replace them by numbers first.")
         logits = run_tiles(self._engine, self.network, small, self.tile)
         if logits.shape[1:] == image.shape[:2]:
             return logits
@@ -268,10 +267,11 @@ def _name_jobs(paths: Sequence[Path]) -> list[_Job]:
     names = {path: Path(path.stem) for path in paths}
     colliding = _colliding(names)
     if colliding:
-        resolved = {path: path.resolve() for path in colliding}
-        common = Path(*_common_parts([path.parent.parts for path in resolved.values()]))
-        names.update({path: resolved[path].relative_to(common).with_suffix("") for path in colliding})
-        names.update({path: names[path].with_name(path.name) for path in _colliding(names)})
+        full = {path: Path(os.path.abspath(path)) for path in colliding}  # noqa: PTH100 (links keep their own names)
+        common = Path(*_common_parts([path.parent.parts for path in full.values()]))
+        names.update({path: full[path].relative_to(common).with_suffix("") for path in colliding})
+    while same := [path for path in _colliding(names) if names[path].name != path.name]:
+        names.update({path: names[path].with_name(path.name) for path in same})
     return [_Job(path, names[path]) for path in paths]
 
 
@@ -317,7 +317,7 @@ def predict_files(
         try:
             entry = _predict_file(predictor, job, outputs, axes)
             summary.outputs.append(entry)
-            summary.pixels += int(entry["width"]) * int(entry["height"])
+            summary.pixels += int(entry["width"]) * int(entry["height"]) * int(entry.get("pages", 1))
         except (DataError, ModelError) as error:
             text = str(error)
             message = text if text.startswith(str(job.source)) else f"{job.source}: {text}"

@@ -111,17 +111,19 @@ class Average:
     def __init__(self, network: nn.Module, target: nn.Module, decay: float) -> None:
         self.network = target  # the averaged one
         self.decay = decay
-        pairs = [(target.state_dict()[name], tensor) for name, tensor in network.state_dict().items()]
-        self._float = [pair for pair in pairs if pair[0].is_floating_point()]
-        self._other = [pair for pair in pairs if not pair[0].is_floating_point()]
+        self._source = network
 
     @torch.no_grad()
     def update(self, step: int) -> None:
         """Take in the weights after `step` steps; a decay of 0 copies them."""
         decay = min(self.decay, (1 + step) / (10 + step))
-        torch._foreach_lerp_([a for a, _ in self._float], [b for _, b in self._float], 1 - decay)
-        for average, value in self._other:
-            average.copy_(value)
+        # Looked up anew each time: moving a module to a device or memory format may replace its tensors.
+        pairs = list(zip(self.network.state_dict().values(), self._source.state_dict().values(), strict=True))
+        averaged = [pair for pair in pairs if pair[0].is_floating_point()]
+        torch._foreach_lerp_([a for a, _ in averaged], [b for _, b in averaged], 1 - decay)
+        for average, value in pairs:
+            if not average.is_floating_point():
+                average.copy_(value)
 
 
 def pixel_counts(surveyed: Survey) -> list[int]:

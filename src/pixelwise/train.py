@@ -187,7 +187,7 @@ def _finished(out: Path) -> Result:
 
 def _launch(config: Config, device: str) -> Fabric:
     settings = config.train
-    logging.getLogger("lightning.fabric").setLevel(logging.WARNING)  # its greetings are no news to our users
+    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # its greetings are no news to our users
     fabric = Fabric(
         accelerator=device,
         devices=settings.devices,
@@ -240,11 +240,10 @@ class Training:
         self.state = State()
         torch.manual_seed(config.seed)
         self.network = checkpoint.build_network(config).to(memory_format=torch.channels_last)
-        self.average = Average(self.network, copy.deepcopy(self.network).to(fabric.device), config.train.average)
         self.optimizer = make_optimizer(self.network, config.train)
         self.criterion = Criterion(config, pixel_counts(surveyed)).to(fabric.device)
         self.wrapped, self.wrapped_optimizer = fabric.setup(self.network, self.optimizer)
-        self.average = Average(self.network, self.average.network, config.train.average)
+        self.average = Average(self.network, copy.deepcopy(self.network), config.train.average)
         torch.manual_seed(config.seed + 1 + fabric.global_rank)  # dropout differs between processes
         self.sampler = make_sampler(config, surveyed, self.network)
         self.val, self.rule = surveyed.dataset.split("val"), surveyed.rule
@@ -431,6 +430,9 @@ class Training:
             RunError: the checkpoint cannot be used, or other processes wrote it.
         """
         path = self.out / STATE_FILE
+        if self.fabric.global_rank == 0:
+            for leftover in self.out.rglob(".*.part"):  # a file that a kill left half-written
+                leftover.unlink()
         if not path.exists():
             return
         tensors, metadata = checkpoint.load(path)

@@ -6,7 +6,7 @@ from scipy import ndimage
 from skimage import measure
 
 from pixelwise.classes import IGNORE
-from pixelwise.data.targets import NEGLIGIBLE, border_weights, objects, separate
+from pixelwise.data.targets import NEGLIGIBLE, border_weights, objects
 from pixelwise.errors import SettingError
 
 SEEDS = st.integers(0, 2**32 - 1)
@@ -92,20 +92,3 @@ def test_corners_do_not_connect_and_ignored_pixels_are_no_object() -> None:
     assert objects(np.array([[1, 0], [0, 1]])).tolist() == [[1, 0], [0, 2]]
     assert objects(np.array([[1, IGNORE, 1]])).tolist() == [[1, 0, 2]]
     assert not objects(np.zeros((3, 3), np.uint8)).any()
-
-
-@settings(deadline=None, max_examples=40)
-@given(SEEDS, st.integers(0, 3))
-def test_separate_is_its_definition(seed: int, gap: int) -> None:
-    instances = random_instances(seed)[:25, :25]
-    expected = np.zeros(instances.shape, dtype=np.uint8)
-    for row, column in np.argwhere(instances > 0):
-        near = instances[max(0, row - gap) : row + gap + 1, max(0, column - gap) : column + gap + 1]
-        expected[row, column] = set(near[near > 0].tolist()) == {int(instances[row, column])}
-    separated = separate(instances, gap)
-    assert separated.dtype == np.uint8
-    assert np.array_equal(separated, expected)
-
-
-def test_separate_without_a_gap_leaves_touching_objects_joined() -> None:
-    assert separate(np.array([[0, 3, 4, 4]])).tolist() == [[0, 1, 1, 1]]

@@ -257,3 +257,16 @@ def test_one_cell_cannot_be_normalised() -> None:
 def test_settings_that_make_no_sense_are_refused(keywords: dict[str, Any], message: str) -> None:
     with pytest.raises(SettingError, match=message):
         small(**keywords)
+
+
+def test_residual_blocks_are_their_formula_and_need_padding() -> None:
+    """A level is ReLU(convolutions + shortcut), and its geometry is that of the plain form."""
+    network = small(residual=True).double().eval()
+    block = network.contracting[0][0]
+    images = draw(1, 1, 8, 12)
+    branch = block.second(block.first(images))
+    expected = (branch + F.conv2d(images, block.shortcut.weight)).clamp(min=0)
+    torch.testing.assert_close(block(images), expected)
+    assert network.geometry == small().geometry
+    with pytest.raises(SettingError, match=r'model\.residual: needs model\.padding "same"'):
+        small(residual=True, padding="valid")

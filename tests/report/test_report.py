@@ -8,15 +8,11 @@ from typing import Any
 import matplotlib as mpl
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from PIL import Image
-from skimage import exposure, transform
 
-from pixelwise import metrics
+from pixelwise import metrics, pictures
 from pixelwise.classes import IGNORE, ClassMap
 from pixelwise.errors import OutputError
-from pixelwise import pictures
 from pixelwise.report import Case, figures, html, write_report
 
 CLASSES = ClassMap(("background", "cell", "<script>alert(1)</script>"))
@@ -242,82 +238,6 @@ def test_a_folder_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(OutputError, match=r"report\.html: cannot be written"):
         written(tmp_path / "file")
-
-
-@given(st.integers(0, 2**32 - 1))
-@settings(deadline=None, max_examples=20)
-def test_stretch_equals_scikit_image(seed: int) -> None:
-    random = np.random.default_rng(seed)
-    image = random.gamma(2, 3000, (20, 30, 5)).astype(np.uint16)
-    shown = pictures.to_display(image)
-    assert shown.dtype == np.uint8
-    for channel in range(3):
-        values = image[..., channel].astype(np.float64)
-        low, high = np.percentile(values, (0.5, 99.5))
-        expected = exposure.rescale_intensity(values, (low, high), (0, 255))
-        np.testing.assert_allclose(shown[..., channel], expected, atol=1.01)
-
-
-def test_display_of_each_kind_of_image() -> None:
-    random = np.random.default_rng(0)
-    color = random.integers(0, 256, (4, 5, 4), dtype=np.uint8)
-    np.testing.assert_array_equal(pictures.to_display(color), color[..., :3])
-    two = pictures.to_display(color[..., :2])
-    np.testing.assert_array_equal(two[..., :2], color[..., :2])
-    assert not two[..., 2].any()
-    for grey in (color[..., 0], color[..., :1]):
-        np.testing.assert_array_equal(pictures.to_display(grey), np.dstack([color[..., 0]] * 3))
-    assert pictures.to_display(np.array([[True, False]]))[0, :, 0].tolist() == [255, 0]
-    assert not pictures.to_display(np.full((3, 3), 7.5)).any()
-    assert not pictures.to_display(np.full((3, 3), np.nan)).any()
-    broken = np.array([[np.nan, np.inf, -np.inf, 0.0, 1.0]])
-    assert pictures.to_display(broken)[0, :, 0].tolist() == [0, 0, 0, 0, 255]
-
-
-def test_colorize_shows_classes_and_ignored_pixels() -> None:
-    labels = np.array([[0, 1], [2, IGNORE]])
-    expected = [[CLASSES.colors[0], CLASSES.colors[1]], [CLASSES.colors[2], (255, 255, 255)]]
-    np.testing.assert_array_equal(pictures.colorize(labels, CLASSES), np.array(expected, dtype=np.uint8))
-
-
-def test_overlay_tints_classes_and_draws_their_outline() -> None:
-    image = np.full((5, 7, 3), 100, dtype=np.uint8)
-    labels = np.zeros((5, 7), dtype=np.uint8)
-    labels[:, 3:] = 1
-    labels[:, 6] = IGNORE
-    picture = pictures.overlay(image, labels, CLASSES, alpha=0.25)
-    color = np.array(CLASSES.colors[1])
-    assert (picture[:, :3] == 100).all()
-    assert (picture[:, 3] == color).all()
-    np.testing.assert_allclose(picture[:, 4:6], np.broadcast_to(75 + color / 4, (5, 2, 3)), atol=0.5)
-    assert (picture[:, 6] == 100).all()
-
-
-def test_errors_are_red_and_the_rest_is_grey() -> None:
-    case = make_case("a.png", 9, 0.2)
-    picture = pictures.error_picture(case.image, case.truth, case.prediction).astype(int)
-    counted = case.truth != IGNORE
-    wrong = (case.truth != case.prediction) & counted
-    assert wrong.sum() == 9
-    assert (picture[wrong][:, 0] > picture[wrong][:, 1] + 100).all()
-    assert (np.ptp(picture[~wrong], axis=1) == 0).all()
-    right = counted & ~wrong
-    np.testing.assert_allclose(picture[right][:, 0], 64 + 0.6 * case.image[right].mean(axis=1), atol=0.51)
-    assert picture[~counted].mean() > picture[right].mean()
-    assert picture[~counted].max() > 235
-
-
-def test_shrink_averages() -> None:
-    picture = np.random.default_rng(0).integers(0, 256, (40, 64, 3), dtype=np.uint8)
-    expected = transform.downscale_local_mean(picture, (4, 4, 1))
-    # Pillow rounds after each of its two passes, along rows and along columns.
-    np.testing.assert_allclose(pictures.shrink(picture, 16), expected, atol=1.0)
-    assert pictures.shrink(picture, 64) is picture
-
-
-def test_png_keeps_every_pixel() -> None:
-    picture = np.random.default_rng(0).integers(0, 256, (9, 7, 3), dtype=np.uint8)
-    np.testing.assert_array_equal(np.array(Image.open(io.BytesIO(pictures.png_bytes(picture)))), picture)
 
 
 @pytest.mark.parametrize(

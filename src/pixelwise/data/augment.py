@@ -4,6 +4,7 @@ All of the geometry (crop, flip, turn, rotation, zoom, elastic deformation) is o
 image's, so that an image is resampled once: linearly, its labels by nearest neighbour through the same map.
 """
 
+import math
 from dataclasses import dataclass
 
 import cv2
@@ -13,6 +14,9 @@ from pixelwise.classes import IGNORE
 from pixelwise.config import AugmentSettings
 
 Size = tuple[int, int]
+Maps = tuple[np.ndarray, np.ndarray]  # x, y
+
+LONGEST = 2**15 - 1  # pixels of a side from which on OpenCV refuses to warp
 
 
 @dataclass(frozen=True)
@@ -43,7 +47,7 @@ def draw_pose(rng: np.random.Generator, settings: AugmentSettings) -> Pose:
 
 def draw_map(
     rng: np.random.Generator, settings: AugmentSettings, pose: Pose, centre: tuple[float, float], size: Size
-) -> tuple[np.ndarray, np.ndarray]:
+) -> Maps:
     """Image coordinates (x, y), each H x W float32, of every pixel of a sample of this size.
 
     Args:
@@ -70,29 +74,42 @@ def _displacement(rng: np.random.Generator, settings: AugmentSettings, size: Siz
     return cv2.resize(grid, (size[1], size[0]), interpolation=cv2.INTER_CUBIC)
 
 
-def warp_image(image: np.ndarray, maps: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
+def warp_image(image: np.ndarray, maps: Maps) -> np.ndarray:
     """Resample H x W x C linearly at the map's coordinates; beyond the border the image is mirrored."""
     wide = image if image.dtype in (np.uint8, np.uint16, np.float32) else image.astype(np.float32)
     chunks = [  # OpenCV takes at most four channels at once
-        cv2.remap(
-            np.ascontiguousarray(wide[..., c : c + 4]),
-            *maps,
-            cv2.INTER_LINEAR,
-            borderMode=cv2.BORDER_REFLECT_101,
-        )
+        _remap(wide[..., c : c + 4], maps, cv2.INTER_LINEAR, cv2.BORDER_REFLECT_101)
         for c in range(0, wide.shape[2], 4)
     ]
     return np.concatenate([chunk.reshape(*maps[0].shape, -1) for chunk in chunks], axis=2)
 
 
-def warp_labels(labels: np.ndarray, maps: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
+def warp_labels(labels: np.ndarray, maps: Maps) -> np.ndarray:
     """Resample H x W labels by nearest neighbour; beyond the border nothing is known, so it is `IGNORE`."""
-    return cv2.remap(labels, *maps, cv2.INTER_NEAREST, borderMode=cv2.BORDER_CONSTANT, borderValue=IGNORE)
+    return _remap(labels, maps, cv2.INTER_NEAREST, cv2.BORDER_CONSTANT)
 
 
-def warp_weights(weights: np.ndarray, maps: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
+def warp_weights(weights: np.ndarray, maps: Maps) -> np.ndarray:
     """Resample H x W float32 weights linearly; beyond the border they do not matter."""
-    return cv2.remap(weights, *maps, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+    return _remap(weights, maps, cv2.INTER_LINEAR, cv2.BORDER_REPLICATE)
+
+
+def _remap(array: np.ndarray, maps: Maps, interpolation: int, border: int) -> np.ndarray:
+    """`cv2.remap`; of an image longer than it takes, the part that the map needs. A constant border is `IGNORE`."""
+    map_x, map_y = maps
+    if max(array.shape[:2]) >= LONGEST:
+        rows, columns = _needed(map_y, array.shape[0]), _needed(map_x, array.shape[1])
+        array, map_x, map_y = array[rows, columns], map_x - columns.start, map_y - rows.start
+    return cv2.remap(
+        np.ascontiguousarray(array), map_x, map_y, interpolation, borderMode=border, borderValue=IGNORE
+    )
+
+
+def _needed(coordinates: np.ndarray, length: int) -> slice:
+    """What an axis of that length gives to coordinates, with what its ends mirror."""
+    low, high, last = float(coordinates.min()), float(coordinates.max()), length - 1
+    start, stop = math.floor(min(low, 2 * last - high)) - 1, math.ceil(max(high, -low)) + 2
+    return slice(min(max(start, 0), last), max(min(stop, length), 1))
 
 
 def change_intensities(rng: np.random.Generator, settings: AugmentSettings, image: np.ndarray) -> np.ndarray:

@@ -136,7 +136,7 @@ def survey(
     return Survey(
         without(dataset, left_out),
         rule,
-        {fact.sample.image: fact for fact in facts},
+        {fact.sample.image: fact for fact in facts if fact.sample.image not in left_out},
         tuple(problems),
         channels,
     )

@@ -13,7 +13,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from pixelwise.config import LabelKind, read_toml
+from pixelwise.config import Byte, LabelKind, read_toml
 from pixelwise.data.readers import IMAGE_SUFFIXES
 from pixelwise.errors import DataError, SettingError, near
 
@@ -30,7 +30,7 @@ class Description(BaseModel):
     labels: LabelKind | None = None
     ignore: int | list[int] | None = None  # mask values that count nowhere
     group: str | None = None  # regular expression on the stem: what it captures stays in one split
-    colors: dict[str, tuple[int, int, int]] | None = None  # class name -> RGB
+    colors: dict[str, tuple[Byte, Byte, Byte]] | None = None  # class name -> RGB
     pixel_size: float | None = None  # micrometres
     axes: str | None = None  # of TIFF stacks whose metadata do not tell, for example "ZYX"
 
@@ -42,7 +42,7 @@ class Description(BaseModel):
 
 @dataclass(frozen=True)
 class Sample:
-    """One image and its mask. `name` is its stem, with the split's folder in front where there is one."""
+    """One image and its mask. `name` is the stem that they share."""
 
     name: str
     image: Path
@@ -96,10 +96,6 @@ def open_dataset(root: Path, folds: int = 0, fold: int = 0) -> DataSet:
     ready = {name: root / name for name in SPLITS if (root / name / "images").is_dir()}
     found = {name: _pair(folder, description) for name, folder in ready.items()} or {"": _pair(root, description)}
     splits = {name: pairs.samples for name, pairs in found.items()}
-    if not any(splits.values()) and not any(pairs.lonely for pairs in found.values()):
-        raise DataError(
-            f"{root}: no images were found. Expected images/ and masks/, or train/images/ and train/masks/."
-        )
     splits = _complete_splits(root, splits, description)
     if folds:
         splits = _fold(root, splits, description, folds, fold)
@@ -126,7 +122,7 @@ def read_description(path: Path) -> Description:
         re.compile(description.group or "")
     except ValidationError as error:
         first = error.errors()[0]
-        name = ".".join(map(str, first["loc"]))
+        name = ".".join(str(part) for part in first["loc"] if part not in ("int", "list[int]"))
         raise SettingError(f"{path}: {name} = {first['input']!r}: {first['msg'].lower()}.") from error
     except re.error as error:
         raise SettingError(f"{path}: group is not a valid regular expression: {error}.") from error
@@ -149,16 +145,13 @@ class _Pairs:
     lonely_masks: tuple[Path, ...]
     same_stem: tuple[Path, ...]
 
-    @property
-    def lonely(self) -> tuple[Path, ...]:
-        return self.lonely_images + self.lonely_masks
-
 
 def _pair(folder: Path, description: Description) -> _Pairs:
     for part in ("images", "masks"):
         if not (folder / part).is_dir():
             raise DataError(
-                f"{folder}: has no folder '{part}'. A data set holds images/ and masks/ with the same stems."
+                f"{folder}: has no folder '{part}'. A data set holds images/ and masks/ with the same stems, "
+                "or train/, val/ and test/ that hold those two."
             )
     images, double_images = _by_stem(list_images(folder / "images"))
     masks, double_masks = _by_stem(list_images(folder / "masks"))
@@ -201,7 +194,7 @@ def hash_of(name: str) -> float:
     >>> round(hash_of("cell_000"), 6) == round(hash_of("cell_000"), 6) < 1
     True
     """
-    digest = hashlib.sha256(name.encode("utf-8")).digest()
+    digest = hashlib.sha256(name.encode("utf-8", "surrogatepass")).digest()  # a file's name may be no text
     return int.from_bytes(digest[:8], "big") / 2**64
 
 
@@ -210,7 +203,7 @@ def group_of(stem: str, description: Description) -> str:
     match = re.search(description.group, stem) if description.group else None
     if match is None:
         return stem
-    return match.group(1) if match.groups() else match.group(0)
+    return (match.group(1) if match.groups() else match.group(0)) or stem
 
 
 def _split_by_hash(root: Path, samples: Sequence[Sample], description: Description, names: Sequence[str]) -> Splits:
@@ -239,8 +232,8 @@ def _fill(root: Path, places: dict[str, Literal["train", "val", "test"] | str]) 
     for empty, other in (("train", "val"), ("val", "train")):
         if empty not in places.values():
             candidates = [group for group, place in places.items() if place == other]
-            if len(candidates) < 2:
-                candidates = [group for group, place in places.items() if place == "test"] + candidates
+            if len(candidates) < 2:  # or the other would be empty in its turn
+                candidates = [group for group, place in places.items() if place == "test"]
             places[min(candidates, key=lambda group: abs(hash_of(group) - TRAIN_PART))] = empty
 
 

@@ -11,7 +11,7 @@ from pixelwise.config import DataSettings, LabelKind
 from pixelwise.data.folder import Description
 from pixelwise.errors import DataError
 
-MAX_COLORS = 64  # more colours than this in a colour mask are anti-aliased edges or a photograph
+MAX_COLORS = 64  # more colours or values than this, unless named, are anti-aliased edges or a photograph
 COLOR_BASE = 256
 
 
@@ -82,7 +82,7 @@ class LabelRule:
         known = self.known_values()
         if values.dtype == np.uint8:  # one table look-up; the common case
             table = np.full(256, IGNORE, np.uint8)
-            table[[v for v in known if v < 256]] = [k for v, k in known.items() if v < 256]
+            table[[v for v in known if 0 <= v < 256]] = [k for v, k in known.items() if 0 <= v < 256]
             indices = table[values]
         else:
             order = np.array(sorted(known), dtype=np.int64)
@@ -167,7 +167,7 @@ def guess_kind(evidence: Evidence) -> LabelKind:
     component each, with more than a few of them in a mask, are "instances"; the rest is "index".
 
     Raises:
-        DataError: a single value everywhere, or too many colours.
+        DataError: a single value everywhere, or so many that they are no classes.
     """
     if evidence.colors:
         return "color"
@@ -181,6 +181,11 @@ def guess_kind(evidence: Evidence) -> LabelKind:
     mostly_connected = evidence.objects >= 10 and evidence.connected >= 0.9 * evidence.objects
     if evidence.largest > MAX_CLASSES or (mostly_connected and evidence.most_ids >= 5):
         return "instances"
+    if len(evidence.values) > MAX_COLORS:
+        raise DataError(
+            f"masks: hold {len(evidence.values)} different values, as smoothed (anti-aliased) or JPEG-compressed edges "
+            "give. Threshold the masks, or set `labels` in dataset.toml."
+        )
     return "index"
 
 
@@ -193,6 +198,8 @@ def make_rule(description: Description, evidence: Evidence) -> LabelRule:
     kind = description.labels or ("color" if description.colors else guess_kind(evidence))
     if kind == "color":
         return _color_rule(description, evidence)
+    if evidence.colors and not evidence.values:
+        raise DataError(f'masks: hold colours, but dataset.toml says labels = "{kind}"; set labels = "color" there.')
     if kind == "instances":
         names = tuple(description.classes or ("background", "object"))
         _check_count(kind, names, 2)
@@ -250,6 +257,9 @@ def _color_rule(description: Description, evidence: Evidence) -> LabelRule:
         if missing:
             raise DataError(f"dataset.toml: [colors] has no colour for {', '.join(missing)}.")
         colors = tuple(description.colors[name] for name in names)
+        twins = [name for name, color in zip(names, colors, strict=True) if colors.count(color) > 1]
+        if twins:
+            raise DataError(f"dataset.toml: [colors] gives the same colour to {', '.join(twins)}.")
         return LabelRule("color", ClassMap(names, colors), ignore=tuple(description.ignored))
     colors_found = sorted(evidence.colors - set(description.ignored))
     if len(colors_found) > MAX_COLORS:

@@ -25,7 +25,7 @@ def percentile_range(image: np.ndarray) -> tuple[float, float]:
     low, high = np.percentile(image[::step, ::step], (LOW, HIGH))
     if high - low < 1e-6 * max(abs(low), abs(high), 1e-30):
         low, high = float(image.min()), float(image.max())
-    return float(low), float(high) if high > low else float(low) + 1.0
+    return float(low), float(high) if high > low else float(low) + max(1.0, abs(float(low)))
 
 
 def match_channels(image: np.ndarray, channels: int) -> np.ndarray:

@@ -16,7 +16,7 @@ from pixelwise.data.folder import Sample
 from pixelwise.data.labels import LabelRule
 from pixelwise.data.normalize import Normalization, match_channels
 from pixelwise.data.readers import read_image, read_mask
-from pixelwise.errors import DataError
+from pixelwise.errors import DataError, ModelError
 
 PIXELS_KEPT = 256  # of each class and image, to centre patches on
 
@@ -62,10 +62,14 @@ def open_pages(sample: Sample, channels: int, axes: str | None) -> np.ndarray:
     """P x H x W x C of a sample's image, with the network's number of channels.
 
     Raises:
-        DataError: it cannot be read, or its channels do not fit.
+        DataError: it cannot be read.
+        ModelError: its channels do not fit.
     """
     pages = read_image(sample.image, axes)
-    return np.stack([match_channels(page, channels) for page in pages])
+    try:
+        return np.stack([match_channels(page, channels) for page in pages])
+    except ModelError as error:
+        raise ModelError(f"{sample.image}: {error}") from error
 
 
 class Store:

@@ -1,4 +1,4 @@
-"""What a network learns from, computed from label maps: border weights, objects, separated instances."""
+"""What a network learns from, computed from label maps: border weights, objects."""
 
 import math
 from collections.abc import Iterator
@@ -91,23 +91,3 @@ def objects(labels: np.ndarray, background: int = 0) -> np.ndarray:
         np.add(parts, total, out=found, where=parts > 0)
         total += number - 1  # the first is "not this class"
     return found
-
-
-def separate(instances: np.ndarray, gap: int = 0) -> np.ndarray:
-    """Semantic labels of instances, if wanted with a strip of background between objects that touch.
-
-    Args:
-        instances: H x W integers, 0 for background, one positive id an object.
-        gap: a pixel of an object becomes background if another object lies within this many pixels of it,
-            counted as a chess king moves; 0 leaves touching objects joined.
-
-    Returns:
-        H x W uint8: 0 background, 1 object.
-
-    >>> separate(np.array([[5, 5, 7, 7]]), gap=1).tolist()
-    [[1, 0, 0, 1]]
-    """
-    width = 2 * gap + 1
-    without_background = np.where(instances == 0, instances.max(), instances)  # never the minimum
-    alone = ndimage.maximum_filter(instances, width) == ndimage.minimum_filter(without_background, width)
-    return ((instances > 0) & alone).astype(np.uint8)

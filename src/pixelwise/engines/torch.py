@@ -11,7 +11,8 @@ from torch import nn
 class TorchEngine:
     """Runs a module eagerly.
 
-    The module is moved to the device and its memory format; its train / eval mode is put back after each call.
+    The module is moved to the device and its memory format; the train / eval mode of each of its parts is put back
+    after each call.
 
     >>> TorchEngine(nn.Conv2d(1, 3, 1), "cpu")(np.zeros((1, 1, 4, 5), np.float32)).shape
     (1, 3, 4, 5)
@@ -23,15 +24,16 @@ class TorchEngine:
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
         """N x C x H x W float32 -> N x K x H' x W' logits, float32; a float64 module takes and gives float64."""
-        was_training = self.network.training
+        modes = [(module, module.training) for module in self.network.modules()]
         self.network.eval()
         try:
             with torch.inference_mode(), _full_precision():
-                batch = torch.from_numpy(np.ascontiguousarray(images))
+                batch = torch.from_numpy(np.require(images, requirements=["C", "W"]))
                 batch = batch.to(self.device, memory_format=torch.channels_last)
                 return self.network(batch).cpu().numpy()
         finally:
-            self.network.train(was_training)
+            for module, training in modes:
+                module.training = training
 
 
 @contextmanager

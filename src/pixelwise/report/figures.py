@@ -1,4 +1,4 @@
-"""The curves of a training, drawn with Matplotlib's own objects: no pyplot, no global state."""
+"""The curves of a training, drawn with Matplotlib's own objects, so that no global state is touched."""
 
 import io
 from collections.abc import Mapping, Sequence

@@ -1,0 +1,38 @@
+"""Write docs/settings.md from the comments of pixelwise/config.py: python docs/make_settings.py"""
+
+import inspect
+import re
+from pathlib import Path
+
+from pixelwise import config
+
+PAGE = Path(__file__).resolve().parent / "settings.md"
+FIELD = re.compile(r"^    (\w+): (.+?)(?: = ([^=]+?))?(?:  # (.*))?$")
+WORDS = {"Count": "whole, at least 1", "Unit": "0 to 1", "Positive": "above 0", "NotNegative": "at least 0"}
+
+
+def row(section: str, line: str) -> str | None:
+    match = FIELD.match(line)
+    if not match:
+        return None
+    name, kind, default, comment = match.groups()
+    bounds = re.match(r"Annotated\[(\w+), Field\((.*)\)\]", kind)
+    shown = f"{bounds[1]}, {bounds[2]}" if bounds else kind
+    for word, meaning in WORDS.items():
+        shown = re.sub(rf"\b{word}\b", meaning, shown)
+    shown = shown.replace("|", "or")
+    return f"| `{section}.{name}` | {shown} | {default or 'planned'} | {comment or ''} |"
+
+
+def page() -> str:
+    lines = ["# Settings", "", "`--set section.key=value`, or sections of a TOML file given to `--config`. \"planned\" means", ]
+    lines += ["that the plan always chooses; it may also choose another value where a default stands. `pixelwise plan DATA` shows all."]
+    for section, model in config.SECTIONS.items():
+        lines += ["", f"## {section}", "", inspect.cleandoc(model.__doc__ or ""), "", "| setting | values | default | meaning |", "|---|---|---|---|"]
+        rows = (row(section, line) for line in inspect.getsource(model).splitlines())
+        lines += [text for text in rows if text and "model_config" not in text]
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page(), encoding="utf-8")
