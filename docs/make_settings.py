@@ -8,7 +8,19 @@ from pixelwise import config
 
 PAGE = Path(__file__).resolve().parent / "settings.md"
 FIELD = re.compile(r"^    (\w+): (.+?)(?: = ([^=]+?))?(?:  # (.*))?$")
-WORDS = {"Count": "whole, at least 1", "Unit": "0 to 1", "Positive": "above 0", "NotNegative": "at least 0"}
+WORDS = {
+    "Count": "whole number from 1",
+    "Channels": "whole number from 1",
+    "Byte": "0 to 255",
+    "Unit": "0 to 1",
+    "Positive": "above 0",
+    "NotNegative": "at least 0",
+    "LabelKind": "binary, index, instances, color",
+    "gt=": "above ",
+    "ge=": "from ",
+    "le=": "to ",
+    "lt=": "below ",
+}
 
 
 def row(section: str, line: str) -> str | None:
@@ -19,8 +31,8 @@ def row(section: str, line: str) -> str | None:
     bounds = re.match(r"Annotated\[(\w+), Field\((.*)\)\]", kind)
     shown = f"{bounds[1]}, {bounds[2]}" if bounds else kind
     for word, meaning in WORDS.items():
-        shown = re.sub(rf"\b{word}\b", meaning, shown)
-    shown = shown.replace("|", "or")
+        shown = re.sub(rf"\b{word}\b" if word.isalpha() else word, meaning, shown)
+    shown = re.sub(r"Literal\[(.*)\]", r"\1", shown).replace("|", "or")
     return f"| `{section}.{name}` | {shown} | {default or 'planned'} | {comment or ''} |"
 
 

@@ -58,14 +58,14 @@ def make_settings(labels: str, count: int = 2, values: Sequence[int] = (), ignor
 
 
 def make_run(path: Path, config: Config) -> Run:
-    """A run whose network calls class k what has the grey value 100 k."""
-    levels = [100 * k / 255 for k in range(len(config.data.classes))]
+    """A run whose network calls class k what has a grey value near 101 k."""
+    levels = [101 * k / 255 for k in range(len(config.data.classes))]
     return Run(path, Brightness(levels), config, {"epoch": 1, "mean_iou": 0.5})
 
 
 def predicted(image: np.ndarray, count: int) -> np.ndarray:
     """The same by hand."""
-    return np.abs(image[..., None].astype(float) - 100 * np.arange(count)).argmin(-1)
+    return np.abs(image[..., None].astype(float) - 101 * np.arange(count)).argmin(-1)
 
 
 def write(root: Path, split: str, number: int, size: tuple[int, int], mask: np.ndarray | None = None) -> Path:
@@ -147,7 +147,6 @@ def test_metrics_json_has_what_the_contract_names(binary: Path, run: Run) -> Non
     assert [list(row) for row in told["classes"]] == [["name", "iou", "dice", "precision", "recall", "pixels"]] * 2
     assert [row["name"] for row in told["classes"]] == ["background", "cell"]
     assert told["boundary_f"].keys() == {"1", "2", "3"}
-    assert "3.png" not in told
     page = (folder / "report.html").read_text(encoding="utf-8")
     assert "run: data, split val" in page
 
@@ -239,7 +238,8 @@ def test_instances_are_matched_to_connected_components(tmp_path: Path) -> None:
     for number in range(3):
         image = ndimage.uniform_filter(rng.random((50, 60)), 7)
         image = (100 * (image > 0.52)).astype(np.uint8)
-        ids = ndimage.label(ndimage.binary_erosion(image > 0, iterations=number))[0].astype(np.uint16)
+        cells = ndimage.binary_erosion(image > 0, iterations=number) if number else image > 0
+        ids = ndimage.label(cells)[0].astype(np.uint16)
         path = write(root, "val", number, ids.shape, ids)
         Image.fromarray(image).save(path)
         parts, count = ndimage.label(image)  # pixels that share a side

@@ -93,6 +93,7 @@ class AugmentSettings(Section):
     flip_horizontal: bool = True
     flip_vertical: bool = True
     turns: bool = True  # by right angles
+    warp: Unit = 0.5  # probability of rotation, zoom and elastic deformation; other samples keep their pixels
     rotation: Annotated[float, Field(ge=0, le=180)] = 180.0  # degrees, to either side
     scale: Annotated[float, Field(ge=0, lt=1)] = 0.25  # zoom between 1/(1+s) and 1+s
     aspect: Annotated[float, Field(ge=0, lt=1)] = 0.1

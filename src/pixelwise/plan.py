@@ -13,7 +13,7 @@ import numpy as np
 import psutil
 import torch
 
-from pixelwise.config import Config, Overrides, make_config
+from pixelwise.config import MAX_CHANNELS, Config, Overrides, make_config
 from pixelwise.data.doctor import ImageFacts, Survey
 from pixelwise.data.normalize import HIGH, LOW
 from pixelwise.errors import SettingError
@@ -21,6 +21,16 @@ from pixelwise.errors import SettingError
 UPRIGHT = 0.2  # share of pixels whose class would have to move for the top third to look like the bottom third
 VARYING = 0.25  # spread of the images' contrast or level, relative to the mean contrast
 STEPS = 4000  # of a run whose length nobody set
+FEW_PIXELS = 200 * 256 * 256  # a smaller training set is learnt by heart within minutes
+FEW_DROPOUT = 0.3
+FEW_AUGMENTATION = {
+    "scale": 0.35,
+    "elastic": 6.0,
+    "elastic_probability": 0.9,
+    "brightness": 0.4,
+    "contrast": 0.4,
+    "noise": 0.3,
+}
 Value = TypeVar("Value")
 
 
@@ -99,6 +109,7 @@ class _Planner:
         self.facts = survey.of("train")
         self.chosen = {section: dict(values) for section, values in overrides.items()}
         self.upright = is_upright(self.facts)
+        self.few = sum(f.pages * f.height * f.width for f in self.facts) < FEW_PIXELS
         self.paper = self.chosen.get("train", {}).get("recipe") == "paper"
         self._plan_data()
         self._plan_model()
@@ -126,7 +137,8 @@ class _Planner:
         channels = self.default("data", "channels", self.survey.channels)
         self.default("data", "scale", self._scale())
         kind = self.default("data", "normalization", "percentile" if intensities_vary(self.facts) else "fixed")
-        mean, std = intensity_figures(self.facts, kind == "percentile", channels if isinstance(channels, int) else 1)
+        usable = int(channels) if isinstance(channels, int) and 1 <= channels <= MAX_CHANNELS else 1  # or refused below
+        mean, std = intensity_figures(self.facts, kind == "percentile", usable)
         self.default("data", "mean", mean)
         self.default("data", "std", std)
 
@@ -159,8 +171,7 @@ class _Planner:
         self.default("model", "depth", 4)
         self.default("model", "residual", padding == "same")
         self.default("model", "norm", "none" if self.paper else "batch")
-        if self.paper:
-            self.default("model", "dropout", 0.5)
+        self.default("model", "dropout", 0.5 if self.paper else FEW_DROPOUT if self.few else 0.0)
 
     def _plan_training(self) -> None:
         patch = self.default("train", "patch", self._patch())
@@ -188,7 +199,7 @@ class _Planner:
             return [388, 388]
         scale = self.chosen["data"]["scale"]
         grid = 32
-        if not isinstance(scale, int | float):
+        if not (isinstance(scale, int | float) and 0 < scale < 1e6):
             scale = 1.0  # refused below, with the setting's name
         lengths = [max(length * scale, 1) for length in self._typical_size()]
         side = math.isqrt(self._pixels())
@@ -202,8 +213,8 @@ class _Planner:
             scale = float(self.chosen["data"]["scale"])
             pixels = sum(fact.pages * fact.height * fact.width for fact in self.facts) * scale**2
             steps = math.ceil(pixels / (int(patch[0]) * int(patch[1]) * int(batch)))
-        except (TypeError, ValueError, IndexError, ZeroDivisionError):
-            return 50  # one of them is of the wrong type, which the config's check says better
+        except (TypeError, ValueError, LookupError, ArithmeticError):
+            return 50  # one of them makes no sense, which the config's check says better
         return min(1000, max(50, steps))
 
     def _precision(self) -> str:
@@ -217,6 +228,9 @@ class _Planner:
             self.default("augment", "turns", False)
             self.default("augment", "rotation", 8.0)
             self.default("augment", "elastic", 0.0)
+        if self.few:  # the same few patches come round and round: change them more
+            for key, value in FEW_AUGMENTATION.items():
+                self.default("augment", key, value)
         self.chosen.setdefault("augment", {})
         self.chosen.setdefault("loss", {})
 
@@ -239,6 +253,8 @@ def _check(config: Config) -> None:
             raise SettingError(
                 f"data.{key}: has {len(getattr(config.data, key))} figures for {config.data.channels} channels."
             )
+    if config.data.labels == "binary" and len(set(config.data.values)) != 2:
+        raise SettingError(f"data.values = {config.data.values}: binary labels have two values, of class 0 and class 1.")
     if config.loss.cross_entropy == 0 and config.loss.dice == 0:
         raise SettingError("loss.cross_entropy and loss.dice: both are 0, so there is nothing to minimise.")
     if config.loss.border and config.loss.cross_entropy == 0:

@@ -16,11 +16,12 @@ import torch
 
 from pixelwise import checkpoint
 from pixelwise.config import Config, Overrides, read_config
-from pixelwise.data.doctor import Survey, survey
+from pixelwise.data.doctor import ImageFacts, Survey, survey
 from pixelwise.data.folder import DataSet, open_dataset
 from pixelwise.data.labels import LabelRule
 from pixelwise.errors import ModelError, OutputError, RunError, SettingError
 from pixelwise.files import cannot_write, write_json, write_text
+from pixelwise.models import UNet
 from pixelwise.plan import Machine, make_plan
 
 
@@ -47,6 +48,9 @@ def prepare(
     surveyed = survey(dataset, rule, allow, ("train", "val"), progress)
     surveyed.dataset.split("val")
     config = known or make_plan(surveyed, machine, overrides, minutes, epochs, seed)
+    meant = LabelRule.from_settings(config.data)
+    if meant != surveyed.rule:  # the user says otherwise: do the masks agree?
+        surveyed = survey(dataset, meant, allow, ("train", "val"), progress)
     _try_network(config, surveyed)
     return config, surveyed
 
@@ -120,13 +124,29 @@ def resumed_config(
 
 def _try_network(config: Config, surveyed: Survey) -> None:
     """Build the network once and send the smallest batch through, so that impossible settings are refused now."""
-    channels = {fact.channels for fact in surveyed.facts.values()}
-    if not all(count == config.data.channels or {count, config.data.channels} == {1, 3} for count in channels):
-        raise ModelError(
-            f"data.channels = {config.data.channels}: the images have {', '.join(map(str, sorted(channels)))} channels."
-        )
+    for fact in surveyed.facts.values():
+        _check_channels(fact, config.data.channels)
     with torch.random.fork_rng(devices=[]):
-        checkpoint.build_network(config)
+        network = checkpoint.build_network(config).train()
+        if isinstance(network, UNet):
+            enough = 2 * network.geometry.stride  # more pixels, or more than two samples, would show nothing new
+            height, width = (network.valid_input_size(min(length, enough)) for length in config.train.patch)
+            with torch.no_grad():
+                network(torch.zeros(min(config.train.batch, 2), config.data.channels, height, width))
+
+
+def _check_channels(fact: ImageFacts, channels: int) -> None:
+    """What `match_channels` would refuse: grey serves as RGB, and RGB whose channels are equal as grey."""
+    if (fact.channels, channels) == (3, 1):
+        if (fact.mean != fact.mean[0]).any() or (fact.variance != fact.variance[0]).any():
+            raise ModelError(
+                f"{fact.sample.image}: is a colour image, but data.channels = 1 takes grey ones; "
+                "convert it to grey first, or leave the setting out."
+            )
+    elif fact.channels != channels and (fact.channels, channels) != (1, 3):
+        raise ModelError(
+            f"data.channels = {channels}: the images have {fact.channels} channels, for example {fact.sample.image}."
+        )
 
 
 def make_folder(out: Path, config: Config, force: bool) -> None:

@@ -164,13 +164,13 @@ def train(
         data, overrides, minutes=minutes, epochs=epochs, seed=seed, allow=allow, device=device,
         progress=callbacks.surveyed, known=known,
     )  # fmt: skip
-    for line in [f"{problem.severity}: {problem}" for problem in surveyed.problems] + describe(config, surveyed):
-        callbacks.note(line)
     start_weights = checkpoint.load(init / MODEL_FILE)[0] if init and not resume else None
     fabric = _launch(config, pick_device(device))
     if not resume and fabric.global_rank == 0:
         make_folder(out, config, force)
     fabric.barrier()
+    for line in [f"{problem.severity}: {problem}" for problem in surveyed.problems] + describe(config, surveyed):
+        callbacks.note(line)  # now that there is a folder for the log
     training = Training(fabric, config, surveyed, out, callbacks, started)
     if start_weights is not None:
         left = training.start_from(start_weights)

@@ -28,6 +28,7 @@ NOTHING = {
     "flip_horizontal": False,
     "flip_vertical": False,
     "turns": False,
+    "warp": 1,
     "rotation": 0,
     "scale": 0,
     "aspect": 0,
@@ -37,7 +38,8 @@ NOTHING = {
     "noise": 0,
     "blur": 0,
 }
-ALL = AugmentSettings(elastic_probability=1)  # the defaults, and the elastic deformation always
+ALL = AugmentSettings(warp=0.8, elastic_probability=1)
+WARPED = ALL.model_copy(update={"warp": 1})
 
 
 def only(**changes: Any) -> AugmentSettings:
@@ -65,7 +67,9 @@ def test_without_settings_nothing_moves() -> None:
 
 
 def test_flips_are_exact_and_each_is_drawn_half_of_the_time() -> None:
-    matrices = [draw_pose(generator(seed), only(flip_horizontal=True, flip_vertical=True)).matrix for seed in range(200)]
+    matrices = [
+        draw_pose(generator(seed), only(flip_horizontal=True, flip_vertical=True)).matrix for seed in range(200)
+    ]
     found = [(matrix[0, 0], matrix[1, 1]) for matrix in matrices]
     assert set(found) == {(1, 1), (-1, 1), (1, -1), (-1, -1)}
     assert all(matrix[0, 1] == matrix[1, 0] == 0 for matrix in matrices)
@@ -83,16 +87,18 @@ def sampled(image: np.ndarray, pose: Pose) -> np.ndarray:
 
 
 @pytest.mark.parametrize("side", [1, 2, 7, 64])
-def test_flips_and_turns_move_pixels_without_a_change(side: int) -> None:
+@pytest.mark.parametrize("warp", [0, 1])
+def test_flips_and_turns_move_pixels_without_a_change(side: int, warp: int) -> None:
     image = generator(1).integers(0, 2**16, (side, side, 3)).astype(np.uint16)
     ways = {
         (turns, flip): np.rot90(np.flip(image, axis=1) if flip else image, turns)
         for turns in range(4)
         for flip in (False, True)
     }
+    chosen = only(flip_horizontal=True, flip_vertical=True, turns=True, warp=warp)
     met = set()
     for seed in range(60):
-        result = sampled(image, draw_pose(generator(seed), only(flip_horizontal=True, flip_vertical=True, turns=True)))
+        result = sampled(image, draw_pose(generator(seed), chosen))
         same = [way for way, expected in ways.items() if np.array_equal(result, expected)]
         assert len(same) == (8 if side == 1 else 1)
         met |= set(same)
@@ -142,10 +148,36 @@ def test_the_extent_holds_the_corners(seed: int) -> None:
 
 
 @settings(deadline=None, max_examples=30)
+@given(SEEDS, st.sampled_from([(1, 1), (5, 8), (8, 5), (30, 31)]))
+def test_a_sample_that_is_not_warped_keeps_its_pixels(seed: int, size: tuple[int, int]) -> None:
+    rng = generator(seed)
+    chosen = AugmentSettings(warp=0, elastic_probability=1)
+    pose = draw_pose(rng, chosen)
+    assert not pose.warped
+    assert sorted(np.abs(pose.matrix).ravel()) == [0, 0, 1, 1]
+    centre = tuple(rng.uniform(20, 80, 2).tolist())
+    maps = draw_map(rng, chosen, pose, centre, size)
+    columns, rows = (coordinates.astype(int) for coordinates in maps)
+    assert np.array_equal(np.stack([columns, rows]), maps)  # whole pixels
+    assert (rows.mean(), columns.mean()) == pytest.approx(centre, abs=0.5001)
+    assert np.unique(rows * 100 + columns).size == size[0] * size[1]  # each another
+    image = rng.integers(0, 2**16, (100, 100, 2)).astype(np.uint16)
+    assert np.array_equal(warp_image(image, maps), image[rows, columns])
+    labels = rng.integers(0, 200, (100, 100)).astype(np.uint8)
+    assert np.array_equal(warp_labels(labels, maps), labels[rows, columns])
+
+
+def test_samples_are_warped_as_often_as_it_says() -> None:
+    for share in (0, 0.3, 1):
+        poses = [draw_pose(generator(seed), AugmentSettings(warp=share)) for seed in range(300)]
+        assert np.mean([pose.warped for pose in poses]) == pytest.approx(share, abs=0.08 * (0 < share < 1))
+
+
+@settings(deadline=None, max_examples=30)
 @given(SEEDS)
 def test_without_elastic_deformation_the_map_is_affine(seed: int) -> None:
     rng = generator(seed)
-    pose = draw_pose(rng, ALL)
+    pose = draw_pose(rng, WARPED)
     height, width = rng.integers(1, 50, 2).tolist()
     centre = tuple(rng.uniform(-100, 1000, 2))
     for still in (only(), only(elastic=4, elastic_probability=0)):

@@ -191,7 +191,9 @@ def test_an_unknown_code_is_refused(data: Path) -> None:
     message = r"^--allow label-unknwon: is not a code of a problem; did you mean label-unknown\?$"
     with pytest.raises(SettingError, match=message):
         survey(open_dataset(data), allow=["label-unknwon"])
-    with pytest.raises(SettingError, match=r"^--allow x: is not a code of a problem; choose from: image-without-mask, "):
+    with pytest.raises(
+        SettingError, match=r"^--allow x: is not a code of a problem; choose from: image-without-mask, "
+    ):
         survey(open_dataset(data), allow=["unreadable", "x"])
 
 

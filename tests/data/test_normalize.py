@@ -23,7 +23,9 @@ def picture(seed: int, channels: int | None = None) -> np.ndarray:
 
 
 def figures(channels: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    return tuple(0.1 * channel - 0.2 for channel in range(channels)), tuple(0.5 + channel for channel in range(channels))
+    return tuple(0.1 * channel - 0.2 for channel in range(channels)), tuple(
+        0.5 + channel for channel in range(channels)
+    )
 
 
 # Percentiles

@@ -121,6 +121,8 @@ def survey(
         problems += unreadable
         bad = {path for problem in unreadable for path in problem.files}
         _stop_at_errors(problems, allow)
+        if not samples:
+            dataset.split(splits[0])  # says that it is empty
         try:
             rule = make_rule(dataset.description, evidence)
         except DataError as error:

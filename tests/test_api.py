@@ -1,0 +1,207 @@
+"""The Python interface: its names, training, opening a run, labelling arrays and files."""
+
+import inspect
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tifffile
+import torch
+from PIL import Image
+
+import pixelwise as pw
+from pixelwise import checkpoint
+from pixelwise.config import Config, make_config
+from pixelwise.errors import DataError, ModelError, RunError, SettingError
+from pixelwise.models import UNet
+from pixelwise.plan import pick_device
+from pixelwise.predict import Predictor
+from pixelwise.train import Result
+
+
+def make_settings(**data: Any) -> Config:
+    return make_config(
+        {
+            "data": {
+                "labels": "binary", "classes": ["background", "cell"], "colors": [[0, 0, 0], [250, 120, 10]],
+                "values": [0, 255], "ignore": [], "channels": 1, "scale": 1.0, "normalization": "fixed",
+                "mean": [0.5], "std": [0.25], **data,
+            },
+            "model": {"width": 3, "depth": 2},
+            "train": {"patch": [32, 32], "batch": 2, "epochs": 1, "steps_per_epoch": 2, "rate": 0.001},
+            "augment": {},
+            "loss": {},
+        }
+    )  # fmt: skip
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A run folder with nothing but its weights, as if copied from elsewhere."""
+    config = make_settings()
+    torch.manual_seed(0)
+    network = checkpoint.build_network(config)
+    network(torch.randn(4, 1, 32, 32))
+    facts = {"epoch": 4, "mean_iou": 0.75}
+    checkpoint.save_model(tmp_path / "run" / "model.safetensors", network, config, facts)
+    return tmp_path / "run"
+
+
+def noise(height: int = 37, width: int = 51, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (height, width), dtype=np.uint8)
+
+
+def literal(run: pw.Run, image: np.ndarray) -> np.ndarray:
+    """The mask of an 8-bit grey image by hand."""
+    values = torch.from_numpy(((image / 255 - 0.5) / 0.25).astype(np.float32))
+    with torch.no_grad():
+        return run.network(values[None, None])[0].argmax(0).numpy()
+
+
+def test_the_public_names() -> None:
+    assert pw.__all__ == ["Run", "__version__", "load", "models", "predict", "train"]
+    assert set(pw.models.__all__) == {"MODELS", "UNet", "build"}
+    assert pw.models.MODELS["unet"] is pw.models.UNet
+    with pytest.raises(AttributeError, match="module 'pixelwise' has no attribute 'trian'"):
+        pw.trian  # noqa: B018
+
+
+def test_modules_do_not_hide_the_functions_of_their_name() -> None:
+    assert sys.modules["pixelwise.train"].train  # imported above, as is pixelwise.predict
+    assert sys.modules["pixelwise.predict"].predict
+    assert inspect.isfunction(pw.train)
+    assert inspect.isfunction(pw.predict)
+    assert inspect.isfunction(pw.load)
+    pw.title = "any other name is set as in every module"  # type: ignore[attr-defined]
+    assert vars(pw).pop("title").startswith("any")
+
+
+def test_a_run_labels_arrays(folder: Path) -> None:
+    run = pw.load(folder)
+    image = noise()
+    mask = run.predict(image)
+    assert mask.dtype == np.uint8
+    assert 0 < mask.mean() < 1
+    np.testing.assert_array_equal(mask, literal(run, image))
+    np.testing.assert_array_equal(run.predict(image[..., None]), mask)
+    np.testing.assert_array_equal(run.predict(np.dstack([image] * 3)), mask)  # equal channels are grey
+    np.testing.assert_array_equal(run.predict(image.astype(np.uint16) * 257), mask)
+    np.testing.assert_array_equal(run.predict((image / 255).astype(np.float32)), mask)
+    np.testing.assert_array_equal(run.predict(image, tile=8), mask)
+    np.testing.assert_array_equal(run.predict(image, tile=None, device="cpu"), mask)
+
+
+def test_a_run_labels_files(folder: Path, tmp_path: Path) -> None:
+    run = pw.load(str(folder))
+    image = noise()
+    Image.fromarray(image).save(tmp_path / "x.png")
+    for path in (tmp_path / "x.png", str(tmp_path / "x.png")):
+        np.testing.assert_array_equal(run.predict(path), literal(run, image))
+    stack = np.stack([noise(seed=page) for page in range(3)])
+    tifffile.imwrite(tmp_path / "s.tif", stack, photometric="minisblack", metadata={"axes": "ZYX"})
+    np.testing.assert_array_equal(run.predict(tmp_path / "s.tif"), [literal(run, page) for page in stack])
+
+
+@pytest.mark.parametrize("shape", [(0, 5), (5,), (2, 3, 4, 5), (4, 4, 0)])
+def test_arrays_that_are_no_images(folder: Path, shape: tuple[int, ...]) -> None:
+    with pytest.raises(DataError, match=r"the image has the shape \(.*\); H x W or H x W x C is expected\."):
+        pw.load(folder).predict(np.zeros(shape, np.uint8))
+
+
+def test_images_that_cannot_be_used(folder: Path, tmp_path: Path) -> None:
+    run = pw.load(folder)
+    with pytest.raises(ModelError, match="has 5 channels, but the network takes 1"):
+        run.predict(np.zeros((4, 4, 5), np.uint8))
+    with pytest.raises(DataError, match="NaN or infinite"):
+        run.predict(np.array([[0.0, np.nan]]))
+    with pytest.raises(DataError, match=r"no\.png: no such file"):
+        run.predict(tmp_path / "no.png")
+    with pytest.raises(SettingError, match="tile: 5 is no multiple of the network's stride 4; take 4 or 8"):
+        run.predict(noise(), tile=5)
+    with pytest.raises(SettingError, match=r"device tpu: is not there; this machine has: .*cpu"):
+        run.predict(noise(), device="tpu")
+
+
+def test_what_a_run_tells(folder: Path) -> None:
+    run = pw.load(folder)
+    assert run.facts == {"epoch": 4, "mean_iou": 0.75}
+    assert run.config == make_settings()
+    assert run.classes.names == ("background", "cell")
+    assert run.classes.colors[1] == (250, 120, 10)
+    assert run.path == folder
+    assert isinstance(run.network, UNet)
+    assert not run.network.training
+    assert isinstance(run.predictor(), Predictor)
+    assert run.history() == []
+    lines = [{"epoch": 1, "loss": 0.5}, {"epoch": 2, "loss": 0.25, "mean_iou": 0.5}]
+    (folder / "history.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines) + "\n")
+    assert run.history() == lines
+
+
+@pytest.mark.parametrize("name", ["nowhere", "."])
+def test_a_folder_that_is_no_run(tmp_path: Path, name: str) -> None:
+    with pytest.raises(RunError, match=r"model\.safetensors: no such file\. Is this the folder of a finished"):
+        pw.load(tmp_path / name)
+
+
+SMALL = {
+    "model": {"width": 4, "depth": 2},
+    "train": {"steps_per_epoch": 2, "batch": 2, "patch": [32, 32]},
+}
+
+
+def test_train_load_predict(make_dataset: Callable[..., Path], tmp_path: Path) -> None:
+    data = make_dataset(tmp_path / "data", count=3, split=("train", "val"))
+    result = pw.train(str(data), str(tmp_path / "run"), epochs=1, seed=3, device="cpu", **SMALL)
+    assert isinstance(result, Result)
+    assert result.run == tmp_path / "run"
+    assert (result.epochs, result.finished_before) == (1, False)
+    run = pw.load(result.run)
+    assert run.facts == {"epoch": result.best_epoch, "mean_iou": result.best_mean_iou}
+    assert (run.config.seed, run.config.model.width, run.config.train.batch) == (3, 4, 2)
+    assert [line["epoch"] for line in run.history()] == [1]
+    image = next((data / "val" / "images").iterdir())
+    assert run.predict(image).shape == (48, 40)
+    metrics = run.evaluate(str(data), out=str(tmp_path / "figures"))
+    assert metrics["mean_iou"] == pytest.approx(result.best_mean_iou)
+    assert (tmp_path / "figures" / "report.html").is_file()
+    assert pw.train(data, result.run, resume=True).finished_before
+    tuned = pw.train(data, tmp_path / "tuned", epochs=1, init=str(result.run), device="cpu", **SMALL)
+    assert tuned.epochs == 1
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"epoch": 3}, r"pixelwise\.train: there is no epoch; did you mean epochs\?"),
+        ({"modle": {"width": 3}}, r"pixelwise\.train: there is no modle; did you mean model\?"),
+        ({"model": "unet"}, r"model = 'unet': give a section of settings as a dict, for example model=\{'width': 16\}"),
+        ({"train": {"bacth": 3}}, r"pixelwise\.train: train\.bacth is not a setting; did you mean train\.batch"),
+        ({"train": {"batch": "x"}}, r"settings: train\.batch = 'x': input should be a valid integer"),
+        ({"minutes": 1, "epochs": 1}, r"minutes and epochs exclude each other"),
+        ({"resume": True, "force": True}, r"--resume and --force exclude each other"),
+        ({"device": "tpu"}, r"device tpu: is not there"),
+    ],
+)
+def test_settings_that_make_no_sense(
+    make_dataset: Callable[..., Path], tmp_path: Path, settings: dict[str, Any], message: str
+) -> None:
+    data = make_dataset(tmp_path / "data", count=2, split=("train", "val"))
+    with pytest.raises(SettingError, match=message):
+        pw.train(data, tmp_path / "run", **settings)
+    assert [path.name for path in tmp_path.iterdir()] == ["data"]
+
+
+def test_devices(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert pick_device("cpu") == "cpu"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    assert pick_device("auto") == "mps"
+    with pytest.raises(SettingError, match=r"device cuda: is not there; this machine has: cpu, mps\."):
+        pick_device("cuda")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert pick_device("auto") == "cuda"
