@@ -24,6 +24,7 @@ WORDS = {
 
 
 def row(section: str, line: str) -> str | None:
+    """The table row of a line of source, if it declares a setting."""
     match = FIELD.match(line)
     if not match:
         return None
@@ -37,10 +38,26 @@ def row(section: str, line: str) -> str | None:
 
 
 def page() -> str:
-    lines = ["# Settings", "", "`--set section.key=value`, or sections of a TOML file given to `--config`. \"planned\" means", ]
-    lines += ["that the plan always chooses; it may also choose another value where a default stands. `pixelwise plan DATA` shows all."]
+    """The whole page."""
+    lines = [
+        "# Settings",
+        "",
+        '`--set section.key=value`, or sections of a TOML file given to `--config`. "planned" means',
+    ]
+    lines += [
+        "that the plan always chooses; it may also choose another value where a default stands. "
+        "`pixelwise plan DATA` shows all."
+    ]
     for section, model in config.SECTIONS.items():
-        lines += ["", f"## {section}", "", inspect.cleandoc(model.__doc__ or ""), "", "| setting | values | default | meaning |", "|---|---|---|---|"]
+        lines += [
+            "",
+            f"## {section}",
+            "",
+            inspect.cleandoc(model.__doc__ or ""),
+            "",
+            "| setting | values | default | meaning |",
+            "|---|---|---|---|",
+        ]
         rows = (row(section, line) for line in inspect.getsource(model).splitlines())
         lines += [text for text in rows if text and "model_config" not in text]
     return "\n".join(lines) + "\n"

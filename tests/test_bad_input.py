@@ -1,4 +1,4 @@
-"""Bad input through the command line: one clear message that names the file or setting, status 2, nothing left behind."""
+"""Bad input through the command line: a clear message that names the file or setting, status 2, nothing left behind."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -202,6 +202,15 @@ def test_masks_of_one_value(data: Path, tmp_path: Path) -> None:
     refused(tmp_path, train(data), data, "every pixel has the value 0; at least two classes are needed")
 
 
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_a_split_without_a_labelled_pixel(make_dataset: MakeDataset, tmp_path: Path, split: str) -> None:
+    data = make_dataset(tmp_path / "data", count=2, kind="index", split=("train", "val"))
+    (data / "dataset.toml").write_text("ignore = 9\n")
+    for mask in (data / split / "masks").iterdir():
+        Image.fromarray(np.full((48, 40), 9, np.uint8)).save(mask)
+    refused(tmp_path, train(data), f"{data}: every pixel of the split '{split}' is ignored, so none is labelled")
+
+
 def test_pixels_that_are_no_numbers(data: Path, tmp_path: Path) -> None:
     image = first(data, "images")
     pixels = np.zeros((48, 40), np.float32)
@@ -391,7 +400,7 @@ def test_channels_that_the_images_do_not_have(data: Path, tmp_path: Path) -> Non
 def test_color_images_are_not_trained_on_as_grey(make_dataset: MakeDataset, tmp_path: Path) -> None:
     data = make_dataset(tmp_path / "data", count=3, split=("train", "val"), channels=3)
     command = train(data, "--set", "data.channels=1")
-    refused(tmp_path, command, "data.channels = 1: the images have 3 channels, for example ", first(data, "images"))
+    refused(tmp_path, command, first(data, "images"), "is a colour image", "data.channels = 1")
 
 
 def test_an_image_with_other_channels_than_the_run(run: Path, tmp_path: Path) -> None:
@@ -511,9 +520,7 @@ def test_a_wrong_config(data: Path, tmp_path: Path) -> None:
         (("--weight", "3"), "--weight"),
     ],
 )
-def test_options_of_train_that_make_no_sense(
-    data: Path, tmp_path: Path, options: tuple[str, ...], words: str
-) -> None:
+def test_options_of_train_that_make_no_sense(data: Path, tmp_path: Path, options: tuple[str, ...], words: str) -> None:
     refused(tmp_path, train(data, *options), words)
 
 

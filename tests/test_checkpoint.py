@@ -201,7 +201,9 @@ def test_a_model_comes_back_whole(tmp_path: Path) -> None:
 def test_settings_that_make_no_network_are_refused(model_file: Path, change: dict[str, Any], message: str) -> None:
     config = {**make_settings().model_dump(mode="json"), **change}
     rewrite(model_file, {"format": "pixelwise", "version": "1", "content": json.dumps({"config": config})})
-    with pytest.raises(RunError, match=rf"model\.safetensors: its settings are not usable here: .*{re.escape(message)}"):
+    with pytest.raises(
+        RunError, match=rf"model\.safetensors: its settings are not usable here: .*{re.escape(message)}"
+    ):
         checkpoint.load_model(model_file)
 
 
@@ -214,7 +216,10 @@ def test_a_training_state_is_no_model(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda t: t.pop("head.bias"), r"1 tensors differ, first head\.bias: missing in the file, \(2,\) in the network"),
+        (
+            lambda t: t.pop("head.bias"),
+            r"1 tensors differ, first head\.bias: missing in the file, \(2,\) in the network",
+        ),
         (lambda t: t.update(extra=torch.zeros(4)), r"first extra: \(4,\) in the file, none in the network"),
         (lambda t: t.update({"head.bias": torch.zeros(3)}), r"first head\.bias: \(3,\) in the file, \(2,\) in the net"),
     ],

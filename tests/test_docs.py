@@ -19,5 +19,10 @@ def test_every_setting_is_on_the_page() -> None:
     from pixelwise.config import SECTIONS
 
     page = (ROOT / "docs" / "settings.md").read_text(encoding="utf-8")
-    missing = [f"{name}.{key}" for name, model in SECTIONS.items() for key in model.model_fields if f"`{name}.{key}`" not in page]
+    missing = [
+        f"{name}.{key}"
+        for name, model in SECTIONS.items()
+        for key in model.model_fields
+        if f"`{name}.{key}`" not in page
+    ]
     assert missing == []

@@ -22,8 +22,7 @@ from pixelwise.data.labels import LabelRule
 from pixelwise.errors import DataError, ModelError, SettingError
 from pixelwise.evaluate import Score, Tally, Truth, chosen_scores, evaluate, output_folder, read_truth
 from pixelwise.geometry import Geometry
-from pixelwise.predict import Predictor, predict_files
-from pixelwise.predict import Outputs as PredictOutputs
+from pixelwise.predict import Outputs, Predictor, predict_files
 
 
 class Brightness(nn.Module):
@@ -111,7 +110,7 @@ def run(tmp_path: Path) -> Run:
 def test_iou_is_pooled_and_equals_that_of_the_predicted_masks(binary: Path, run: Run, tmp_path: Path) -> None:
     metrics = run.evaluate(binary, "val")
     images = sorted((binary / "val" / "images").iterdir())
-    predict_files(run.predictor(), [str(path) for path in images], PredictOutputs(tmp_path / "masks"))
+    predict_files(run.predictor(), [str(path) for path in images], Outputs(tmp_path / "masks"))
     pairs = [
         (
             np.asarray(Image.open(binary / "val" / "masks" / path.name)) // 255,
@@ -159,7 +158,9 @@ def test_the_default_split_is_test_else_val(binary: Path, run: Run) -> None:
     metrics = run.evaluate(binary)
     assert (metrics["split"], metrics["images"]) == ("test", 1)
     assert (run.path / "evaluation-test" / "metrics.json").is_file()
-    with pytest.raises(DataError, match=r"data: the split 'tset' is empty or missing; splits with images: train, val, t"):
+    with pytest.raises(
+        DataError, match=r"data: the split 'tset' is empty or missing; splits with images: train, val, t"
+    ):
         run.evaluate(binary, "tset")
 
 
@@ -181,7 +182,9 @@ def test_masks_mean_what_they_meant_in_the_run(tmp_path: Path) -> None:
     usual = make_run(tmp_path / "b", make_settings("binary", values=(0, 255)))
     assert [row["pixels"] for row in usual.evaluate(root)["classes"]] == [0, 4]
     other = make_run(tmp_path / "c", make_settings("binary", values=(0, 1)))
-    with pytest.raises(DataError, match=r"val/masks/1\.png: holds the value 255, but the 2 classes have the values 0, 1"):
+    with pytest.raises(
+        DataError, match=r"val/masks/1\.png: holds the value 255, but the 2 classes have the values 0, 1"
+    ):
         other.evaluate(root)
     assert not (tmp_path / "c").exists()
 
@@ -352,7 +355,11 @@ def test_files_that_do_not_fit_are_named(tmp_path: Path) -> None:
     ("image", "kind", "message"),
     [
         (np.full((3, 4), np.nan, np.float32), DataError, "holds 12 values that are NaN or infinite"),
-        (np.zeros((3, 4, 3), np.uint8) + np.arange(3, dtype=np.uint8), ModelError, "is a colour image, but the network"),
+        (
+            np.zeros((3, 4, 3), np.uint8) + np.arange(3, dtype=np.uint8),
+            ModelError,
+            "is a colour image, but the network",
+        ),
     ],
 )
 def test_images_that_cannot_be_predicted_are_named(tmp_path: Path, image: Any, kind: type, message: str) -> None:

@@ -125,7 +125,9 @@ def test_only_large_images_are_tiled_unasked(monkeypatch: pytest.MonkeyPatch) ->
 
 def test_networks_that_cannot_be_tiled_exactly(monkeypatch: pytest.MonkeyPatch) -> None:
     network, image = make_network(norm="group"), make_image(30, 40)
-    with pytest.raises(ModelError, match=r"UNet: cannot be tiled exactly: group norm averages over .*\. Use no tiles\."):
+    with pytest.raises(
+        ModelError, match=r"UNet: cannot be tiled exactly: group norm averages over .*\. Use no tiles\."
+    ):
         predict(network, image, tile=16)
     monkeypatch.setattr(MODULE, "WHOLE_PIXELS", 1)
     np.testing.assert_allclose(predict(network, image, logits=True), whole(network, image), rtol=0, atol=1e-10)
@@ -230,7 +232,9 @@ def test_tiles_that_make_no_sense(network: nn.Module, tile: Any, message: str) -
 
 
 def test_a_module_without_geometry_is_not_tiled() -> None:
-    with pytest.raises(ModelError, match=r"Conv2d: states no `geometry`, so its tiles cannot be planned; use tile=None"):
+    with pytest.raises(
+        ModelError, match=r"Conv2d: states no `geometry`, so its tiles cannot be planned; use tile=None"
+    ):
         predict(nn.Conv2d(1, 2, 1).double(), make_image(20, 20), tile=8)
     with pytest.raises(ModelError, match="states no `geometry`"):
         geometry_of(nn.Identity())
@@ -599,9 +603,22 @@ def test_a_stack_whose_axes_are_unclear_needs_their_names(tmp_path: Path, out: P
     assert summary.outputs[0]["pages"] == 6
 
 
+@pytest.mark.parametrize("form", ["png", "tiff"])
+def test_an_image_is_never_replaced_by_its_mask(tmp_path: Path, form: Any) -> None:
+    source = save(tmp_path / ("x.png" if form == "png" else "x.tif"), noise(4, 5))
+    before = source.read_bytes()
+    with pytest.raises(OutputError, match=r"x\.(png|tif): is the image itself, which its mask would replace; choose"):
+        run(bright(), [source], Outputs(tmp_path, form))
+    assert source.read_bytes() == before
+    run(bright(), [source], Outputs(tmp_path, "tiff" if form == "png" else "png"))
+    assert source.read_bytes() == before
+
+
 def test_a_place_that_cannot_be_written(tmp_path: Path) -> None:
     source = save(tmp_path / "x.png", noise(4, 5))
-    with pytest.raises(OutputError, match=r"x\.png: cannot be written \(.+\)\. Free some space or choose another folder"):
+    with pytest.raises(
+        OutputError, match=r"x\.png: cannot be written \(.+\)\. Free some space or choose another folder"
+    ):
         run(bright(), [source], Outputs(source / "masks"))
 
 

@@ -17,7 +17,8 @@ CPU = Machine(cores=2, memory=24 << 30, device="cpu", fast_bf16=False)
 
 
 @pytest.mark.parametrize(
-    ("name", "kind", "channels", "count"), [("em", "binary", 1, 2), ("nuclei", "instances", 3, 2), ("camvid", "index", 3, 11)]
+    ("name", "kind", "channels", "count"),
+    [("em", "binary", 1, 2), ("nuclei", "instances", 3, 2), ("camvid", "index", 3, 11)],
 )
 def test_the_kind_of_labels_is_seen_from_the_masks_alone(
     real_data: Path, tmp_path: Path, name: str, kind: str, channels: int, count: int

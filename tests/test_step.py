@@ -323,4 +323,3 @@ def test_a_sampler_draws_from_every_page_and_knows_who_has_a_class(surveyed: Sur
     assert [sample for sample, _ in sampler.store.samples] == [fact.sample for fact in facts]
     owners = [[index for index, fact in enumerate(facts) if fact.class_counts[value]] for value in range(3)]
     assert sampler._owners == [row for row in owners if row]
-

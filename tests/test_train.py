@@ -177,7 +177,9 @@ def test_sigkill_anywhere_then_resume_gives_the_same_bits(data: Path, tmp_path: 
     out = tmp_path / "killed"
     more: list[str] = []
     for wait in (0.3, 0.9):  # after the first checkpoint is there; anywhere inside a step or a write
-        process = subprocess.Popen(train_command(data, out, *more), stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+        process = subprocess.Popen(
+            train_command(data, out, *more), stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL
+        )
         before = (out / STATE_FILE).stat().st_mtime_ns if (out / STATE_FILE).exists() else None
         deadline = time.monotonic() + 90
         while not (out / STATE_FILE).exists() or (out / STATE_FILE).stat().st_mtime_ns == before:
@@ -277,11 +279,15 @@ def test_init_starts_from_another_runs_weights(data: Path, make_dataset: MakeDat
 def test_a_diverging_training_stops_with_advice(data: Path, tmp_path: Path) -> None:
     overrides = small(optimizer="sgd", rate=1e30, clip=0.0, warmup=0.0, momentum=0.0, steps_per_epoch=20)
     overrides["model"]["norm"] = "none"
-    with pytest.raises(SettingError, match=r"train\.rate = 1e\+30: the loss became \S+ at step \d+; the training diverged"):
+    with pytest.raises(
+        SettingError, match=r"train\.rate = 1e\+30: the loss became \S+ at step \d+; the training diverged"
+    ):
         train(data, tmp_path / "run", overrides, epochs=1)
 
 
-@pytest.mark.parametrize("setting", [{"train": {"recipe": "paper"}}, {"loss": {"border": 10.0}}], ids=["paper", "border"])
+@pytest.mark.parametrize(
+    "setting", [{"train": {"recipe": "paper"}}, {"loss": {"border": 10.0}}], ids=["paper", "border"]
+)
 def test_border_weights_and_the_papers_recipe(
     make_dataset: MakeDataset, tmp_path: Path, setting: dict[str, dict[str, Any]]
 ) -> None:
@@ -300,7 +306,13 @@ def test_border_weights_and_the_papers_recipe(
 
 def test_bfloat16_trains_too(data: Path, tmp_path: Path) -> None:
     listener = Listener()
-    train(data, tmp_path / "run", small(precision="bf16-mixed", steps_per_epoch=30, rate=0.01), epochs=1, callbacks=listener)
+    train(
+        data,
+        tmp_path / "run",
+        small(precision="bf16-mixed", steps_per_epoch=30, rate=0.01),
+        epochs=1,
+        callbacks=listener,
+    )
     assert np.mean(listener.losses[-5:]) < 0.7 * listener.losses[0]
     assert all(tensor.dtype != torch.bfloat16 for tensor in load_file(tmp_path / "run" / MODEL_FILE).values())
 

@@ -254,7 +254,9 @@ def _check(config: Config) -> None:
                 f"data.{key}: has {len(getattr(config.data, key))} figures for {config.data.channels} channels."
             )
     if config.data.labels == "binary" and len(set(config.data.values)) != 2:
-        raise SettingError(f"data.values = {config.data.values}: binary labels have two values, of class 0 and class 1.")
+        raise SettingError(
+            f"data.values = {config.data.values}: binary labels have two values, of class 0 and class 1."
+        )
     if config.loss.cross_entropy == 0 and config.loss.dice == 0:
         raise SettingError("loss.cross_entropy and loss.dice: both are 0, so there is nothing to minimise.")
     if config.loss.border and config.loss.cross_entropy == 0:

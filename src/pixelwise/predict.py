@@ -21,7 +21,7 @@ from pixelwise.data.sampling import resize
 from pixelwise.data.targets import objects
 from pixelwise.data.writers import write_image, write_mask, write_probabilities
 from pixelwise.engines import Engine, make_engine
-from pixelwise.errors import DataError, ModelError, SettingError
+from pixelwise.errors import DataError, ModelError, OutputError, SettingError
 from pixelwise.geometry import Geometry
 from pixelwise.pictures import overlay, to_display
 from pixelwise.tiling import plan_tiles
@@ -308,7 +308,7 @@ def predict_files(
         progress: is called with (done, all, pixels done).
 
     Raises:
-        DataError: there is nothing to predict. OutputError: the folder cannot be written.
+        DataError: there is nothing to predict. OutputError: the folder cannot be written, or is that of the images.
     """
     jobs = _name_jobs(find_inputs(inputs))
     summary = Summary()
@@ -334,6 +334,8 @@ def _predict_file(predictor: Predictor, job: _Job, outputs: Outputs, axes: str |
     masks = np.stack([values.argmax(0).astype(np.uint8) for values in logits])
     suffix = ".png" if outputs.format == "png" and len(pages) == 1 else ".tif"
     target = _below(outputs.folder, job.name, suffix)
+    if target.exists() and target.samefile(job.source):
+        raise OutputError(f"{target}: is the image itself, which its mask would replace; choose another folder.")
     write_mask(target, _flat(masks), predictor.classes.palette)
     entry: dict[str, str | int] = {
         "input": str(job.source),

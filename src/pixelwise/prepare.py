@@ -19,7 +19,7 @@ from pixelwise.config import Config, Overrides, read_config
 from pixelwise.data.doctor import ImageFacts, Survey, survey
 from pixelwise.data.folder import DataSet, open_dataset
 from pixelwise.data.labels import LabelRule
-from pixelwise.errors import ModelError, OutputError, RunError, SettingError
+from pixelwise.errors import DataError, ModelError, OutputError, RunError, SettingError
 from pixelwise.files import cannot_write, write_json, write_text
 from pixelwise.models import UNet
 from pixelwise.plan import Machine, make_plan
@@ -46,13 +46,22 @@ def prepare(
     dataset = _open(data, known, overrides or {})
     rule = LabelRule.from_settings(known.data) if known else None
     surveyed = survey(dataset, rule, allow, ("train", "val"), progress)
-    surveyed.dataset.split("val")
     config = known or make_plan(surveyed, machine, overrides, minutes, epochs, seed)
     meant = LabelRule.from_settings(config.data)
     if meant != surveyed.rule:  # the user says otherwise: do the masks agree?
         surveyed = survey(dataset, meant, allow, ("train", "val"), progress)
+    _require_labels(surveyed)
     _try_network(config, surveyed)
     return config, surveyed
+
+
+def _require_labels(surveyed: Survey) -> None:
+    """Refuse a split that is empty, or in which no pixel counts."""
+    for split in ("train", "val"):
+        if not any(fact.row_counts.any() for fact in surveyed.of(split)):
+            raise DataError(
+                f"{surveyed.dataset.root}: every pixel of the split '{split}' is ignored, so none is labelled."
+            )
 
 
 def check_folder(out: Path, resume: bool, force: bool) -> None:

@@ -19,7 +19,12 @@ from pixelwise.models import MODELS, build
 from pixelwise.tiling import plan_tiles
 
 SMALL: dict[str, list[dict[str, Any]]] = {
-    "unet": [{"width": 4, "depth": 2}, {"width": 4, "depth": 1, "stem": 4}, {"width": 4, "depth": 3, "norm": "group"}, {"width": 4, "depth": 2, "stem": 2, "residual": True}]
+    "unet": [
+        {"width": 4, "depth": 2},
+        {"width": 4, "depth": 1, "stem": 4},
+        {"width": 4, "depth": 3, "norm": "group"},
+        {"width": 4, "depth": 2, "stem": 2, "residual": True},
+    ]
 }
 FORMS = [pytest.param(name, form, id=f"{name}-{form}") for name, forms in SMALL.items() for form in forms]
 every_form = pytest.mark.parametrize(("name", "form"), FORMS)
