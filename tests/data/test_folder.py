@@ -87,6 +87,14 @@ def test_the_split_is_the_hash_and_nothing_else(tmp_path: Path) -> None:
     assert len(dataset.samples) == 300
 
 
+def test_the_borders_lie_at_70_and_85_percent(tmp_path: Path) -> None:
+    names = [f"n{number}" for number in range(20_000)]
+    close = [name for name in names if min(abs(literal_hash(name) - border) for border in (0.7, 0.85)) < 0.001]
+    assert {literal_place(name) for name in close} == set(SPLITS)
+    places = place_of(open_dataset(touch(tmp_path, [f"{name}.png" for name in close])))
+    assert places == {name: literal_place(name) for name in close}
+
+
 @settings(deadline=None, max_examples=20)
 @given(st.sets(st.sampled_from(STEMS), min_size=12, max_size=40), st.sets(st.sampled_from(STEMS), max_size=40))
 def test_no_image_moves_when_others_are_added(first: set[str], added: set[str]) -> None:
