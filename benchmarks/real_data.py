@@ -79,7 +79,7 @@ def picture(name: str, run: Path) -> None:
 def table() -> str:
     """A Markdown table of everything recorded."""
     rows = ["| set | seed | minutes | epochs | mean IoU | bar | IoU of each class |", "|---|---|---|---|---|---|---|"]
-    for path in sorted(RESULTS.glob("*.json")):
+    for path in sorted(path for name in MINUTES for path in RESULTS.glob(f"{name}-*.json")):
         record = json.loads(path.read_text(encoding="utf-8"))
         classes = ", ".join(f"{name} {iou:.3f}" for name, iou in record["classes"].items() if iou is not None)
         rows.append(
