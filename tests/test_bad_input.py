@@ -373,7 +373,7 @@ def test_a_checkpoint_of_another_version(data: Path, copied: Path, tmp_path: Pat
     path = copied / "model.safetensors"
     save_file(load_file(path), path, metadata={"format": "pixelwise", "version": "7", "content": "{}"})
     for command in commands(copied, data):
-        refused(tmp_path, command, f"{path}: is a checkpoint of version 7; this pixelwise reads version 1")
+        refused(tmp_path, command, f"{path}: is a checkpoint of version 7; this pixelwise reads version 2")
 
 
 def test_a_truncated_checkpoint(data: Path, copied: Path, tmp_path: Path) -> None:

@@ -88,7 +88,7 @@ def test_the_file_is_a_json_header_and_raw_numbers_and_nothing_else(tmp_path: Pa
     (length,) = struct.unpack("<Q", content[:8])
     header = json.loads(content[8 : 8 + length])
     told = header.pop("__metadata__")
-    assert told == {"format": "pixelwise", "version": "1", "content": '{"step": 1}'}
+    assert told == {"format": "pixelwise", "version": "2", "content": '{"step": 1}'}
     assert header.keys() == tensors.keys()
     body, used = content[8 + length :], 0
     for name, entry in header.items():
@@ -155,23 +155,23 @@ def test_weights_of_another_program_are_refused(model_file: Path, metadata: dict
         checkpoint.load(model_file)
 
 
-@pytest.mark.parametrize("version", ["0", "2", "1.0"])
+@pytest.mark.parametrize("version", ["0", "1", "2.0"])
 def test_another_version_is_refused(model_file: Path, version: str) -> None:
     rewrite(model_file, {"format": "pixelwise", "version": version, "content": "{}"})
-    message = rf"model\.safetensors: is a checkpoint of version {version}; this pixelwise reads version 1\. Use the"
+    message = rf"model\.safetensors: is a checkpoint of version {version}; this pixelwise reads version 2\. Use the"
     with pytest.raises(RunError, match=message):
         checkpoint.load(model_file)
 
 
 def test_a_version_that_is_missing_is_refused(model_file: Path) -> None:
     rewrite(model_file, {"format": "pixelwise", "content": "{}"})
-    with pytest.raises(RunError, match="of version None; this pixelwise reads version 1"):
+    with pytest.raises(RunError, match="of version None; this pixelwise reads version 2"):
         checkpoint.load(model_file)
 
 
 @pytest.mark.parametrize("more", [{}, {"content": "{not json"}])
 def test_metadata_that_cannot_be_read_are_refused(model_file: Path, more: dict[str, str]) -> None:
-    rewrite(model_file, {"format": "pixelwise", "version": "1", **more})
+    rewrite(model_file, {"format": "pixelwise", "version": "2", **more})
     with pytest.raises(RunError, match="is not a readable checkpoint"):
         checkpoint.load(model_file)
 
@@ -200,7 +200,7 @@ def test_a_model_comes_back_whole(tmp_path: Path) -> None:
 )
 def test_settings_that_make_no_network_are_refused(model_file: Path, change: dict[str, Any], message: str) -> None:
     config = {**make_settings().model_dump(mode="json"), **change}
-    rewrite(model_file, {"format": "pixelwise", "version": "1", "content": json.dumps({"config": config})})
+    rewrite(model_file, {"format": "pixelwise", "version": "2", "content": json.dumps({"config": config})})
     with pytest.raises(
         RunError, match=rf"model\.safetensors: its settings are not usable here: .*{re.escape(message)}"
     ):

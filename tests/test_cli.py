@@ -15,11 +15,11 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner, Result
 
-from pixelwise import cli
+from pixelwise import cli, terminal
 from pixelwise.config import read_config
 from pixelwise.data.readers import read_image, read_mask
 
-COMMANDS = {"train", "plan", "evaluate", "predict", "demo"}
+COMMANDS = {"train", "plan", "evaluate", "predict", "verify-seams", "demo"}
 TINY = (
     "--epochs", "1", "--device", "cpu", "--set", "train.steps_per_epoch=2", "--set", "model.width=4",
     "--set", "model.depth=2", "--set", "train.batch=2", "--set", "train.patch=[32,32]",
@@ -267,7 +267,7 @@ def test_predict_tells_people_where_the_masks_are(tmp_path: Path, trained: Calla
     pattern = str(data / "test" / "images" / "*.png")
     options = ("--format", "tiff", "--engine", "torch", "--device", "cpu")
     shown = done("predict", run, pattern, "--out", tmp_path / "masks", *options)
-    assert re.fullmatch(rf"2 masks in {tmp_path / 'masks'}, \d+\.\d\d megapixels a second\n", shown.stdout)
+    assert re.fullmatch(rf"2 masks in {tmp_path / 'masks'}, \d+\.\d\d megapixels a second by torch\n", shown.stdout)
     assert sorted(path.suffix for path in (tmp_path / "masks").iterdir()) == [".tif", ".tif"]
 
 
@@ -341,14 +341,14 @@ class Terminal(io.StringIO):
 def test_progress_is_plain_lines_where_there_is_no_terminal(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cli, "PLAIN_SECONDS", 0.0)
+    monkeypatch.setattr(terminal, "PLAIN_SECONDS", 0.0)
     shown = done("train", data, "--out", tmp_path / "run", *TINY)
     line = r"training: \d+%  epoch 1, step \d, loss \d+\.\d{3}, \d+\.\d steps/s  (\d+ min )?\d+ s left"
     assert len(re.findall(f"^{line}$", shown.stderr, re.MULTILINE)) == 2
 
 
 def test_progress_lines_do_not_come_too_often(capsys: pytest.CaptureFixture[str]) -> None:
-    with cli.Progress("working", quiet=False) as progress:
+    with terminal.Progress("working", quiet=False) as progress:
         for step in range(100):
             progress.count(step, 100)
     assert capsys.readouterr().err == ""
@@ -358,7 +358,7 @@ def test_progress_is_a_bar_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(sys, "stderr", Terminal())
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setenv("COLUMNS", "120")
-    with cli.Progress("working", quiet=False) as progress:
+    with terminal.Progress("working", quiet=False) as progress:
         progress.count(3, 4)
         progress.note("a [line] that stays")
     shown = sys.stderr.getvalue()  # type: ignore[attr-defined]
@@ -369,7 +369,7 @@ def test_progress_is_a_bar_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_quiet_shows_no_bar_either(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stderr", Terminal())
-    with cli.Progress("working", quiet=True) as progress:
+    with terminal.Progress("working", quiet=True) as progress:
         progress.show(0.5, "half")
         progress.note("a line")
     assert sys.stderr.getvalue() == ""  # type: ignore[attr-defined]

@@ -6,45 +6,95 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.nn import functional
 
 from pixelwise.errors import DataError, SettingError
+from pixelwise.geometry import round_up
 from pixelwise.models import UNet
-from pixelwise.tiling import Tile, plan_tiles
+from pixelwise.tiling import Tile, plan_overlapping_tiles, plan_tiles, plan_unpadded_tiles
 
 SIZES = st.integers(1, 120)
 
 
-@given(SIZES, SIZES, st.integers(1, 5), st.sampled_from([1, 2, 4, 16]), st.integers(0, 50))
-@settings(deadline=None, max_examples=50)
-def test_a_plan(height: int, width: int, strides: int, stride: int, margin: int) -> None:
+@given(SIZES, SIZES, st.integers(1, 5), st.sampled_from([1, 2, 4, 16]), st.integers(0, 50), st.booleans())
+@settings(deadline=None, max_examples=100)
+def test_a_plan(height: int, width: int, strides: int, stride: int, margin: int, any_size: bool) -> None:
     owners = np.zeros((height, width), int)
-    for tile in plan_tiles(height, width, strides * stride, stride, margin):
+    plan = plan_tiles(height, width, strides * stride, stride, margin, any_size)
+    for tile in plan.tiles:
         owners[tile.owned] += 1
-        for start, end, read_start, read_end, size in (
-            (tile.y0, tile.y1, tile.read_y0, tile.read_y1, height),
-            (tile.x0, tile.x1, tile.read_x0, tile.read_x1, width),
-        ):
-            assert start % stride == read_start % stride == 0
+        y0, y1, x0, x1 = tile.window
+        for start, end, first, last, size in ((tile.y0, tile.y1, y0, y1, height), (tile.x0, tile.x1, x0, x1, width)):
+            padded = size if any_size else round_up(size, stride)
+            assert start % stride == first % stride == 0
             assert 0 < end - start <= strides * stride
-            # The margin is there on both sides, or the image ends; it is less than a stride too wide.
-            assert read_start == 0 or margin <= start - read_start < margin + stride
-            assert read_end == size or (read_end % stride == 0 and margin <= read_end - end < margin + stride)
-            assert 0 <= read_start <= start < end <= read_end <= size
+            # The margin is there on both sides, or the image ends.
+            assert first == 0 or margin <= start - first
+            assert last == padded or (last % stride == 0 and margin <= last - end)
+            assert 0 <= first <= start < end <= last <= padded
+            assert last - first <= min(padded, end - start + 2 * (margin + 2 * stride) + strides * stride)
+        shape = tile.window_height, tile.window_width
+        assert any_size or shape == plan.window_shape
     assert (owners == 1).all()
+    assert plan.window_pixels >= height * width
 
 
 @given(SIZES, SIZES, st.integers(1, 5), st.integers(0, 40))
 @settings(deadline=None, max_examples=30)
 def test_cutting_and_stitching_gives_the_image_back(height: int, width: int, strides: int, margin: int) -> None:
     image = np.random.default_rng(0).integers(0, 256, (height, width))
+    padded = np.pad(image, ((0, 8), (0, 8)), mode="edge")
     copy = np.full_like(image, -1)
-    for tile in plan_tiles(height, width, strides * 8, 8, margin):
-        copy[tile.owned] = image[tile.read][tile.inside]
+    for tile in plan_tiles(height, width, strides * 8, 8, margin).tiles:
+        y0, y1, x0, x1 = tile.window
+        copy[tile.owned] = padded[y0:y1, x0:x1][tile.inside(0)]
     np.testing.assert_array_equal(copy, image)
 
 
 def test_one_tile_holds_a_small_image() -> None:
-    assert plan_tiles(1, 1, tile=64, stride=16, margin=94) == [Tile(0, 1, 0, 1, 0, 1, 0, 1)]
+    assert plan_tiles(1, 1, tile=64, stride=16, margin=94).tiles == (Tile(0, 1, 0, 1, 0, 0, 16, 16),)
+    assert plan_tiles(1, 1, None, stride=16, margin=94).window_shape == (16, 16)
+
+
+def test_border_tiles_have_a_margin_on_one_side_alone() -> None:
+    plan = plan_tiles(2048, 2048, tile=1024, stride=16, margin=94)
+    assert (len(plan.tiles), plan.window_shape) == (4, (1120, 1120))
+
+
+@given(SIZES, SIZES, st.integers(1, 5), st.integers(0, 9))
+@settings(deadline=None, max_examples=50)
+def test_a_plan_without_padding(height: int, width: int, strides: int, spare: int) -> None:
+    """Logits of windows that lose `margin` on each side cover what the tiles own."""
+    margin, stride = 6, 4
+    owners = np.zeros((height, width), int)
+    plan = plan_unpadded_tiles(height, width, strides * stride, stride, margin, lambda n: n + 2 * margin + spare)
+    assert (plan.lost, plan.border) == (margin, "reflect")
+    for tile in plan.tiles:
+        owners[tile.owned] += 1
+        assert (tile.window_height, tile.window_width) == plan.window_shape
+        logits = np.zeros((tile.window_height - 2 * margin, tile.window_width - 2 * margin))
+        assert logits[tile.inside(margin)].shape == (tile.y1 - tile.y0, tile.x1 - tile.x0)
+        assert tile.y0 % stride == tile.x0 % stride == 0
+        assert tile.window_y == tile.y0 - margin
+    assert (owners == 1).all()
+
+
+@given(st.integers(1, 400), st.integers(1, 400), st.integers(1, 6), st.sampled_from([1, 4, 16]))
+@settings(deadline=None, max_examples=100)
+def test_a_plan_with_overlaps(height: int, width: int, strides: int, stride: int) -> None:
+    owners = np.zeros((height, width), int)
+    plan = plan_overlapping_tiles(height, width, strides * stride, stride)
+    assert plan.overlap % stride == 0
+    assert plan.overlap >= strides * stride / 4
+    starts = {tile.window_y for tile in plan.tiles}
+    for tile in plan.tiles:
+        owners[tile.owned] += 1
+        y0, y1, x0, x1 = tile.window
+        assert y0 <= tile.y0 < tile.y1 <= y1
+        assert x0 <= tile.x0 < tile.x1 <= x1
+        assert (tile.window_height, tile.window_width) == plan.window_shape
+        assert y1 >= height or y1 - plan.overlap in starts  # neighbours share the overlap
+    assert (owners == 1).all()
 
 
 @pytest.mark.parametrize(
@@ -66,8 +116,10 @@ def tiled(network: nn.Module, images: Tensor, tile: int, margin: int) -> Tensor:
     """What the network gives tile by tile."""
     height, width = images.shape[-2:]
     logits = torch.full((images.shape[0], network.num_classes, height, width), torch.nan, dtype=images.dtype)
-    for part in plan_tiles(height, width, tile, network.geometry.stride, margin):
-        logits[..., *part.owned] = network(images[..., *part.read])[..., *part.inside]
+    padded = functional.pad(images, (0, 64, 0, 64), mode="replicate")
+    for part in plan_tiles(height, width, tile, network.geometry.stride, margin).tiles:
+        y0, y1, x0, x1 = part.window
+        logits[..., *part.owned] = network(padded[..., y0:y1, x0:x1])[..., *part.inside(0)]
     return logits
 
 

@@ -17,9 +17,10 @@ from safetensors.torch import load_file
 
 from pixelwise import checkpoint
 from pixelwise.api import load
+from pixelwise.checkpoint import MODEL_FILE
 from pixelwise.config import Overrides
 from pixelwise.errors import OutputError, RunError, SettingError
-from pixelwise.train import MODEL_FILE, STATE_FILE, Clock, Result, Silent, StepReport, train
+from pixelwise.train import STATE_FILE, Clock, Result, Silent, StepReport, train
 
 MakeDataset = Callable[..., Path]
 

@@ -1,32 +1,39 @@
 """The Python interface: `pw.train`, `pw.load`, `Run`."""
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from torch import nn
 
 from pixelwise import checkpoint
+from pixelwise.checkpoint import MODEL_FILE
 from pixelwise.classes import ClassMap
 from pixelwise.config import SECTIONS, Config, Overrides, check_names
 from pixelwise.data.doctor import survey
 from pixelwise.data.folder import DataSet, open_dataset
 from pixelwise.data.labels import LabelRule
 from pixelwise.data.readers import read_image
+from pixelwise.engines import choose_engine
 from pixelwise.errors import DataError, SettingError, near
 from pixelwise.evaluate import Score, chosen_scores, evaluate, output_folder, read_truth
 from pixelwise.files import write_json
+from pixelwise.inference import TileSize
 from pixelwise.pictures import to_display
 from pixelwise.plan import pick_device
-from pixelwise.predict import Predictor, Tile
-from pixelwise.report.html import Case, write_report
-from pixelwise.train import MODEL_FILE, Result
-from pixelwise.train import train as train_run
+from pixelwise.predict import Predictor
+
+if TYPE_CHECKING:  # a training's and a report's libraries take seconds and memory, so they are imported when needed
+    from pixelwise.report.html import Case
+    from pixelwise.train import Result
 
 Progress = Callable[[int, int], None]
+COMPILED = "compiled"  # in a run's folder
 
 
 @dataclass(frozen=True)
@@ -47,17 +54,49 @@ class Run:
         """Names and colours of the classes."""
         return ClassMap(tuple(self.config.data.classes), tuple(self.config.data.colors))
 
-    def predictor(self, device: str = "auto", engine: str = "auto", tile: Tile = "auto") -> Predictor:
-        """The network with its preprocessing, on a device."""
-        return Predictor(self.network, self.config, pick_device(device), engine, tile)
+    def predictor(
+        self,
+        device: str = "auto",
+        engine: str = "auto",
+        tile: TileSize = "auto",
+        views: str = "none",
+        limit: int | None = None,
+    ) -> Predictor:
+        """The network with its preprocessing, on a device; the compiled network is kept beside the run.
 
-    def predict(self, image: np.ndarray | str | Path, *, device: str = "auto", tile: Tile = "auto") -> np.ndarray:
+        Arguments as of `Predictor`.
+        """
+        cache = self.path / COMPILED
+        chosen = choose_engine(engine, self.network, pick_device(device))
+        if limit is not None and chosen != "torch" and not any(cache.glob("*.onnx")):
+            self._export_elsewhere(engine)
+        return Predictor(self.network, self.config, pick_device(device), engine, tile, views, cache, limit)
+
+    def _export_elsewhere(self, engine: str) -> None:
+        """Export the network in a process of its own, whose memory is free again when it ends.
+
+        If that fails, this process does it, or says why it cannot.
+        """
+        code = "import sys; from pixelwise.api import load; load(sys.argv[1]).predictor('cpu', sys.argv[2])"
+        subprocess.run([sys.executable, "-c", code, str(self.path), engine], capture_output=True, check=False)
+
+    def predict(
+        self,
+        image: np.ndarray | str | Path,
+        *,
+        device: str = "auto",
+        engine: str = "auto",
+        tile: TileSize = "auto",
+        views: str = "none",
+    ) -> np.ndarray:
         """Label an image.
 
         Args:
             image: H x W or H x W x C of any type as it comes from a camera, or the path of an image file.
             device: auto, cpu, cuda, mps.
+            engine: auto, torch, openvino, onnxruntime.
             tile: "auto", None for the whole image at once, or the side of a tile.
+            views: test-time augmentation: none, flips, turns.
 
         Returns:
             H x W uint8 class indices (P x H x W for a file of P > 1 pages).
@@ -65,7 +104,7 @@ class Run:
         Raises:
             DataError, ModelError: the image cannot be used; the message says why.
         """
-        predictor = self.predictor(device, tile=tile)
+        predictor = self.predictor(device, engine, tile, views)
         if isinstance(image, np.ndarray):
             if image.ndim not in (2, 3) or image.size == 0:
                 raise DataError(f"the image has the shape {image.shape}; H x W or H x W x C is expected.")
@@ -99,6 +138,8 @@ class Run:
         Raises:
             DataError: the split is empty, or its files cannot be used.
         """
+        from pixelwise.report.html import write_report
+
         dataset = open_dataset(Path(data), self.config.data.folds, self.config.data.fold)
         name = choose_split(dataset, split)
         rule = LabelRule.from_settings(self.config.data)
@@ -129,7 +170,9 @@ class Run:
             return []
         return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line]
 
-    def _case(self, predictor: Predictor, score: Score, rule: LabelRule, axes: str | None) -> Case:
+    def _case(self, predictor: Predictor, score: Score, rule: LabelRule, axes: str | None) -> "Case":
+        from pixelwise.report.html import Case
+
         truth = read_truth(score.sample, rule, axes)[score.page]
         prediction = predictor.labels(truth.image)
         return Case(score.name, to_display(truth.image), truth.labels, prediction, score.mean_iou)
@@ -172,7 +215,7 @@ def load(path: str | Path) -> Run:
     return Run(folder, network, config, facts)
 
 
-def train(data: str | Path, out: str | Path, **settings: Any) -> Result:
+def train(data: str | Path, out: str | Path, **settings: Any) -> "Result":
     """Train on a data set; `pw.load(out)` opens the result.
 
     Args:
@@ -184,6 +227,8 @@ def train(data: str | Path, out: str | Path, **settings: Any) -> Result:
     Raises:
         PixelwiseError: bad data or settings.
     """
+    from pixelwise.train import train as train_run
+
     options = ("minutes", "epochs", "seed", "init", "resume", "force", "allow", "device", "callbacks")
     chosen = {key: value for key, value in settings.items() if key in options}
     overrides: Overrides = {}

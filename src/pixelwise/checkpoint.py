@@ -4,6 +4,7 @@
 resume needs. Both are single files, renamed when whole, so that they are never half of one moment and half of another.
 """
 
+import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,7 +21,8 @@ from pixelwise.files import write_with
 from pixelwise.models import build
 
 FORMAT = "pixelwise"
-VERSION = 1
+MODEL_FILE = "model.safetensors"  # in a run's folder
+VERSION = 2
 
 
 def save(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
@@ -83,6 +85,15 @@ def build_network(config: Config) -> nn.Module:
 def save_model(path: Path, network: nn.Module, config: Config, facts: Mapping[str, Any]) -> None:
     """Write a network's weights with the config that builds it and some facts about the training."""
     save(path, network.state_dict(), {"config": config.model_dump(mode="json"), **facts})
+
+
+def fingerprint(network: nn.Module, config: Config) -> str:
+    """A hash of all that a prediction depends on: the weights, the network's and the data's settings."""
+    digest = hashlib.sha256(json.dumps([config.model.model_dump(), config.data.model_dump()]).encode())
+    for name, tensor in network.state_dict().items():
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]
 
 
 def load_model(path: Path) -> tuple[nn.Module, Config, dict[str, Any]]:

@@ -12,13 +12,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from pixelwise.errors import PixelwiseError
+from pixelwise.terminal import Progress, TrainingProgress
 
 if TYPE_CHECKING:
     from pixelwise.config import Config
-    from pixelwise.train import StepReport
 
 DONE, OUR_FAILURE, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
-PLAIN_SECONDS = 5.0  # between progress lines where there is no terminal
 
 app = typer.Typer(
     name="pixelwise",
@@ -43,6 +42,15 @@ Allow = Annotated[
     typer.Option(metavar="CODE", help="Leave out files with this problem instead of stopping."),
 ]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")]
+Engine = Annotated[str, typer.Option(help="auto (the fastest that is there), torch, openvino or onnxruntime.")]
+TileSide = Annotated[
+    int | None, typer.Option(min=1, help="Side of a tile; default: the whole image, or large tiles of a large one.")
+]
+MaxRam = Annotated[
+    str | None,
+    typer.Option(metavar="SIZE", help="Memory that the process may hold, as 2GiB; default: most of what is free."),
+]
+Axes = Annotated[str | None, typer.Option(help="Axes of TIFF stacks and Zarrs whose metadata do not tell: ZYX.")]
 
 
 def main() -> None:
@@ -64,7 +72,7 @@ def guarded(command: Callable[..., None]) -> Callable[..., None]:
             print(f"error: {error}", file=sys.stderr)
             raise typer.Exit(BAD_INPUT) from None
         except KeyboardInterrupt:
-            print("interrupted (a training goes on with --resume)", file=sys.stderr)
+            print("interrupted (train and predict go on with --resume)", file=sys.stderr)
             raise typer.Exit(INTERRUPTED) from None
         except BrokenPipeError:
             raise typer.Exit(DONE) from None
@@ -79,125 +87,6 @@ def guarded(command: Callable[..., None]) -> Callable[..., None]:
             raise typer.Exit(OUR_FAILURE) from None
 
     return run
-
-
-class Progress:
-    """A bar on a terminal; elsewhere a plain line every few seconds; nothing when quiet. All of it on stderr."""
-
-    def __init__(self, title: str, quiet: bool) -> None:
-        self._title = title
-        self._quiet = quiet
-        self._bar: Any = None
-        self._task: Any = None
-        self._last = time.monotonic()
-        self._first = self._last
-        if not quiet and sys.stderr.isatty():
-            self._bar = _rich_bar()
-
-    def __enter__(self) -> "Progress":
-        if self._bar is not None:
-            self._bar.start()
-            self._task = self._bar.add_task(self._title, total=1.0, text="")
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        if self._bar is not None:
-            self._bar.stop()
-
-    def show(self, done: float, text: str) -> None:
-        """Progress of 0 .. 1 and what to say about it."""
-        if self._bar is not None:
-            self._bar.update(self._task, completed=done, text=text)
-        elif not self._quiet and time.monotonic() - self._last >= PLAIN_SECONDS:
-            self._last = time.monotonic()
-            left = (self._last - self._first) * (1 - done) / max(done, 1e-6)
-            print(
-                f"{self._title}: {100 * done:.0f}%  {text}  {_duration(left)} left",
-                file=sys.stderr,
-                flush=True,
-            )
-
-    def note(self, text: str) -> None:
-        """A line that stays."""
-        if not self._quiet:
-            (self._bar.console.print if self._bar is not None else _to_stderr)(text)
-
-    def count(self, done: int, total: int) -> None:
-        """Progress as a number of files."""
-        rate = done / max(time.monotonic() - self._first, 1e-6)
-        self.show(done / max(total, 1), f"{done} of {total} files, {rate:.1f} a second")
-
-
-def _to_stderr(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
-
-
-def _rich_bar() -> Any:
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        TaskProgressColumn,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
-    from rich.progress import Progress as Bar
-
-    console = Console(stderr=True, highlight=False, markup=False)
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TaskProgressColumn(),
-        TextColumn("{task.fields[text]}"),
-    )
-    return Bar(*columns, TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(), console=console)
-
-
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
-
-
-class TrainingProgress:
-    """Shows a training, and keeps what it said in the run's log."""
-
-    def __init__(self, progress: Progress, out: Path) -> None:
-        self._progress = progress
-        self._log = out / "log.txt"
-        self._waiting: list[str] = []
-        self._begin = time.monotonic()
-        self._first_step: int | None = None
-
-    def note(self, text: str) -> None:
-        """A line for people and for the log."""
-        self._progress.note(text)
-        self._write(text)
-
-    def surveyed(self, done: int, total: int) -> None:
-        """So many samples were checked."""
-        if done == total:
-            self._progress.note(f"checked {total} images and masks")
-
-    def stepped(self, report: "StepReport") -> None:
-        """A step is done."""
-        if self._first_step is None:
-            self._first_step, self._begin = report.step - 1, time.monotonic()
-        rate = (report.step - self._first_step) / max(time.monotonic() - self._begin, 1e-6)
-        text = f"epoch {report.epoch}, step {report.step}, loss {report.loss:.3f}, {rate:.1f} steps/s"
-        self._progress.show(min(report.progress, 1.0), text)
-
-    def validated(self, line: dict[str, Any]) -> None:
-        """An epoch is over."""
-        score = f", mean IoU {line['mean_iou']:.4f}" if "mean_iou" in line else ""
-        self.note(f"epoch {line['epoch']}: loss {line['loss']:.4f}{score}, {line['seconds']:.0f} s")
-
-    def _write(self, text: str) -> None:
-        """Append to log.txt as soon as the run's folder is there."""
-        self._waiting.append(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
-        if self._log.parent.is_dir():
-            with self._log.open("a", encoding="utf-8") as file:
-                file.writelines(self._waiting)
-            self._waiting.clear()
 
 
 def _print(as_json: bool, quiet: bool, value: dict[str, Any], lines: list[str]) -> None:
@@ -343,49 +232,123 @@ def predict(
     run: RunFolder,
     inputs: Annotated[list[str], typer.Argument(metavar="INPUT...", help="Image files, folders, glob patterns.")],
     out: Annotated[Path, typer.Option(help="Folder for the masks.")],
-    engine: Annotated[str, typer.Option(help="auto or torch.")] = "auto",
+    engine: Engine = "auto",
     device: Device = "auto",
-    tile: Annotated[
-        int | None, typer.Option(min=1, help="Side of a tile; default: tiles only for large images.")
-    ] = None,
-    file_format: Annotated[str, typer.Option("--format", help="png or tiff.")] = "png",
+    tile: TileSide = None,
+    max_ram: MaxRam = None,
+    file_format: Annotated[
+        str, typer.Option("--format", help="png, tiff or zarr; auto takes PNG where a mask is small.")
+    ] = "auto",
     probabilities: Annotated[
         bool, typer.Option("--probabilities", help="Write the classes' probabilities too.")
     ] = False,
+    probability_type: Annotated[str, typer.Option(help="uint8 (255 times the probability) or float16.")] = "uint8",
     overlay: Annotated[bool, typer.Option("--overlay", help="Write pictures of the masks over the images.")] = False,
-    axes: Annotated[str | None, typer.Option(help="Axes of TIFF stacks whose metadata do not tell: ZYX.")] = None,
+    tta: Annotated[str, typer.Option(help="Test-time augmentation: none, flips (4 runs) or turns (8 runs).")] = "none",
+    threshold: Annotated[
+        float | None, typer.Option(help="Probability that class 1 of 2 must reach; default: the likelier class.")
+    ] = None,
+    fill_holes: Annotated[int, typer.Option(min=0, help="Fill holes of at most so many pixels.")] = 0,
+    smallest_object: Annotated[int, typer.Option(min=0, help="Remove objects below so many pixels.")] = 0,
+    inside: Annotated[
+        Path | None, typer.Option(help="Predict where this mask is not 0; or a folder of masks named as the images.")
+    ] = None,
+    skip_background: Annotated[
+        bool, typer.Option("--skip-background", help="Take tiles of empty background, as of a slide, for class 0.")
+    ] = False,
+    axes: Axes = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the prediction in --out.")] = False,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Label images: the mask of a/b.tif is OUT/b.png."""
+    """Label images of any size: the mask of a/b.tif is OUT/b.png."""
+    from pixelwise import stream
     from pixelwise.api import load
-    from pixelwise.errors import SettingError, near
+    from pixelwise.canvas import Outputs
     from pixelwise.memory import peak_ram_bytes
-    from pixelwise.predict import Outputs, predict_files
+    from pixelwise.postprocess import PostProcess
 
-    if file_format not in ("png", "tiff"):
-        raise SettingError(f"--format {file_format}: is not a format; {near(file_format, ('png', 'tiff'))}")
-    predictor = load(run).predictor(device, engine, tile or "auto")
+    _check_choice("--format", file_format, ("auto", "png", "tiff", "zarr"))
+    _check_choice("--probability-type", probability_type, ("uint8", "float16"))
+    clean = PostProcess(threshold, fill_holes, smallest_object)
+    outputs = Outputs(
+        out, file_format, probabilities, overlay, probability_type, clean, inside, skip_background, resume  # type: ignore[arg-type]
+    )  # fmt: skip
+    predictor = load(run).predictor(device, engine, tile or "auto", tta, _bytes(max_ram))
     with Progress("predicting", quiet) as progress:
-        summary = predict_files(
-            predictor,
-            inputs,
-            Outputs(out, file_format, probabilities, overlay),  # type: ignore[arg-type]
-            axes,
-            lambda done, total, pixels: progress.count(done, total),
-        )
+        if predictor.runner.engine.note:
+            progress.note(predictor.runner.engine.note)
+        begin = time.monotonic()
+
+        def show(share: float, pixels: int) -> None:
+            rate = pixels / 1e6 / max(time.monotonic() - begin, 1e-6)
+            progress.show(share, f"{pixels / 1e6:,.1f} megapixels, {rate:.2f} a second")
+
+        summary = stream.predict_files(predictor, inputs, outputs, axes, stream.Progress(show, progress.note))
+    rate = summary.pixels / 1e6 / max(summary.seconds, 1e-9)
     value = {
         "outputs": summary.outputs,
         "failed": summary.failed,
-        "megapixels_per_second": summary.pixels / 1e6 / max(summary.seconds, 1e-9),
+        "engine": predictor.runner.engine.name,
+        "megapixels_per_second": rate,
         "peak_ram_bytes": peak_ram_bytes(),
     }
-    done = f"{len(summary.outputs)} masks in {out}, {value['megapixels_per_second']:.2f} megapixels a second"
+    done = f"{len(summary.outputs)} masks in {out}, {rate:.2f} megapixels a second by {value['engine']}"
+    if summary.finished_before:
+        done = f"{out}: was finished already, {len(summary.outputs)} masks"
     _print(as_json, quiet, value, [done])
     for failure in summary.failed:
         print(f"error: {failure['message']}", file=sys.stderr)
     if summary.failed:
         raise typer.Exit(BAD_INPUT)
+
+
+def _check_choice(option: str, value: str, choices: tuple[str, ...]) -> None:
+    from pixelwise.errors import SettingError, near
+
+    if value not in choices:
+        raise SettingError(f"{option} {value}: is not possible; {near(value, choices)}")
+
+
+def _bytes(size: str | None) -> int | None:
+    from pixelwise.memory import parse_size
+
+    return None if size is None else parse_size(size)
+
+
+@app.command(name="verify-seams", epilog="Example: pixelwise verify-seams runs/cells slide.tif --tile 512")
+@guarded
+def verify_seams(
+    run: RunFolder,
+    image: Annotated[Path, typer.Argument(metavar="IMAGE", help="An image file.")],
+    tile: TileSide = None,
+    engine: Engine = "auto",
+    device: Device = "auto",
+    max_ram: MaxRam = None,
+    axes: Axes = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Compare an image predicted by tiles with one plain forward of the whole image."""
+    from pixelwise import verify
+    from pixelwise.api import load
+
+    predictor = load(run).predictor(device, engine, tile or "auto", "none", _bytes(max_ram))
+    found = verify.verify_seams(predictor, image, tile or "auto", axes)
+    what = "the whole image" if found["whole"] else "the largest crop that fits the memory"
+    lines = [
+        f"{found['tiles']} tiles by {found['engine']}, against one forward of {what} "
+        f"({found['height']} x {found['width']})",
+        f"largest difference of the logits: {found['max_abs_difference']:.3g}, "
+        f"{found['max_relative_difference']:.3g} of the largest logit",
+        f"flipped pixels: {found['flipped_pixels']} (and {found['near_ties']} near-ties)",
+        f"stride {found['stride']}, halo {found['halo']}, margin {found['margin']}, "
+        + ("exact" if found["exact"] else f"not exact: {found['reason']}"),
+    ]
+    _print(as_json, quiet, found, lines)
+    if found["exact"] and (found["flipped_pixels"] or found["max_relative_difference"] > found["tolerance"]):
+        print("error: the tiles of a network that is exact differ; please report this.", file=sys.stderr)
+        raise typer.Exit(OUR_FAILURE)
 
 
 @app.command(epilog="Example: pixelwise demo --out demo")

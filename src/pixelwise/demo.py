@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from pixelwise.api import load
+from pixelwise.canvas import Outputs
 from pixelwise.data.cells import write_cells
 from pixelwise.errors import OutputError
-from pixelwise.predict import Outputs, predict_files
+from pixelwise.stream import predict_files
 from pixelwise.train import Callbacks, train
 
 MINUTES = 1.5

@@ -5,6 +5,7 @@ The operators are applied to the reach one after the other, as they are to the i
 whole network come out. Rows and columns behave alike, so one axis says it all.
 """
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -123,6 +124,14 @@ class Reach:
     def upsampling(self, factor: int) -> "Reach":
         """After anything that makes `factor` cells of one, as an up-convolution with kernel = stride."""
         return self._gather((cell // factor,) for cell in range(len(self.cells) * factor))
+
+    def bilinear(self, factor: int) -> "Reach":
+        """After bilinear upsampling with `align_corners=False`: each cell mixes the two whose centres are nearest."""
+        count = len(self.cells)
+        return self._gather(
+            {math.floor((2 * cell + 1 - factor) / (2 * factor)), math.ceil((2 * cell + 1 - factor) / (2 * factor))}
+            for cell in range(count * factor)
+        )
 
     def concatenation(self, other: "Reach") -> "Reach":
         """After joining with another map of the same size, by concatenation or sum."""

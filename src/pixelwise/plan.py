@@ -23,6 +23,7 @@ VARYING = 0.25  # spread of the images' contrast or level, relative to the mean 
 STEPS = 4000  # of a run whose length nobody set
 FEW_PIXELS = 200 * 256 * 256  # a smaller training set is learnt by heart within minutes
 FEW_DROPOUT = 0.3
+FEW_AVERAGE = 0.997
 FEW_AUGMENTATION = {
     "scale": 0.35,
     "elastic": 6.0,
@@ -180,6 +181,8 @@ class _Planner:
         if self.paper:
             self._plan_paper_training()
         self.default("train", "rate", 2e-3)
+        if self.few:
+            self.default("train", "average", FEW_AVERAGE)
         self.default("train", "precision", self._precision())
 
     def _plan_paper_training(self) -> None:

@@ -1,37 +1,42 @@
-"""Tiles of an image: which part each owns and which part it reads. Pure whole numbers, no torch.
+"""Tiles of an image: which part each owns and which window it reads. Pure whole numbers, no torch.
 
-Tiles sit on the network's stride grid and read their margin, so that what the network gives on a tile's owned
-part is what it gives there on the whole image. A read ends where the image ends: the borders of the image are
-the network's own borders.
+Tiles sit on the network's stride grid and read their margin, so that what the network gives on a tile's owned part
+is what it gives there on the whole image. The windows of a plan have one size, so that an engine prepares itself
+once; a window that would stick out of the image is moved inwards, so that the borders of the image stay the
+network's own borders.
 """
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from pixelwise.errors import DataError, SettingError
 from pixelwise.geometry import round_up
 
 Slices = tuple[slice, slice]
+Span = tuple[int, int, int, int]  # along one axis: owned start and end, window start and length
 
 
 @dataclass(frozen=True)
 class Tile:
     """One tile in pixels of the image; every interval holds its start and not its end.
 
-    Take `image[..., *tile.read]` through the network, then put `logits[..., *tile.inside]` at `tile.owned`.
+    The window may reach beyond the image: by less than a stride at the right and bottom where the network pads to its
+    stride, by the margin on all sides where it has no padding.
 
-    >>> tile = plan_tiles(100, 100, tile=32, stride=16, margin=10)[5]
-    >>> tile.owned, tile.inside
-    ((slice(32, 64, None), slice(32, 64, None)), (slice(16, 48, None), slice(16, 48, None)))
+    >>> tile = plan_tiles(100, 100, tile=32, stride=16, margin=10).tiles[5]
+    >>> tile.owned, tile.window
+    ((slice(32, 64, None), slice(32, 64, None)), (16, 80, 16, 80))
     """
 
-    y0: int  # the owned part: rows y0 to y1, columns x0 to x1
+    y0: int  # the owned part: rows y0 to y1, columns x0 to x1, within the image
     y1: int
     x0: int
     x1: int
-    read_y0: int  # the read window: the owned part and its margin, within the image
-    read_y1: int
-    read_x0: int
-    read_x1: int
+    window_y: int  # the first row and column that the network reads
+    window_x: int
+    window_height: int
+    window_width: int
 
     @property
     def owned(self) -> Slices:
@@ -39,60 +44,144 @@ class Tile:
         return slice(self.y0, self.y1), slice(self.x0, self.x1)
 
     @property
-    def read(self) -> Slices:
-        """Rows and columns of the image that the network needs for it."""
-        return slice(self.read_y0, self.read_y1), slice(self.read_x0, self.read_x1)
+    def window(self) -> tuple[int, int, int, int]:
+        """First and last row, first and last column (exclusive) that the network needs."""
+        y, x = self.window_y, self.window_x
+        return y, y + self.window_height, x, x + self.window_width
+
+    def inside(self, lost: int) -> Slices:
+        """Rows and columns of the owned part within the logits, which are `lost` pixels smaller on each side."""
+        y, x = self.window_y + lost, self.window_x + lost
+        return slice(self.y0 - y, self.y1 - y), slice(self.x0 - x, self.x1 - x)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The tiles of an image, row by row.
+
+    Take `window` of the image, extended beyond its border as `border` says, through the network, and put
+    `logits[..., *tile.inside(plan.lost)]` at `tile.owned`.
+    """
+
+    height: int  # of the image
+    width: int
+    tiles: tuple[Tile, ...]
+    tile: int | None  # the longest side of an owned part that was asked for; None: the whole image
+    lost: int = 0  # pixels that the logits are smaller than the window, on each side
+    border: str = "edge"  # or "reflect"
+    overlap: int = 0  # pixels that neighbouring windows share and blend; the tiles are approximate then
 
     @property
-    def inside(self) -> Slices:
-        """Rows and columns of the owned part within the read window."""
-        return (
-            slice(self.y0 - self.read_y0, self.y1 - self.read_y0),
-            slice(self.x0 - self.read_x0, self.x1 - self.read_x0),
-        )
+    def window_shape(self) -> tuple[int, int]:
+        """Height and width of every window, or of the largest."""
+        return self.tiles[0].window_height, self.tiles[0].window_width
+
+    @property
+    def window_pixels(self) -> int:
+        """Pixels that the network computes in all; the image has `height * width`."""
+        return len(self.tiles) * math.prod(self.window_shape)
 
 
-def plan_tiles(height: int, width: int, tile: int, stride: int, margin: int) -> list[Tile]:
-    """Cut an image into tiles, row by row; the last of a row or column may be smaller.
+def plan_tiles(height: int, width: int, tile: int | None, stride: int, margin: int, any_size: bool = False) -> Plan:
+    """Cut an image for a network that keeps its size.
 
     Args:
-        height: pixels, at least 1.
-        width: pixels, at least 1.
-        tile: side of the owned part in pixels, a multiple of `stride`; the margin is not counted.
+        height, width: pixels, at least 1.
+        tile: the longest side of an owned part in pixels, a multiple of `stride`; the margin is not counted. The
+            parts are made as equal as the grid allows. None: one tile owns the image.
         stride: the network's stride in pixels (`Geometry.stride`).
         margin: pixels that a tile needs on each side (`Geometry.margin`); rounded up to the stride grid here.
+        any_size: the network takes any size, in a way of its own at the right and bottom: the last windows end with
+            the image, and may be shorter than the others by less than a stride.
 
     Returns:
-        Tiles that own every pixel exactly once. Owned parts and read windows start on multiples of `stride`,
-        and end on one or with the image.
+        Tiles that own every pixel exactly once. Windows start and end on multiples of `stride`, the last one (but
+        for `any_size`) behind the image's end, where the image is to be padded by its edge pixels.
 
     Raises:
         DataError: the image has no pixel.
         SettingError: the tile is no multiple of the stride.
 
-    >>> tiles = plan_tiles(5, 70, tile=32, stride=16, margin=10)
-    >>> [(tile.x0, tile.x1, tile.read_x0, tile.read_x1) for tile in tiles]
-    [(0, 32, 0, 48), (32, 64, 16, 70), (64, 70, 48, 70)]
+    >>> plan = plan_tiles(5, 70, tile=32, stride=16, margin=10)
+    >>> [(tile.x0, tile.x1, tile.window_x, tile.window_width) for tile in plan.tiles]
+    [(0, 32, 0, 64), (32, 64, 16, 64), (64, 70, 16, 64)]
     """
+    _check(height, width, tile, stride)
+    margin = round_up(margin, stride)
+    rows = _spans(height, tile, stride, margin, any_size)
+    columns = _spans(width, tile, stride, margin, any_size)
+    return Plan(height, width, _cross(rows, columns), tile)
+
+
+def plan_unpadded_tiles(
+    height: int, width: int, tile: int | None, stride: int, margin: int, input_size: Callable[[int], int]
+) -> Plan:
+    """Cut an image for a network without padding, whose logits are `margin` pixels smaller on each side.
+
+    `input_size` gives the side of the window that it needs for a number of logits (`UNet.valid_input_size`). Owned
+    parts start on multiples of `stride`. The image is to be mirrored at its border. Errors as in `plan_tiles`.
+    """
+    _check(height, width, tile, stride)
+    spans = []
+    for length in (height, width):
+        owned = length if tile is None else min(_even(length, tile, stride), length)
+        window = input_size(owned)
+        spans.append([(y, min(y + owned, length), y - margin, window) for y in range(0, length, owned)])
+    return Plan(height, width, _cross(*spans), tile, lost=margin, border="reflect")
+
+
+def plan_overlapping_tiles(height: int, width: int, tile: int, stride: int) -> Plan:
+    """Cut an image for a network whose tiles can only come near: windows overlap by about a quarter, to be blended.
+
+    A tile owns the part of its window that later ones do not share; the last of a row or column owns all of it. Errors
+    as in `plan_tiles`.
+    """
+    _check(height, width, tile, stride)
+    overlap = round_up(math.ceil(tile / 4), stride)
+    rows, columns = (_overlapping_spans(length, tile, stride, overlap) for length in (height, width))
+    return Plan(height, width, _cross(rows, columns), tile, overlap=overlap)
+
+
+def _overlapping_spans(length: int, tile: int, stride: int, overlap: int) -> list[Span]:
+    count = max(1, math.ceil((length - overlap) / tile))
+    step = max(round_up(math.ceil((length - overlap) / count), stride), stride)
+    starts = range(0, max(length - overlap, 1), step)
+    ends = [*starts[1:], length]
+    return [(start, end, start, step + overlap) for start, end in zip(starts, ends, strict=True)]
+
+
+def _check(height: int, width: int, tile: int | None, stride: int) -> None:
     if height < 1 or width < 1:
         raise DataError(f"an image of {height} x {width} pixels has nothing to predict.")
-    if tile < 1 or tile % stride:
-        below, above = tile // stride * stride, round_up(tile, stride)
+    if tile is not None and (tile < 1 or tile % stride):
+        below, above = tile // stride * stride, round_up(max(tile, 1), stride)
         choices = f"{below} or {above}" if below > 0 else f"{stride}, the smallest"
         raise SettingError(f"tile: {tile} is no multiple of the network's stride {stride}; take {choices}.")
-    rows = _spans(height, tile, round_up(margin, stride))
-    columns = _spans(width, tile, round_up(margin, stride))
-    return [
-        Tile(y0, y1, x0, x1, read_y0, read_y1, read_x0, read_x1)
-        for y0, y1, read_y0, read_y1 in rows
-        for x0, x1, read_x0, read_x1 in columns
-    ]
 
 
-def _spans(size: int, tile: int, margin: int) -> list[tuple[int, int, int, int]]:
-    """Owned start and end, read start and end, of each tile along one axis."""
+def _even(length: int, tile: int, stride: int) -> int:
+    """The side that cuts a length into as many parts as `tile` does, but equal ones."""
+    count = math.ceil(length / tile)
+    return round_up(math.ceil(length / count), stride)
+
+
+def _spans(length: int, tile: int | None, stride: int, margin: int, any_size: bool) -> list[Span]:
+    """The tiles along one axis."""
+    padded = round_up(length, stride)
+    owned = padded if tile is None else _even(length, tile, stride)
+    starts = range(0, length, owned)
+    window = min(padded, owned + margin * min(len(starts) - 1, 2))
     spans = []
-    for start in range(0, size, tile):
-        end = min(start + tile, size)
-        spans.append((start, end, max(start - margin, 0), min(start + tile + margin, size)))
+    for start in starts:
+        window_start = min(max(start - margin, 0), padded - window)
+        window_end = min(window_start + window, length) if any_size else window_start + window
+        spans.append((start, min(start + owned, length), window_start, window_end - window_start))
     return spans
+
+
+def _cross(rows: list[Span], columns: list[Span]) -> tuple[Tile, ...]:
+    return tuple(
+        Tile(y0, y1, x0, x1, window_y, window_x, height, width)
+        for y0, y1, window_y, height in rows
+        for x0, x1, window_x, width in columns
+    )

@@ -20,6 +20,7 @@ from lightning_fabric import Fabric
 from torch import Tensor
 
 from pixelwise import checkpoint
+from pixelwise.checkpoint import MODEL_FILE
 from pixelwise.config import Config, Overrides
 from pixelwise.data.doctor import Survey
 from pixelwise.data.sampling import Batch, Prefetcher
@@ -41,7 +42,6 @@ from pixelwise.step import (
     training_step,
 )
 
-MODEL_FILE = "model.safetensors"
 STATE_FILE = "last/state.safetensors"
 VALIDATION_SHARE = 0.06  # of the time, when minutes count
 """With a budget of minutes, an epoch is validated only while validation has taken less than this share."""
@@ -358,7 +358,7 @@ class Training:
         """Pooled figures of the averaged weights on the val split, which the processes share out among them."""
         begin = time.monotonic()
         self._agree_on_buffers()
-        predictor = Predictor(self.average.network, self.config, str(self.fabric.device))
+        predictor = Predictor(self.average.network, self.config, str(self.fabric.device), engine="torch")
         tally = Tally(self.rule, full=False)
         for sample in self.val[self.fabric.global_rank :: self.fabric.world_size]:
             for truth in read_truth(sample, self.rule, self.axes):

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from pixelwise.errors import ModelError, SettingError
 from pixelwise.geometry import output_size, round_up, transposed_output_size
 from pixelwise.models import UNet
-from pixelwise.tiling import plan_tiles
+from pixelwise.tiling import plan_unpadded_tiles
 
 
 def small(seed: int = 0, **keywords: Any) -> UNet:
@@ -149,11 +149,13 @@ def test_tiles_without_padding() -> None:
     with torch.inference_mode():
         whole = network(mirrored)[..., :50, :41]
         logits = torch.full_like(whole, torch.nan)
-        for tile in plan_tiles(50, 41, 3 * stride, stride, margin=0):
-            height, width = (network.valid_input_size(part.stop - part.start) for part in tile.owned)
-            window = mirrored[..., tile.y0 : tile.y0 + height, tile.x0 : tile.x0 + width]
-            logits[..., *tile.owned] = network(window)[..., : tile.y1 - tile.y0, : tile.x1 - tile.x0]
-    assert height < whole.shape[-2] + 2 * margin
+        plan = plan_unpadded_tiles(50, 41, 3 * stride, stride, margin, network.valid_input_size)
+        reach = 3 * stride + margin  # windows stick out by so much
+        mirrored_further = F.pad(mirrored, (0, reach, 0, reach))
+        for tile in plan.tiles:
+            y0, y1, x0, x1 = (end + margin for end in tile.window)
+            logits[..., *tile.owned] = network(mirrored_further[..., y0:y1, x0:x1])[..., *tile.inside(margin)]
+    assert plan.window_shape[0] < whole.shape[-2] + 2 * margin
     assert (logits - whole).abs().max() < 1e-10
 
 

@@ -257,7 +257,8 @@ def _facts(sample: Sample, image: np.ndarray, labels: np.ndarray, num_classes: i
     pages, height, width, channels = image.shape
     scale = unit_scale(image.dtype)
     flat = image.reshape(-1, channels)
-    low, high = percentile_range(image.reshape(-1, width, channels))
+    tall = image.reshape(-1, width, channels)
+    low, high = percentile_range(lambda y0, y1, x0, x1: tall[y0:y1, x0:x1], *tall.shape)
     edges = [0, -(-height // 3), -(-2 * height // 3), height]
     rows = [_count(labels[:, top:bottom], num_classes) for top, bottom in pairwise(edges)]
     return ImageFacts(

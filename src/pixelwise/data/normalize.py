@@ -1,5 +1,7 @@
 """Intensities as the network sees them."""
 
+import math
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,6 +11,9 @@ from pixelwise.errors import DataError, ModelError
 
 LOW, HIGH = 1.0, 99.0  # percentiles that an image is stretched between
 _SAMPLED = 1 << 20  # values that percentiles are taken of; more do not change them
+_BLOCK = 4096  # pixels; side of the windows in which an image is read for them
+
+Read = Callable[[int, int, int, int], np.ndarray]  # (y0, y1, x0, x1) -> that window of an image, H x W x C
 
 
 def unit_scale(dtype: np.dtype) -> float:
@@ -16,16 +21,26 @@ def unit_scale(dtype: np.dtype) -> float:
     return 1.0 / np.iinfo(dtype).max if np.issubdtype(dtype, np.integer) else 1.0
 
 
-def percentile_range(image: np.ndarray) -> tuple[float, float]:
-    """The 1st and 99th percentile over all channels of H x W x C, in the image's own units; never equal.
+def percentile_range(read: Read, height: int, width: int, channels: int) -> tuple[float, float]:
+    """The 1st and 99th percentile over all channels of an image, in the image's own units; never equal.
 
-    Large images are sampled on a regular grid, so the result does not depend on chance.
+    Large images are sampled on a regular grid, so the result depends neither on chance nor on how they are read:
+    `read` gives any window (y0, y1, x0, x1) of the image, H x W x C.
     """
-    step = max(1, int(np.ceil((image.size / _SAMPLED) ** 0.5)))
-    low, high = np.percentile(image[::step, ::step], (LOW, HIGH))
+    step = max(1, math.ceil((height * width * channels / _SAMPLED) ** 0.5))
+    sample = [read(y0, y1, x0, x1)[-y0 % step :: step, -x0 % step :: step] for y0, y1, x0, x1 in _blocks(height, width)]
+    low, high = np.percentile(np.concatenate([part.ravel() for part in sample]), (LOW, HIGH))
     if high - low < 1e-6 * max(abs(low), abs(high), 1e-30):
-        low, high = float(image.min()), float(image.max())
+        parts = (read(*block) for block in _blocks(height, width))
+        extremes = np.array([(part.min(), part.max()) for part in parts], np.float64)
+        low, high = extremes[:, 0].min(), extremes[:, 1].max()
     return float(low), float(high) if high > low else float(low) + max(1.0, abs(float(low)))
+
+
+def _blocks(height: int, width: int) -> Iterator[tuple[int, int, int, int]]:
+    for y0 in range(0, height, _BLOCK):
+        for x0 in range(0, width, _BLOCK):
+            yield y0, min(y0 + _BLOCK, height), x0, min(x0 + _BLOCK, width)
 
 
 def match_channels(image: np.ndarray, channels: int) -> np.ndarray:
@@ -66,11 +81,18 @@ class Normalization:
 
     def gain_and_offset(self, image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Per channel (C) float32 such that normalised = image * gain + offset, for the whole H x W x C image."""
+        height, width, channels = image.shape
+        return self.figures(lambda y0, y1, x0, x1: image[y0:y1, x0:x1], height, width, channels, image.dtype)
+
+    def figures(
+        self, read: Read, height: int, width: int, channels: int, dtype: np.dtype
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """The same for an image that is read by window, in one pass if any."""
         if self.percentile:
-            low, high = percentile_range(image)
+            low, high = percentile_range(read, height, width, channels)
             factor, shift = 2.0 / (high - low), -1.0 - 2.0 * low / (high - low)
         else:
-            factor, shift = unit_scale(image.dtype), 0.0
+            factor, shift = unit_scale(dtype), 0.0
         mean, std = np.asarray(self.mean), np.asarray(self.std)
         return (factor / std).astype(np.float32), ((shift - mean) / std).astype(np.float32)
 

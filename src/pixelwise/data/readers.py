@@ -60,7 +60,7 @@ def image_info(path: Path, axes: str | None = None) -> ImageInfo:
         pages, height, width, channels = source.shape
         if _TURNS[source.orientation][0]:
             height, width = width, height
-        return ImageInfo(pages, height, width, channels, _image_dtype(source.dtype))
+        return ImageInfo(pages, height, width, channels, image_dtype(source.dtype))
 
 
 def read_image(path: Path, axes: str | None = None) -> np.ndarray:
@@ -82,7 +82,7 @@ def read_image(path: Path, axes: str | None = None) -> np.ndarray:
         _check_memory(source)
         pixels = _turned(source.image(), source.orientation)
         with np.errstate(over="ignore"):  # float64 beyond float32 is infinite
-            return np.ascontiguousarray(pixels, dtype=_image_dtype(pixels.dtype))
+            return np.ascontiguousarray(pixels, dtype=image_dtype(pixels.dtype))
 
 
 def read_mask(path: Path, axes: str | None = None) -> np.ndarray:
@@ -125,15 +125,21 @@ class _Source(Protocol):
 @contextmanager
 def _opened(path: Path, axes: str | None) -> Iterator[_Source]:
     """Open a file as what it holds; whatever goes wrong becomes a `DataError` that names it."""
-    try:
+    with read_errors(path):
         check_axes(axes)
         if not path.is_file():
             raise DataError("no such file.")
         with path.open("rb") as handle, _source(handle, axes) as source:
-            if 0 in source.shape:
-                raise DataError(f"holds no pixels: it measures {product_text(source.shape)}.")
-            _image_dtype(source.dtype)
+            check_pixels(source.shape)
+            image_dtype(source.dtype)
             yield source
+
+
+@contextmanager
+def read_errors(path: Path) -> Iterator[None]:
+    """Turn whatever goes wrong while `path` is read into a `DataError` that names it."""
+    try:
+        yield
     except DataError as error:
         raise DataError(f"{path}: {error}") from error
     except PermissionError as error:
@@ -177,6 +183,16 @@ def _is_text(head: bytes) -> bool:
     return all(character.isprintable() or character.isspace() for character in text)
 
 
+def check_pixels(shape: tuple[int, ...]) -> None:
+    """Refuse an image of size 0.
+
+    Raises:
+        DataError: one of the sizes is 0.
+    """
+    if 0 in shape:
+        raise DataError(f"holds no pixels: it measures {product_text(shape)}.")
+
+
 def _check_memory(source: _Source) -> None:
     """Refuse, before anything is allocated, what a header declares beyond the machine's memory."""
     total = psutil.virtual_memory().total
@@ -188,8 +204,15 @@ def _check_memory(source: _Source) -> None:
         )
 
 
-def _image_dtype(dtype: np.dtype) -> np.dtype:
-    """The type in which pixels of `dtype` are given."""
+def image_dtype(dtype: np.dtype) -> np.dtype:
+    """The type in which pixels of `dtype` are given, as `read_image` states it.
+
+    Raises:
+        DataError: they are no numbers, or complex.
+
+    >>> image_dtype(np.dtype(">u2")), image_dtype(np.dtype(np.float64))
+    (dtype('uint16'), dtype('float32'))
+    """
     if dtype.kind == "f":
         return np.dtype(np.float32)
     if dtype.kind == "b":
@@ -201,7 +224,7 @@ def _image_dtype(dtype: np.dtype) -> np.dtype:
 
 def _whole_numbers(labels: np.ndarray) -> np.ndarray:
     if labels.dtype.kind != "f":
-        return labels.astype(_image_dtype(labels.dtype), copy=False)
+        return labels.astype(image_dtype(labels.dtype), copy=False)
     if not np.isfinite(labels).all() or (labels != np.rint(labels)).any():
         raise DataError("holds fractions, and a label is a whole number. Is it an image or probabilities?")
     low, high = int(labels.min()), int(labels.max())

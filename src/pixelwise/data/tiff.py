@@ -44,55 +44,78 @@ class TiffSource:
 
     def __init__(self, file: tifffile.TiffFile, axes: str | None) -> None:
         _check_chain(file)
-        self._series = _first_series(file)
-        self._page = self._series.keyframe
-        _check_tags(file, self._page)
-        self._axes = _clear_axes(self._series, axes)
-        _check_colors(self._page)
+        self.series = _first_series(file)
+        self.keyframe = self.series.keyframe
+        _check_tags(file, self.keyframe)
+        self._axes = _clear_axes(self.series, axes)
+        _check_colors(self.keyframe)
         self._kept_samples = self._samples_without_alpha()
         channels = self._size("C") * (len(self._kept_samples) if self._kept_samples else self._size("S"))
         pages = math.prod(self._size(axis) for axis in self._axes if axis not in "YXCS")
         self._stored_shape = (pages, self._size("Y"), self._size("X"), channels)
-        self._has_palette = self._page.photometric == tifffile.PHOTOMETRIC.PALETTE and channels == 1
+        self._has_palette = self.keyframe.photometric == tifffile.PHOTOMETRIC.PALETTE and channels == 1
         self.shape = (*self._stored_shape[:3], 3 if self._has_palette else channels)
-        self.dtype = np.dtype(np.uint8) if self._has_palette else self._series.dtype
-        orientation = self._page.tags.valueof(_ORIENTATION_TAG)
+        self.dtype = np.dtype(np.uint8) if self._has_palette else self.series.dtype
+        orientation = self.keyframe.tags.valueof(_ORIENTATION_TAG)
         self.orientation = orientation if orientation in range(1, 9) else 1
-        largest = max(math.prod(self._series.shape), math.prod(self.shape), math.prod(self._page.chunks))
-        self.bytes_needed = largest * self._series.dtype.itemsize
+        largest = max(math.prod(self.series.shape), math.prod(self.shape), math.prod(self.keyframe.chunks))
+        self.bytes_needed = largest * self.series.dtype.itemsize
 
     def image(self) -> np.ndarray:
         """P x H x W x C, colours resolved."""
-        pixels = self._stored()
+        return self.resolved(self._stored())
+
+    def resolved(self, pixels: np.ndarray) -> np.ndarray:
+        """P x H x W x C as they are stored, or a part of them -> their colours: palette and white-is-zero."""
         if self._has_palette:
-            palette = np.asarray(self._page.colormap)  # 3 x entries, 16 bits
+            palette = np.asarray(self.keyframe.colormap)  # 3 x entries, 16 bits
             return (palette.T >> 8).astype(np.uint8)[pixels[..., 0]]
         return self._white_high(pixels)
 
     def labels(self) -> np.ndarray:
         """P x H x W x C, numbers as they are stored; but white is 1 in every 1-bit image."""
         pixels = self._stored()
-        return self._white_high(pixels) if self._page.bitspersample == 1 else pixels
+        return self._white_high(pixels) if self.keyframe.bitspersample == 1 else pixels
+
+    def planes(self) -> np.ndarray | None:
+        """P x C numbers: where each channel of each page lies, so that a window can be read alone.
+
+        Number n is sample `n % samples` (those that lie pixel by pixel) of the plane `n // samples`; planes
+        are counted through the pages of the file and, within one, through the samples that lie one after
+        another. None if rows and columns of the image are not those of the pages.
+        """
+        _, depth, *size, samples = self.keyframe.shaped
+        shape, y, x = self.series.shape, self._axes.index("Y"), self._axes.index("X")
+        inner = (*shape[y : x + 1], math.prod(shape[x + 1 :]))
+        if depth != 1 or self.series.transform is not None or inner != (*size, samples):
+            return None
+        others = shape[:y] + shape[x + 1 :]
+        axes = self._axes[:y] + self._axes[x + 1 :]
+        numbers = np.arange(math.prod(others)).reshape(others)
+        if self._kept_samples:
+            numbers = numbers.take(self._kept_samples, axis=axes.index("S"))
+        order = sorted(range(numbers.ndim), key=lambda index: _AXIS_ORDER.get(axes[index], 0))
+        return numbers.transpose(order).reshape(self._stored_shape[0], self._stored_shape[3])
 
     def _size(self, axis: str) -> int:
-        return self._series.shape[self._axes.index(axis)] if axis in self._axes else 1
+        return self.series.shape[self._axes.index(axis)] if axis in self._axes else 1
 
     def _samples_without_alpha(self) -> list[int]:
         """Indices along S but alpha's; empty if there is none to drop."""
-        count, extra = self._page.samplesperpixel, self._page.extrasamples
+        count, extra = self.keyframe.samplesperpixel, self.keyframe.extrasamples
         alpha = {count - len(extra) + index for index, kind in enumerate(extra) if kind in _ALPHA}
         if not alpha or self._size("S") != count:
             return []
         return [index for index in range(count) if index not in alpha]
 
     def _white_high(self, pixels: np.ndarray) -> np.ndarray:
-        if self._page.photometric != tifffile.PHOTOMETRIC.MINISWHITE or pixels.dtype.kind not in "ub":
+        if self.keyframe.photometric != tifffile.PHOTOMETRIC.MINISWHITE or pixels.dtype.kind not in "ub":
             return pixels
-        return ~pixels if pixels.dtype.kind == "b" else (2**self._page.bitspersample - 1) - pixels
+        return ~pixels if pixels.dtype.kind == "b" else (2**self.keyframe.bitspersample - 1) - pixels
 
     def _stored(self) -> np.ndarray:
-        _check_segments(self._series)
-        array = self._series.asarray()
+        _check_segments(self.series)
+        array = self.series.asarray()
         if self._kept_samples:
             array = array.take(self._kept_samples, axis=self._axes.index("S"))
         order = sorted(range(array.ndim), key=lambda index: _AXIS_ORDER.get(self._axes[index], 0))

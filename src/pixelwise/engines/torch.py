@@ -1,39 +1,108 @@
-"""PyTorch: on the CPU in channels_last; on a GPU in float32 with TF32 off, because float32 means float32."""
+"""PyTorch: in channels_last, in float32 that is float32 (no TF32, no bfloat16) unless half precision is asked for."""
 
+import copy
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
+
+from pixelwise.errors import ModelError, SettingError
 
 
 class TorchEngine:
     """Runs a module eagerly.
 
-    The module is moved to the device and its memory format; the train / eval mode of each of its parts is put back
-    after each call.
+    The module stays as it is: one that lives on another device is copied to this one, and the train / eval mode of
+    each of its parts is put back after each call.
 
-    >>> TorchEngine(nn.Conv2d(1, 3, 1), "cpu")(np.zeros((1, 1, 4, 5), np.float32)).shape
+    Args:
+        network: takes N x C x H x W, returns N x K x H' x W'.
+        device: "cpu", "cuda", "cuda:1", "mps".
+        amp: bfloat16 or float16 where autocast takes it to be safe; on a GPU alone.
+        note: why this engine runs the network.
+
+    Raises:
+        SettingError: half precision on the CPU.
+
+    >>> TorchEngine(nn.Conv2d(1, 3, 1))(np.zeros((1, 1, 4, 5), np.float32)).shape
     (1, 3, 4, 5)
     """
 
-    def __init__(self, network: nn.Module, device: str = "cpu") -> None:
-        self.device = torch.device(device)
-        self.network = network.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    name = "torch"
+
+    def __init__(self, network: nn.Module, device: str = "cpu", amp: bool = False, note: str = "") -> None:
+        self._place = torch.device(device)
+        if amp and self._place.type == "cpu":
+            raise SettingError("amp: half precision runs on a GPU alone; leave it out on the CPU.")
+        self.device = self._place.type
+        self.note = note
+        self._network = on_device(network, self._place)
+        self._amp = amp
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
-        """N x C x H x W float32 -> N x K x H' x W' logits, float32; a float64 module takes and gives float64."""
-        modes = [(module, module.training) for module in self.network.modules()]
-        self.network.eval()
+        """N x C x H x W float32 -> N x K x H' x W' logits, float32; a float64 module takes and gives float64.
+
+        Raises:
+            ModelError: the device has too little memory, or the network returns no tensor.
+        """
         try:
-            with torch.inference_mode(), _full_precision():
+            with evaluation_mode(self._network), torch.inference_mode(), _full_precision(), self._autocast():
                 batch = torch.from_numpy(np.require(images, requirements=["C", "W"]))
-                batch = batch.to(self.device, memory_format=torch.channels_last)
-                return self.network(batch).cpu().numpy()
-        finally:
-            for module, training in modes:
-                module.training = training
+                logits = self._network(batch.to(self._place, memory_format=torch.channels_last))
+                return self._checked(logits).cpu().numpy()
+        except torch.OutOfMemoryError as error:
+            shape = " x ".join(map(str, images.shape))
+            raise ModelError(
+                f"{self._place} has too little memory for an image or tile of {shape}: use smaller tiles (--tile), "
+                "or the CPU (--device cpu)."
+            ) from error
+
+    def _autocast(self) -> AbstractContextManager[object]:
+        return torch.autocast(self._place.type, dtype=self._half()) if self._amp else nullcontext()
+
+    def _half(self) -> torch.dtype:
+        bfloat16 = self._place.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+        return torch.bfloat16 if bfloat16 else torch.float16
+
+    def _checked(self, logits: object) -> Tensor:
+        if not isinstance(logits, Tensor):
+            raise ModelError(
+                f"{type(self._network).__name__}: returned {type(logits).__name__}; it must return a tensor of "
+                "logits, N x K x H x W. Wrap it in a module that does."
+            )
+        return logits.float() if self._amp else logits
+
+
+def on_device(network: nn.Module, device: torch.device) -> nn.Module:
+    """The network itself where all of it lives on that device, else a copy there."""
+    tensors = [*network.parameters(), *network.buffers()]
+    if all(tensor.device.type == device.type and device.index in (None, tensor.device.index) for tensor in tensors):
+        return network
+    return copy.deepcopy(network).to(device)
+
+
+def is_float32(network: nn.Module) -> bool:
+    """Whether all its floating-point parameters and buffers are float32.
+
+    >>> is_float32(nn.Conv2d(1, 1, 1)), is_float32(nn.Conv2d(1, 1, 1).double())
+    (True, False)
+    """
+    tensors = [*network.parameters(), *network.buffers()]
+    return all(tensor.dtype == torch.float32 or not tensor.is_floating_point() for tensor in tensors)
+
+
+@contextmanager
+def evaluation_mode(network: nn.Module) -> Iterator[None]:
+    """Eval mode for a while; then each part has the mode again that it had."""
+    modes = [(module, module.training) for module in network.modules()]
+    network.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
 
 
 @contextmanager

@@ -10,9 +10,9 @@ Our deviations, all of them in the form with `padding="same"`:
 - convolutions are padded with zeros and normalised (batch norm unless told otherwise), and have no bias then;
 - an image of any size goes in: it is padded at the right and bottom to the stride, the logits are cropped
   back;
-- a `stem` of 2 or 4 folds the image into channels first and unfolds the logits last (pixel shuffle: Shi et
-  al. 2016, arXiv:1609.05158), so that every level works at a lower resolution: 4 or 16 times cheaper, logits
-  at full resolution;
+- a `stem` of 2 or 4 folds the image into channels first (the inverse of the pixel shuffle of Shi et al. 2016,
+  arXiv:1609.05158) and enlarges the logits bilinearly last, so that every level works at a lower resolution:
+  4 or 16 times cheaper, logits at full resolution;
 - with `residual`, the two convolutions of a level have a shortcut beside them (He et al. 2016,
   arXiv:1512.03385);
 - channels stop doubling at `max_width` (the paper's 1024, so its own five levels are not touched);
@@ -105,8 +105,8 @@ class UNet(nn.Module):
             self.up.append(UpConcatenate(channels, narrower))
             self.expanding.append(nn.Sequential(*self._two_convolutions(2 * narrower, narrower)))
             channels = narrower
-        self.head = nn.Conv2d(channels, num_classes * stem**2, kernel_size=1)
-        self.unfold = nn.PixelShuffle(stem) if stem > 1 else nn.Identity()
+        self.head = nn.Conv2d(channels, num_classes, kernel_size=1)
+        self.unfold = nn.Upsample(scale_factor=stem, mode="bilinear") if stem > 1 else nn.Identity()
         self.apply(he_start)
 
     def _two_convolutions(self, in_channels: int, out_channels: int) -> list[nn.Module]:
@@ -215,7 +215,7 @@ class UNet(nn.Module):
         reach = reach.convolution(3).convolution(3)
         for skip in reversed(skips):
             reach = reach.upsampling(2).concatenation(skip).convolution(3).convolution(3)
-        geometry = reach.upsampling(self.stem).geometry()
+        geometry = reach.bilinear(self.stem).geometry()
         if self.padding == "valid":
             # Its cells begin with the window that goes in, so it loses less than a tile on a grid needs.
             geometry = replace(geometry, margin=(self._input_size(0) - self._output_size(0)) // 2)

@@ -1,0 +1,283 @@
+"""Seamless prediction beside MONAI's sliding window, the whole image in PyTorch, and OpenVINO on the whole image.
+
+    python benchmarks/prediction.py speed      U-Net width 32, depth 4, on one image: five ways
+    python benchmarks/prediction.py memory     a large TIFF to a Zarr under --max-ram
+    python benchmarks/prediction.py files      many small images from PNG to PNG
+
+Ways are interleaved and the medians of the rounds compared, after their results are. Writes
+benchmarks/results/prediction-*.json and prints the tables that docs/benchmarks.md holds.
+"""
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from pixelwise.checkpoint import save_model
+from pixelwise.config import make_config
+from pixelwise.models import UNet
+from pixelwise.predict import make_runner
+
+RESULTS = Path(__file__).resolve().parent / "results"
+GiB = 2**30
+
+
+def seconds(work: Callable[[], object]) -> float:
+    begin = time.perf_counter()
+    work()
+    return time.perf_counter() - begin
+
+
+def rounds(ways: dict[str, Callable[[], object]], count: int) -> dict[str, float]:
+    """Median seconds of each way, all of them once a round, after a round of warming up."""
+    for work in ways.values():
+        work()
+    times = [{name: seconds(work) for name, work in ways.items()} for _ in range(count)]
+    return {name: statistics.median(row[name] for row in times) for name in ways}
+
+
+def lively_unet(width: int, depth: int) -> UNet:
+    """A U-Net whose batch norm has figures of its own."""
+    torch.manual_seed(0)
+    network = UNet(1, 2, width=width, depth=depth)
+    with torch.no_grad():
+        network(torch.randn(4, 1, 128, 128))
+    return network.eval()
+
+
+def convolution_peak() -> float:
+    """Operations a second of a large 3 x 3 convolution, compiled by OpenVINO: what the machine can do."""
+    import openvino as ov
+
+    layer = torch.nn.Conv2d(128, 128, 3, padding=1)
+    example = torch.zeros(1, 128, 256, 256)
+    compiled = ov.compile_model(
+        ov.convert_model(layer, example_input=example), "CPU", {"INFERENCE_PRECISION_HINT": "f32"}
+    )
+    images = np.random.default_rng(0).normal(size=(1, 128, 256, 256)).astype(np.float32)
+    times = [seconds(lambda: compiled(images)) for _ in range(8)]
+    return 2 * 9 * 128 * 128 * 256 * 256 / min(times)
+
+
+def speed(side: int, count: int) -> None:
+    """One image, five ways."""
+    import openvino as ov
+    from monai.inferers import sliding_window_inference
+
+    network = lively_unet(32, 4)
+    image = np.random.default_rng(0).normal(size=(side, side, 1)).astype(np.float32)
+    tensor = torch.from_numpy(image[..., 0])[None, None]
+    runner = make_runner(network, 1, engine="auto")
+    limit = 16 * GiB
+    plans = {
+        "tiles, auto": runner.plan(side, side, "auto", limit),
+        "tiles of 1024": runner.plan(side, side, 1024, limit),
+    }
+    whole_network = ov.convert_model(network, example_input=tensor)
+    whole_network.reshape([1, 1, side, side])
+    compiled = ov.compile_model(whole_network, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+
+    def eager() -> np.ndarray:
+        with torch.inference_mode():
+            return network(tensor)[0].numpy()
+
+    def monai() -> np.ndarray:
+        with torch.inference_mode():
+            return sliding_window_inference(tensor, (512, 512), 4, network, overlap=0.5, mode="gaussian")[0].numpy()
+
+    ways: dict[str, Callable[[], Any]] = {
+        **{name: (lambda plan=plan: runner.logits(image, plan)) for name, plan in plans.items()},
+        "OpenVINO, whole image at once": lambda: compiled(tensor.numpy())[0],
+        "PyTorch eager, whole image": eager,
+        "MONAI sliding window, 512, overlap 0.5": monai,
+    }
+    expected = eager()
+    differences = {
+        name: float(np.abs(np.squeeze(work()) - expected).max() / np.abs(expected).max()) for name, work in ways.items()
+    }
+    for name in plans:
+        assert differences[name] < 1e-4, f"{name} differs from the whole image by {differences[name]}"
+    medians = rounds(ways, count)
+    with FlopCounterMode(display=False) as flops:
+        network(torch.zeros(1, 1, 256, 256))
+    per_pixel = flops.get_total_flops() / 256**2
+    peak = convolution_peak()
+    rows = {
+        name: {
+            "seconds": medians[name],
+            "gflops": per_pixel * side**2 / medians[name] / 1e9,
+            "difference": differences[name],
+            **{f"times_faster_than_{other}": medians[peer] / medians[name] for other, peer in PEERS.items()},
+        }
+        for name in ways
+    }
+    print(f"machine: {peak / 1e9:.0f} GFLOP/s in a large convolution; engine: {runner.engine.name}; {side} x {side}\n")
+    print(
+        "| way | s | useful GFLOP/s | difference from the whole image | times OpenVINO whole | times eager whole "
+        "| times MONAI |"
+    )
+    print("|---|---|---|---|---|---|---|")
+    for name, row in rows.items():
+        print(
+            f"| {name} | {row['seconds']:.2f} | {row['gflops']:.0f} | {row['difference']:.1e} | "
+            + " | ".join(f"{row[f'times_faster_than_{other}']:.2f}" for other in PEERS)
+            + " |"
+        )
+    record("speed", {"peak_gflops": peak / 1e9, "engine": runner.engine.name, "side": side, "ways": rows})
+
+
+PEERS = {
+    "openvino": "OpenVINO, whole image at once",
+    "eager": "PyTorch eager, whole image",
+    "monai": "MONAI sliding window, 512, overlap 0.5",
+}
+
+
+def record(name: str, value: dict[str, Any]) -> None:
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    (RESULTS / f"prediction-{name}.json").write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+
+
+def make_run(folder: Path, width: int, depth: int) -> None:
+    """A run folder of a network with random weights: its speed is that of a trained one."""
+    config = make_config(
+        {
+            "data": {
+                "labels": "binary", "classes": ["background", "object"], "colors": [[0, 0, 0], [255, 200, 0]],
+                "values": [0, 255], "ignore": [], "channels": 1, "scale": 1.0, "normalization": "fixed",
+                "mean": [0.5], "std": [0.25],
+            },
+            "model": {"width": width, "depth": depth},
+            "train": {"patch": [256, 256], "batch": 1, "epochs": 1, "steps_per_epoch": 1, "rate": 1e-3},
+            "augment": {}, "loss": {},
+        },
+        "benchmark",
+    )  # fmt: skip
+    folder.mkdir(parents=True)
+    save_model(folder / "model.safetensors", lively_unet(width, depth), config, {"epoch": 1, "mean_iou": 0.0})
+
+
+def make_slide(path: Path, side: int) -> None:
+    """A grey image of smooth blobs, written as a tiled BigTIFF by rows of tiles."""
+    import tifffile
+
+    rng = np.random.default_rng(0)
+    blob = rng.integers(0, 256, (512, 512), dtype=np.uint8)
+
+    def tiles() -> Any:
+        for number in range((side // 512) ** 2):
+            yield np.roll(blob, number * 37, axis=number % 2)
+
+    tifffile.imwrite(
+        path, tiles(), shape=(side, side), dtype=np.uint8, tile=(512, 512), bigtiff=True, photometric="minisblack"
+    )
+
+
+def command(*arguments: object) -> dict[str, Any]:
+    words = [sys.executable, "-m", "pixelwise", *map(str, arguments), "--json", "--quiet"]
+    return json.loads(subprocess.run(words, stdout=subprocess.PIPE, text=True, check=True).stdout)
+
+
+def memory(side: int, folder: Path) -> None:
+    """A large image under limits, and a small one for its speed."""
+    run, rows = folder / "run", []
+    make_run(run, 4, 2)
+    for length in (4096, side):
+        make_slide(folder / f"{length}.tif", length)
+    command("predict", run, folder / "4096.tif", "--out", folder / "warm", "--format", "zarr")  # compiles
+    for length, limit in ((4096, "2GiB"), (side, "2GiB"), (side, "1GiB")):
+        out = folder / f"out-{length}-{limit}"
+        told = command("predict", run, folder / f"{length}.tif", "--out", out, "--format", "zarr", "--max-ram", limit)
+        rows.append(
+            {
+                "side": length, "max_ram": limit, "peak_gib": told["peak_ram_bytes"] / GiB,
+                "megapixels_per_second": told["megapixels_per_second"], "engine": told["engine"],
+            }
+        )  # fmt: skip
+        print(json.dumps(rows[-1]), flush=True)
+    print("| image | --max-ram | peak, GiB | megapixels a second | of that on 4,096 |\n|---|---|---|---|---|")
+    for row in rows:
+        share = row["megapixels_per_second"] / rows[0]["megapixels_per_second"]
+        print(
+            f"| {row['side']} x {row['side']} | {row['max_ram']} | {row['peak_gib']:.2f} | "
+            f"{row['megapixels_per_second']:.1f} | {share:.2f} |"
+        )
+    record("memory", {"rows": rows})
+
+
+def files(count: int, folder: Path) -> None:
+    """From PNG to PNG: the command's own seconds, and those of a plain loop over the same network."""
+    from PIL import Image
+
+    run, images = folder / "run", folder / "images"
+    make_run(run, 32, 4)
+    images.mkdir()
+    rng = np.random.default_rng(0)
+    for number in range(count):
+        Image.fromarray(rng.integers(0, 256, (256, 256), dtype=np.uint8)).save(images / f"{number:04}.png")
+    network = lively_unet(32, 4)
+
+    def loop(out: Path) -> None:
+        out.mkdir(exist_ok=True)
+        for path in sorted(images.iterdir()):
+            pixels = (np.asarray(Image.open(path), np.float32) / 255 - 0.5) / 0.25
+            with torch.inference_mode():
+                mask = network(torch.from_numpy(pixels)[None, None])[0].argmax(0).to(torch.uint8).numpy()
+            Image.fromarray(mask).save(out / path.name)
+
+    first = command("predict", run, images, "--out", folder / "ours")  # compiles and keeps the network
+    rows = []
+    for _ in range(3):
+        told = command("predict", run, images, "--out", folder / "ours")
+        ours = count * 256 * 256 / 1e6 / told["megapixels_per_second"]
+        rows.append((ours, seconds(lambda: loop(folder / "plain"))))
+    equal = [
+        float(
+            (
+                np.asarray(Image.open(folder / "ours" / path.name))
+                == np.asarray(Image.open(folder / "plain" / path.name))
+            ).mean()
+        )
+        for path in sorted(images.iterdir())
+    ]
+    assert min(equal) > 0.999, f"masks differ: {min(equal)}"
+    ours, plain = (statistics.median(column) for column in zip(*rows, strict=True))
+    ratio = statistics.median(b / a for a, b in rows)
+    print(
+        "| images | pixelwise, s | plain PyTorch loop, s | times faster | equal pixels, worst image |\n"
+        "|---|---|---|---|---|"
+    )
+    print(f"| {count} of 256 x 256 | {ours:.2f} | {plain:.2f} | {ratio:.2f} | {min(equal):.5f} |")
+    record("files", {"count": count, "ours": ours, "plain": plain, "ratio": ratio, "engine": first["engine"]})
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("what", choices=["speed", "memory", "files"], nargs="+")
+    parser.add_argument("--side", type=int, help="of the image, pixels: 2048 for speed, 32768 for memory")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--count", type=int, default=500, help="of files")
+    parser.add_argument("--folder", type=Path, help="for temporary files; default: the system's")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory(dir=options.folder) as folder:
+        for what in options.what:
+            if what == "speed":
+                speed(options.side or 2048, options.rounds)
+            if what == "memory":
+                memory(options.side or 32768, Path(folder) / "memory")
+            if what == "files":
+                files(options.count, Path(folder) / "files")
+
+
+if __name__ == "__main__":
+    main()

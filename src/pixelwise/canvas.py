@@ -1,0 +1,386 @@
+"""Where a prediction goes, tile by tile: into memory and then a PNG or TIFF, or into a Zarr that may be of any size.
+
+P pages, K classes, H x W pixels of the image.
+"""
+
+import hashlib
+import json
+import math
+import shutil
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import numpy as np
+
+from pixelwise.background import apply_region
+from pixelwise.classes import ClassMap
+from pixelwise.data.inputs import Job
+from pixelwise.data.sinks import ZarrMask, write_pyramid_tiff
+from pixelwise.data.sources import Source, is_zarr, open_source
+from pixelwise.data.targets import objects
+from pixelwise.data.writers import job_of, write_image, write_mask, write_probabilities
+from pixelwise.errors import DataError, OutputError
+from pixelwise.inference import enlarge, softmax
+from pixelwise.memory import size_text
+from pixelwise.pictures import overlay, to_display
+from pixelwise.postprocess import PostProcess, choose_classes, clean, clean_tiles
+from pixelwise.tiling import Plan, Tile
+
+PNG_PIXELS = 2**26  # a larger mask is written as TIFF, unless the user wants otherwise
+CHUNKS = (1024, 512)  # sides of a Zarr's chunks: the first that fits the tiles evenly, else the last
+Entry = dict[str, Any]
+Note = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """What is written, and how."""
+
+    folder: Path
+    format: Literal["auto", "png", "tiff", "zarr"] = "auto"
+    probabilities: bool = False
+    overlay: bool = False
+    probability_type: Literal["uint8", "float16"] = "uint8"
+    clean: PostProcess = field(default_factory=PostProcess)
+    inside: Path | None = None  # mask of the part to predict, or a folder of masks with the images' stems
+    skip_background: bool = False
+    resume: bool = False
+
+    def format_of(self, job: Job, source: Source) -> str:
+        """png, tiff or zarr; "auto" takes PNG for one page that a viewer can show, a Zarr for a Zarr, else TIFF."""
+        if self.format != "auto":
+            return self.format
+        if is_zarr(job.source):
+            return "zarr"
+        return "png" if source.pages == 1 and source.height * source.width <= PNG_PIXELS else "tiff"
+
+    def target(self, job: Job, suffix: str, kind: str = "") -> Path:
+        """Where an output of a job goes; `kind` names a folder for those beside the mask."""
+        target = self.folder / kind / job.name.parent / (job.name.name + suffix)
+        if target.exists() and target.resolve() == job.source.resolve():
+            raise OutputError(f"{target}: is the image itself, which its mask would replace; choose another folder.")
+        return target
+
+
+@dataclass(frozen=True)
+class Task:
+    """An image, and all that its outputs depend on, for JSON; the tile does not count, since it changes nothing."""
+
+    job: Job
+    settings: Mapping[str, Any]
+
+    @property
+    def description(self) -> dict[str, Any]:
+        """What a Zarr that is resumed must have been begun with."""
+        return {**self.settings, "image": _identity(self.job.source)}
+
+    @property
+    def name(self) -> str:
+        """A hash of it, which finished masks carry."""
+        return hashlib.sha256(json.dumps(self.description, sort_keys=True).encode()).hexdigest()[:16]
+
+    def finished(self, outputs: Outputs) -> Entry | None:
+        """What an earlier process wrote for this image and these settings, if it came to an end."""
+        if not self.job.source.exists():
+            return None
+        masks = [path for suffix in (".png", ".tif") if job_of(path := outputs.target(self.job, suffix)) == self.name]
+        store = outputs.target(self.job, ".zarr")
+        begun = ZarrMask.job_of(store)
+        if begun is not None and begun.get("name") == self.name and ZarrMask.resume(store, begun).complete:
+            masks.append(store)
+        if not masks:
+            return None
+        entry: Entry = {"input": str(self.job.source), "mask": str(masks[0])}
+        for kind, folder in (("instances", "instances"), ("probabilities", "probabilities"), ("overlay", "overlays")):
+            paths = [outputs.target(self.job, suffix, folder) for suffix in (".png", ".tif", ".zarr")]
+            if there := [path for path in paths if path.exists()]:
+                entry[kind] = str(there[0])
+        with open_source(masks[0]) as mask:
+            entry |= {"width": mask.width, "height": mask.height}
+            return entry if mask.pages == 1 else entry | {"pages": mask.pages}
+
+
+class Canvas(Protocol):
+    """Takes the logits of one image's tiles, in any order, and makes its outputs of them."""
+
+    def is_done(self, number: int) -> bool:
+        """Whether an earlier process wrote this tile."""
+        ...
+
+    def skip(self, number: int, page: int, tile: Tile) -> None:
+        """Leave a tile as background."""
+        ...
+
+    def put(self, number: int, page: int, tile: Tile, logits: np.ndarray, region: np.ndarray | None) -> None:
+        """Take in K x h x w logits of what a tile owns; outside of `region` (h x w bool) they count as background."""
+        ...
+
+    def finish(self, note: Note) -> Entry:
+        """Write what is to be written; the paths, by what they are."""
+        ...
+
+
+class MemoryCanvas:
+    """Holds the whole mask, and writes its files when the last tile is in."""
+
+    def __init__(
+        self,
+        task: Task,
+        source: Source,
+        outputs: Outputs,
+        classes: ClassMap,
+        plan: Plan,
+        region: np.ndarray | None = None,
+        instances: bool = False,
+    ) -> None:
+        self._task, self._job, self._outputs, self._classes, self._plan = task, task.job, outputs, classes, plan
+        self._shape = source.pages, source.height, source.width
+        self._region = region  # H x W bool of the image
+        self._instances = instances
+        self._suffix = ".png" if outputs.format_of(task.job, source) == "png" and source.pages == 1 else ".tif"
+        self._target = outputs.target(task.job, self._suffix)
+        self._pixel_size = source.pixel_size
+        self._masks = np.zeros(self._shape, np.uint8)
+        self._probabilities: np.ndarray | None = None
+        if outputs.probabilities:
+            count = len(classes)
+            self._probabilities = np.zeros((source.pages, count, *self._shape[1:]), outputs.probability_type)
+        self._picture = to_display(source.read(0, 0, source.height, 0, source.width)) if outputs.overlay else None
+        self._small: dict[int, tuple[np.ndarray, list[int]]] = {}  # page -> scaled logits, tiles that are in
+
+    @staticmethod
+    def bytes_needed(source: Source, outputs: Outputs, classes: int, plan: Plan) -> int:
+        """What it holds at most."""
+        pixels = source.height * source.width
+        each = 1 + (classes * np.dtype(outputs.probability_type).itemsize if outputs.probabilities else 0)
+        working = 16 * pixels + (3 * pixels if outputs.overlay else 0)
+        scaled = plan.height * plan.width != pixels
+        return source.pages * pixels * each + working + (4 * classes * plan.height * plan.width if scaled else 0)
+
+    def is_done(self, number: int) -> bool:
+        """Nothing is kept from an earlier process."""
+        return False
+
+    def skip(self, number: int, page: int, tile: Tile) -> None:
+        """Leave a tile as background."""
+        count = len(self._classes)
+        logits = np.zeros((count, tile.y1 - tile.y0, tile.x1 - tile.x0), np.float32)
+        logits[0] = np.log(np.float32(1e6))
+        self.put(number, page, tile, logits, None)
+
+    def put(self, number: int, page: int, tile: Tile, logits: np.ndarray, region: np.ndarray | None) -> None:
+        """Take in what a tile owns; an image that was scaled waits for its last tile to be scaled back."""
+        if (self._plan.height, self._plan.width) == self._shape[1:]:
+            self._take(page, tile.owned, logits)
+            return
+        if page not in self._small:
+            self._small[page] = np.empty((len(logits), self._plan.height, self._plan.width), logits.dtype), []
+        small, arrived = self._small[page]
+        small[:, *tile.owned] = logits
+        arrived.append(number)
+        if len(arrived) == len(self._plan.tiles):
+            del self._small[page]
+            self._take(page, (slice(None), slice(None)), enlarge(small, *self._shape[1:]))
+
+    def _take(self, page: int, place: tuple[slice, slice], planes: Iterable[np.ndarray]) -> None:
+        if self._probabilities is not None or self._outputs.clean.threshold is not None:
+            planes = np.stack(list(planes))
+        self._masks[page][place] = choose_classes(planes, self._outputs.clean)
+        if self._probabilities is not None:
+            stored = _stored_probabilities(np.asarray(planes), self._outputs.probability_type)
+            self._probabilities[page][:, *place] = stored
+
+    def finish(self, note: Note) -> Entry:
+        """Write the mask and what was asked for beside it."""
+        outputs = self._outputs
+        for page, mask in enumerate(self._masks):
+            cleaned = mask if self._region is None else apply_region(mask, self._region)
+            self._masks[page] = clean(cleaned, outputs.clean) if outputs.clean.changes_mask else cleaned
+        entry: Entry = {"mask": str(self._target)}
+        if self._instances:
+            entry["instances"] = str(self._write_instances())
+        if self._probabilities is not None:
+            target = outputs.target(self._job, ".tif", "probabilities")
+            write_probabilities(target, _flat(self._probabilities))
+            entry["probabilities"] = str(target)
+        if self._picture is not None:
+            target = outputs.target(self._job, ".png", "overlays")
+            write_image(target, overlay(self._picture, self._masks[0], self._classes))
+            entry["overlay"] = str(target)
+        # Last, because it says that all is done.
+        write_mask(self._target, _flat(self._masks), self._classes.palette, self._pixel_size, self._task.name)
+        return entry
+
+    def _write_instances(self) -> Path:
+        """Objects are the connected components of the class; 16 bits, or 32 in a TIFF where they are too many."""
+        ids = np.stack([objects(mask) for mask in self._masks])
+        wide = int(ids.max(initial=0)) > np.iinfo(np.uint16).max
+        target = self._outputs.target(self._job, ".tif" if wide else self._suffix, "instances")
+        write_mask(target, _flat(ids.astype(np.uint32 if wide else np.uint16)))
+        return target
+
+
+class ZarrCanvas:
+    """Writes each tile to a Zarr as it comes; what is on disk stays valid whenever the process ends.
+
+    The Zarr is the output itself, or, where a TIFF is wanted or the mask is to be cleaned, grows under a hidden name
+    beside it, to be turned into the output in the end.
+    """
+
+    def __init__(self, task: Task, source: Source, outputs: Outputs, classes: ClassMap, plan: Plan) -> None:
+        job = task.job
+        self._task, self._job, self._outputs, self._classes, self._plan = task, job, outputs, classes, plan
+        self._wants_tiff = outputs.format_of(job, source) == "tiff"
+        self._pixel_size = source.pixel_size
+        self._size = source.pages, source.height, source.width
+        self._target = outputs.target(job, ".tif" if self._wants_tiff else ".zarr")
+        self._grows = self.growing_path(job, source, outputs)
+        description = {**task.description, "name": task.name, "tile": plan.tile}
+        self._description = description
+        self._mask = self._open(self._grows, description, "uint8", None)
+        self._probabilities: ZarrMask | None = None
+        if outputs.probabilities:
+            target = outputs.target(job, ".zarr", "probabilities")
+            self._probabilities = self._open(target, description, outputs.probability_type, len(classes))
+
+    @staticmethod
+    def growing_path(job: Job, source: Source, outputs: Outputs) -> Path:
+        """The Zarr that tiles are written to."""
+        if outputs.format_of(job, source) == "zarr" and not outputs.clean.changes_mask:
+            return outputs.target(job, ".zarr")
+        target = outputs.target(job, ".zarr")
+        return target.with_name(f".{job.name.name}.growing.zarr")
+
+    def _open(self, path: Path, description: Mapping[str, Any], dtype: str, channels: int | None) -> ZarrMask:
+        if self._outputs.resume and ZarrMask.job_of(path) is not None:
+            return ZarrMask.resume(path, description)
+        return ZarrMask.create(
+            path, *self._size, dtype, _chunk(self._plan), description, channels, self._pixel_size, self._classes,
+            replace=True,
+        )  # fmt: skip
+
+    def is_done(self, number: int) -> bool:
+        """Whether an earlier process wrote this tile."""
+        return number in self._mask.done or self._mask.complete
+
+    def skip(self, number: int, page: int, tile: Tile) -> None:
+        """Leave a tile as background."""
+        shape = tile.y1 - tile.y0, tile.x1 - tile.x0
+        if self._probabilities is not None:
+            sure = np.zeros((len(self._classes), *shape), self._probabilities.levels[0].dtype)
+            sure[0] = 255 if sure.dtype == np.uint8 else 1
+            self._probabilities.write(number, page, tile.y0, tile.x0, sure)
+        self._mask.write(number, page, tile.y0, tile.x0, np.zeros(shape, np.uint8))
+
+    def put(self, number: int, page: int, tile: Tile, logits: np.ndarray, region: np.ndarray | None) -> None:
+        """Write what a tile owns."""
+        if self._probabilities is not None:
+            stored = _stored_probabilities(logits, self._outputs.probability_type)
+            self._probabilities.write(number, page, tile.y0, tile.x0, stored)
+        classes = choose_classes(logits, self._outputs.clean)
+        if region is not None:
+            classes = apply_region(classes, region)
+        self._mask.write(number, page, tile.y0, tile.x0, classes)  # last: its record says that the tile is done
+
+    def finish(self, note: Note) -> Entry:
+        """Clean the mask, add its pyramid, assemble the TIFF."""
+        entry: Entry = {"mask": str(self._target)}
+        if self._probabilities is not None:
+            self._probabilities.finish()
+            entry["probabilities"] = str(self._probabilities.path)
+        mask = self._cleaned(note) if self._outputs.clean.changes_mask else self._mask
+        mask.finish()
+        if self._wants_tiff:
+            note(f"{self._target}: assembling the TIFF")
+            write_pyramid_tiff(self._target, mask, self._classes.palette, self._task.name)
+        for path in {self._grows, mask.path} - {self._target}:
+            shutil.rmtree(path, ignore_errors=True)
+        return entry
+
+    def _cleaned(self, note: Note) -> ZarrMask:
+        """The mask after its post-processing, page by page, in a Zarr of its own."""
+        note(f"{self._target}: post-processing")
+        path = self._target if not self._wants_tiff else self._grows.with_name(f".{self._job.name.name}.clean.zarr")
+        chunk = _chunk(self._plan)
+        cleaned = ZarrMask.create(
+            path, *self._size, "uint8", chunk, self._description, None, self._pixel_size, self._classes, replace=True
+        )
+        side = max(1, 2048 // chunk) * chunk
+        for page in range(self._size[0]):
+            self._clean_page(page, cleaned, side)
+        return cleaned
+
+    def _clean_page(self, page: int, cleaned: ZarrMask, side: int) -> None:
+        pages, height, width = self._size
+
+        def read(y0: int, y1: int, x0: int, x1: int) -> np.ndarray:
+            place = (slice(y0, y1), slice(x0, x1))
+            return np.asarray(self._mask.levels[0][place if pages == 1 else (page, *place)])
+
+        def write(y0: int, x0: int, block: np.ndarray) -> None:
+            cleaned.write(0, page, y0, x0, block)
+
+        clean_tiles(read, write, height, width, side, self._outputs.clean)
+
+
+def open_canvas(
+    task: Task,
+    source: Source,
+    outputs: Outputs,
+    classes: ClassMap,
+    plan: Plan,
+    room: int,
+    region: np.ndarray | None,
+    instances: bool,
+    note: Note,
+) -> Canvas:
+    """A canvas in memory where the format and the memory let one, else a Zarr.
+
+    Raises:
+        DataError: the image must be held in memory, because it is scaled or a PNG is wanted, and is too large.
+    """
+    needed = MemoryCanvas.bytes_needed(source, outputs, len(classes), plan)
+    job = task.job
+    kind = outputs.format_of(job, source)
+    is_scaled = (plan.height, plan.width) != (source.height, source.width)
+    if (kind != "zarr" and needed <= room) or (is_scaled and kind != "zarr"):
+        if needed > room:
+            raise _too_large(source, needed, room, "a network with data.scale other than 1")
+        return MemoryCanvas(task, source, outputs, classes, plan, region, instances)
+    if is_scaled:
+        raise DataError(f"{job.source}: a network with data.scale other than 1 writes PNG or TIFF, not Zarr.")
+    if kind == "png":
+        raise _too_large(source, needed, room, "--format png")
+    if instances or outputs.overlay:
+        note(f"{job.source}: is written by tiles; instances and overlays are made of images in memory alone.")
+    return ZarrCanvas(task, source, outputs, classes, plan)
+
+
+def _too_large(source: Source, needed: int, room: int, what: str) -> DataError:
+    return DataError(
+        f"{what} holds the whole mask of {source.height} x {source.width} pixels in memory, which takes "
+        f"{size_text(needed)}, and {size_text(max(room, 0))} are left; take --format tiff or zarr, or allow more."
+    )
+
+
+def _stored_probabilities(logits: np.ndarray, dtype: str) -> np.ndarray:
+    probabilities = softmax(logits)
+    return np.rint(probabilities * 255).astype(np.uint8) if dtype == "uint8" else probabilities.astype(np.float16)
+
+
+def _flat(pages: np.ndarray) -> np.ndarray:
+    return pages[0] if len(pages) == 1 else pages
+
+
+def _chunk(plan: Plan) -> int:
+    """Side of a Zarr's chunks: one that divides the tiles, so that none is written twice, else a small one."""
+    sides = math.gcd(plan.tiles[0].y1, plan.tiles[0].x1) if len(plan.tiles) > 1 else 0
+    return next((chunk for chunk in CHUNKS if sides % chunk == 0), CHUNKS[-1])
+
+
+def _identity(path: Path) -> dict[str, Any]:
+    """What tells whether an image is still the one that it was."""
+    status = path.stat()
+    return {"path": str(path), "bytes": status.st_size, "changed": status.st_mtime_ns}

@@ -1,0 +1,444 @@
+"""Image files in, masks out: many small ones in batches, or one of any size by tiles, in bounded memory.
+
+Reading, network and writing go on at the same time: while the engine works on a batch of windows, one thread reads
+and normalises the next, and another takes the classes of the one before and writes them. Each waits when it is a
+batch ahead, so that the memory holds a few windows, however many there are.
+"""
+
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, field
+from queue import Empty, Queue
+from threading import Event, Thread
+from typing import Any, TypeVar
+
+import numpy as np
+
+from pixelwise.background import RegionMask, empty_tiles, thumbnail
+from pixelwise.canvas import Canvas, Entry, Outputs, Task, ZarrCanvas, open_canvas
+from pixelwise.checkpoint import fingerprint
+from pixelwise.data.inputs import Job, find_inputs, name_jobs
+from pixelwise.data.sinks import ZarrMask
+from pixelwise.data.sources import Source, open_source
+from pixelwise.errors import DataError, ModelError, RunError
+from pixelwise.inference import Blender
+from pixelwise.memory import held_bytes, size_text
+from pixelwise.page import Page
+from pixelwise.predict import Predictor, approximation
+from pixelwise.tiling import Plan, Tile
+
+BATCH_PIXELS = 8 * 256 * 256  # small windows are run together, up to so many pixels
+LONG_SECONDS = 20.0  # what takes longer is announced
+
+Item = TypeVar("Item")
+Region = Callable[[int, int, int, int], np.ndarray]
+
+
+@dataclass
+class Summary:
+    """What became of the inputs."""
+
+    outputs: list[Entry] = field(default_factory=list)
+    failed: list[dict[str, str]] = field(default_factory=list)
+    pixels: int = 0
+    seconds: float = 0.0
+    finished_before: bool = False  # there was nothing left to resume
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Is told how it goes, from one thread at a time."""
+
+    show: Callable[[float, int], None] = lambda share, pixels: None  # 0 .. 1, pixels predicted so far
+    note: Callable[[str], None] = lambda text: None
+
+
+@dataclass
+class _Image:
+    """An image under way. The reading thread makes it, the writing thread counts."""
+
+    job: Job
+    source: Source
+    plan: Plan
+    canvas: Canvas
+    blender: Blender | None
+    left: int = 0  # tiles to come
+    skipped: int = 0  # tiles that a test called empty, or that lie outside of the region
+    is_failed: bool = False
+
+    @property
+    def tiles(self) -> int:
+        return self.source.pages * len(self.plan.tiles)
+
+
+@dataclass(frozen=True)
+class _Part:
+    """A window that was read."""
+
+    image: _Image
+    page: int
+    number: int  # of the tile, over all pages
+    window: np.ndarray  # C x h x w float32
+    region: np.ndarray | None  # of the owned part, bool
+
+    @property
+    def tile(self) -> Tile:
+        return self.image.plan.tiles[self.number % len(self.image.plan.tiles)]
+
+
+@dataclass(frozen=True)
+class _Passed:
+    """A tile that is not predicted: an earlier process did, or it is known to be background."""
+
+    image: _Image
+    page: int
+    number: int
+    is_done: bool
+
+    @property
+    def tile(self) -> Tile:
+        return self.image.plan.tiles[self.number % len(self.image.plan.tiles)]
+
+
+@dataclass(frozen=True)
+class _End:
+    """An image whose tiles are all read, or that cannot be read on."""
+
+    job: Job
+    image: _Image | None = None
+    error: Exception | None = None
+
+
+_Batch = list[_Part] | _Passed | _End
+
+
+def predict_files(
+    predictor: Predictor,
+    inputs: Sequence[str],
+    outputs: Outputs,
+    axes: str | None = None,
+    progress: Progress | None = None,
+) -> Summary:
+    """Predict files and write their masks; one that fails does not stop the others.
+
+    Args:
+        predictor: the network and its preprocessing.
+        inputs: files, folders, glob patterns.
+        outputs: where to, and what.
+        axes: of TIFF and Zarr files whose metadata do not tell.
+        progress: is told how it goes.
+
+    Raises:
+        DataError: there is nothing to predict. OutputError: the folder cannot be written, or is that of the images.
+        RunError: `outputs.resume`, and nothing was begun, or something else. SettingError: the settings or the memory
+            do not suit the network.
+    """
+    outputs.clean.require_classes(len(predictor.classes))
+    work = _Work(predictor, name_jobs(find_inputs(inputs)), outputs, axes, progress or Progress())
+    work.run()
+    return work.summary
+
+
+class _Work:
+    """The three stages: `_read` in a thread of its own, the engine in the caller's, `_write` in another."""
+
+    def __init__(
+        self, predictor: Predictor, jobs: Sequence[Job], outputs: Outputs, axes: str | None, progress: Progress
+    ) -> None:
+        self.predictor, self.outputs, self.axes, self.progress = predictor, outputs, axes, progress
+        settings = _settings(predictor, outputs)
+        tasks = [Task(job, settings) for job in jobs]
+        self.places = {str(task.job.source): place for place, task in enumerate(tasks)}
+        self.summary = Summary()
+        if outputs.resume:
+            if not outputs.folder.is_dir():
+                raise RunError(f"{outputs.folder}: holds no prediction that could be resumed. Start without --resume.")
+            self.summary.outputs = [entry for task in tasks if (entry := task.finished(outputs))]
+        done = {entry["input"] for entry in self.summary.outputs}
+        self.tasks = [task for task in tasks if str(task.job.source) not in done]
+        self.summary.finished_before = outputs.resume and not self.tasks
+
+    def run(self) -> None:
+        """Predict all of them."""
+        begin = time.perf_counter()
+        with ahead(self._batches()) as batches, ThreadPoolExecutor(1, thread_name_prefix="writing") as writing:
+            waiting: list[Future[None]] = []
+            for batch in batches:
+                logits = self._logits(batch)
+                while len(waiting) > 1:
+                    waiting.pop(0).result()
+                waiting.append(writing.submit(self._write, batch, logits))
+            for written in waiting:
+                written.result()
+        self.summary.outputs.sort(key=lambda entry: self.places[entry["input"]])
+        self.summary.seconds = time.perf_counter() - begin
+
+    def _logits(self, batch: _Batch) -> np.ndarray | Exception | None:
+        if not isinstance(batch, list) or batch[0].image.is_failed:
+            return None
+        try:
+            return self.predictor.runner(np.stack([part.window for part in batch]))
+        except ModelError as error:  # which concerns these images; the others may fit
+            return error
+
+    def _batches(self) -> Iterator[_Batch]:
+        """Windows of one shape together, as long as they are small; what needs no network comes after them."""
+        batch: list[_Part] = []
+        others: list[_Passed | _End] = []
+        for item in self._read():
+            if not isinstance(item, _Part):
+                others.append(item)
+                continue
+            shape, count = item.window.shape, len(batch) + 1
+            if batch and (batch[0].window.shape != shape or math.prod(shape[1:]) * count > BATCH_PIXELS):
+                yield batch
+                yield from others
+                batch, others = [], []
+            batch.append(item)
+        if batch:
+            yield batch
+        yield from others
+
+    # The reading thread
+
+    def _read(self) -> Iterator[_Part | _Passed | _End]:
+        for task in self.tasks:
+            job = task.job
+            image: _Image | None = None
+            try:
+                with ExitStack() as stack:
+                    source = stack.enter_context(open_source(job.source, self.axes, self.predictor.limit // 8))
+                    region = self._region(job, source, stack)
+                    pages = [Page(self.predictor, source, page) for page in range(source.pages)]
+                    image = self._begin(task, source, pages[0], region)
+                    for page in pages:
+                        yield from self._read_page(image, page, region)
+                yield _End(job, image)
+            except (DataError, ModelError) as error:
+                yield _End(job, image, error)
+
+    def _region(self, job: Job, source: Source, stack: ExitStack) -> RegionMask | None:
+        """What the user wants predicted of this image, if not all."""
+        path = self.outputs.inside
+        if path is None:
+            return None
+        if path.is_dir():
+            found = sorted(other for other in path.iterdir() if other.stem == job.source.stem)
+            if not found:
+                raise DataError(f"{path}: holds no mask named {job.source.stem}; each image needs one.")
+            path = found[0]
+        mask = stack.enter_context(open_source(path))
+        return RegionMask(
+            lambda y0, y1, x0, x1: mask.read(0, y0, y1, x0, x1)[..., 0],
+            (mask.height, mask.width),
+            source.height,
+            source.width,
+        )
+
+    def _begin(self, task: Task, source: Source, first: Page, region: RegionMask | None) -> _Image:
+        """Plan the image, and make the place for its mask."""
+        runner, limit, job = self.predictor.runner, self.predictor.limit, task.job
+        plan = runner.plan(first.height, first.width, self._tile(job, source), limit)
+        whole = None
+        if region is not None and len(plan.tiles) == 1:
+            whole = region.window(0, source.height, 0, source.width)
+        room = limit - held_bytes() - int(runner.cost(plan))
+        canvas = open_canvas(
+            task, source, self.outputs, self.predictor.classes, plan, room, whole,
+            self.predictor.config.data.labels == "instances", self.progress.note,
+        )  # fmt: skip
+        image = _Image(job, source, plan, canvas, Blender(plan) if plan.overlap else None)
+        image.left = image.tiles
+        if plan.overlap:
+            self.progress.note(f"{job.source}: {approximation(self.predictor.network, runner)}")
+        self._announce(image)
+        return image
+
+    def _tile(self, job: Job, source: Source) -> Any:
+        """The tile; a prediction that is resumed goes on with the one that it began with."""
+        begun = ZarrMask.job_of(ZarrCanvas.growing_path(job, source, self.outputs)) if self.outputs.resume else None
+        return begun["tile"] if begun and "tile" in begun else self.predictor.tile
+
+    def _announce(self, image: _Image) -> None:
+        """Say what a long prediction will take, before it begins."""
+        plan = image.plan
+        if len(plan.tiles) == 1:
+            return
+        seconds = self.predictor.runner.seconds_per_pixel * plan.window_pixels * image.source.pages
+        if seconds > LONG_SECONDS:
+            pixels = image.source.pages * image.source.height * image.source.width
+            height, width = plan.window_shape
+            self.progress.note(
+                f"{image.job.source}: {pixels / 1e6:,.0f} megapixels in {image.tiles} windows of {height} x {width}, "
+                f"about {seconds / 60:.0f} minutes; the mask takes at most {size_text(1.4 * pixels)} on disk"
+            )
+
+    def _read_page(self, image: _Image, page: Page, region: RegionMask | None) -> Iterator[_Part | _Passed]:
+        wanted = self._wanted(image, page, region)
+        for index, tile in enumerate(image.plan.tiles):
+            number = page.number * len(image.plan.tiles) + index
+            if image.is_failed:
+                return
+            # What was blended depends on the windows around, so it is done again.
+            is_done = image.canvas.is_done(number) and image.blender is None
+            if is_done or not wanted[index]:
+                yield _Passed(image, page.number, number, is_done)
+                continue
+            inside = None if region is None or page.is_scaled else region.window(tile.y0, tile.y1, tile.x0, tile.x1)
+            yield _Part(image, page.number, number, page.window(image.plan, tile), inside)
+
+    def _wanted(self, image: _Image, page: Page, region: RegionMask | None) -> np.ndarray:
+        """Which tiles are to be predicted."""
+        tiles = image.plan.tiles
+        wanted = np.ones(len(tiles), bool)
+        if len(tiles) == 1 or image.blender is not None or page.is_scaled:
+            return wanted
+        if region is not None:
+            wanted &= [region.touches(tile.y0, tile.y1, tile.x0, tile.x1) for tile in tiles]
+        if self.outputs.skip_background:
+            small = thumbnail(page.read, page.height, page.width)
+            windows = [_clipped(tile, image.plan) for tile in tiles]
+            wanted &= ~empty_tiles(small, windows)
+        return wanted
+
+    # The writing thread
+
+    def _write(self, batch: _Batch, logits: np.ndarray | Exception | None) -> None:
+        if isinstance(batch, _End):
+            self._end(batch)
+            return
+        if isinstance(batch, _Passed):
+            self._pass(batch)
+            return
+        for index, part in enumerate(batch):
+            if part.image.is_failed:
+                continue
+            try:
+                if isinstance(logits, Exception):
+                    raise logits
+                assert logits is not None
+                self._put(part, logits[index])
+            except (DataError, ModelError) as error:
+                self._fail(part.image.job, part.image, error)
+        image = batch[-1].image
+        share = (len(self.summary.outputs) + len(self.summary.failed) + 1 - image.left / image.tiles) / len(self.places)
+        self.progress.show(min(share, 1.0), self.summary.pixels)
+
+    def _put(self, part: _Part, logits: np.ndarray) -> None:
+        image, tile = part.image, part.tile
+        count = len(self.predictor.classes)
+        if len(logits) != count:
+            raise ModelError(f"the network returned {len(logits)} classes, and the run has {count}.")
+        owned = image.blender.add(tile, logits) if image.blender else logits[:, *tile.inside(image.plan.lost)]
+        image.canvas.put(part.number, part.page, tile, owned, part.region)
+        image.left -= 1
+        self.summary.pixels += (tile.y1 - tile.y0) * (tile.x1 - tile.x0)
+
+    def _pass(self, passed: _Passed) -> None:
+        image = passed.image
+        if image.is_failed:
+            return
+        image.left -= 1
+        if not passed.is_done:
+            image.canvas.skip(passed.number, passed.page, passed.tile)
+            image.skipped += 1
+
+    def _end(self, end: _End) -> None:
+        if end.image is not None and end.image.is_failed:
+            return
+        if end.error is not None or end.image is None:
+            assert end.error is not None
+            self._fail(end.job, end.image, end.error)
+            return
+        image = end.image
+        assert image.left == 0, (end.job, image.left)
+        try:
+            written = image.canvas.finish(self.progress.note)
+        except (DataError, ModelError) as error:
+            self._fail(end.job, image, error)
+            return
+        entry = {"input": str(end.job.source), **written, "width": image.source.width, "height": image.source.height}
+        if image.source.pages > 1:
+            entry["pages"] = image.source.pages
+        if len(image.plan.tiles) > 1:
+            entry["tiles"] = image.tiles
+        if image.skipped:
+            entry["skipped_tiles"] = image.skipped
+        if image.plan.overlap:
+            entry["approximate"] = True
+        self.summary.outputs.append(entry)
+
+    def _fail(self, job: Job, image: _Image | None, error: Exception) -> None:
+        if image is not None:
+            image.is_failed = True
+        text = str(error)
+        message = text if text.startswith(str(job.source)) else f"{job.source}: {text}"
+        self.summary.failed.append({"input": str(job.source), "message": message})
+
+
+def _clipped(tile: Tile, plan: Plan) -> tuple[int, int, int, int]:
+    """A tile's window within the image."""
+    y0, y1, x0, x1 = tile.window
+    return max(y0, 0), min(y1, plan.height), max(x0, 0), min(x1, plan.width)
+
+
+def _settings(predictor: Predictor, outputs: Outputs) -> dict[str, Any]:
+    """All that the outputs depend on beside the image; see `Task`."""
+    return {
+        "network": fingerprint(predictor.network, predictor.config),
+        "views": predictor.runner.views,
+        "probabilities": outputs.probability_type if outputs.probabilities else None,
+        "threshold": outputs.clean.threshold,
+        "fill_holes": outputs.clean.fill_holes,
+        "smallest_object": outputs.clean.smallest_object,
+        "inside": str(outputs.inside) if outputs.inside else None,
+        "skip_background": outputs.skip_background,
+        "format": outputs.format,
+        "overlay": outputs.overlay,
+    }
+
+
+@contextmanager
+def ahead(items: Iterator[Item]) -> Iterator[Iterator[Item]]:
+    """Let a thread make items one or two ahead of who takes them; its errors are raised where they are taken.
+
+    >>> with ahead(iter([1, 2, 3])) as numbers:
+    ...     list(numbers)
+    [1, 2, 3]
+    """
+    queue: Queue[tuple[Item | None, BaseException | None]] = Queue(1)
+    stop = Event()
+
+    def make() -> None:
+        error: BaseException | None = None
+        try:
+            for item in items:
+                queue.put((item, None))
+                if stop.is_set():
+                    return
+        except BaseException as raised:
+            error = raised
+        queue.put((None, error))
+
+    def take() -> Iterator[Item]:
+        while True:
+            item, error = queue.get()
+            if error is not None:
+                raise error
+            if item is None:
+                return
+            yield item
+
+    thread = Thread(target=make, name="reading", daemon=True)
+    thread.start()
+    try:
+        yield take()
+    finally:
+        stop.set()
+        while thread.is_alive():  # it may be waiting for a place
+            with suppress(Empty):
+                queue.get(timeout=0.05)
+        thread.join()
