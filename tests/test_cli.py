@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import zarr
 from PIL import Image
 from typer.testing import CliRunner, Result
 
@@ -77,7 +78,7 @@ def test_help_is_there_before_torch_is_imported() -> None:
     command = [sys.executable, "-X", "importtime", "-m", "pixelwise", "--help"]
     shown = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert shown.returncode == 0
-    assert set(re.findall(r"^  (\w+)  ", shown.stdout, re.MULTILINE)) == COMMANDS
+    assert set(re.findall(r"^  (\w[\w-]*)  ", shown.stdout, re.MULTILINE)) == COMMANDS
     imported = {line.split("|")[-1].strip() for line in shown.stderr.splitlines()}
     assert "pixelwise.cli" in imported
     assert not imported & {"torch", "numpy", "pydantic", "cv2", "PIL", "tifffile", "scipy"}
@@ -247,7 +248,7 @@ def test_predict_makes_what_it_tells(kind: str, tmp_path: Path, trained: Callabl
     folder, out = data / "test" / "images", tmp_path / "masks"
     shown = done("predict", run, folder, "--out", out, "--json", "--overlay", "--probabilities", "--tile", "32")
     told = json.loads(shown.stdout)
-    assert told.keys() == {"outputs", "failed", "megapixels_per_second", "peak_ram_bytes"}
+    assert told.keys() == {"outputs", "failed", "engine", "megapixels_per_second", "peak_ram_bytes"}
     assert told["failed"] == []
     assert told["megapixels_per_second"] > 0
     assert told["peak_ram_bytes"] > 2**20
@@ -269,6 +270,83 @@ def test_predict_tells_people_where_the_masks_are(tmp_path: Path, trained: Calla
     shown = done("predict", run, pattern, "--out", tmp_path / "masks", *options)
     assert re.fullmatch(rf"2 masks in {tmp_path / 'masks'}, \d+\.\d\d megapixels a second by torch\n", shown.stdout)
     assert sorted(path.suffix for path in (tmp_path / "masks").iterdir()) == [".tif", ".tif"]
+
+
+def test_predict_in_little_memory_to_zarr_and_on(tmp_path: Path, trained: Callable[[str], tuple[Path, Path]]) -> None:
+    data, run = trained("binary")
+    image, out = min((data / "test" / "images").iterdir()), tmp_path / "masks"
+    command = ("predict", run, image, "--out", out, "--engine", "torch", "--format", "zarr", "--tile", "16")
+    told = json.loads(done(*command, "--max-ram", "64GiB", "--tta", "flips", "--json").stdout)
+    assert told["engine"] == "torch"
+    assert told["outputs"][0]["mask"] == str(out / f"{image.stem}.zarr")
+    assert told["outputs"][0]["tiles"] == 9
+    assert zarr.open_array(out / f"{image.stem}.zarr" / "0", mode="r").shape == (48, 40)
+    again = done(*command, "--tta", "flips", "--resume")
+    assert again.stdout == f"{out}: was finished already, 1 masks\n"
+    other = invoke(*command, "--resume")  # without --tta
+    assert other.exit_code == 2
+    assert "views was flips and is none" in other.stderr
+    assert "Traceback" not in other.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--tta", "flip"), r"views flip: is no test-time augmentation; .*flips"),
+        (("--format", "jpeg"), r"--format jpeg: is not a format; .*png"),
+        (("--probability-type", "float32"), r"--probability-type float32: is not a type of probabilities; .*float16"),
+        (("--max-ram", "plenty"), r'"plenty" is no size; write a number and a unit, as in 2GiB'),
+        (("--max-ram", "1MB"), r".*png: .* 0 MiB are left; take --format tiff or zarr, or allow more"),
+        (("--threshold", "1.5"), r"threshold"),
+        (("--engine", "onyx"), r"engine onyx: is not an engine"),
+        (("--resume",), r"masks: holds no prediction that could be resumed\. Start without --resume"),
+    ],
+)
+def test_options_of_predict_that_cannot_be(
+    options: tuple[str, ...], message: str, tmp_path: Path, trained: Callable[[str], tuple[Path, Path]]
+) -> None:
+    data, run = trained("binary")
+    shown = invoke("predict", run, data / "test" / "images", "--out", tmp_path / "masks", *options)
+    assert shown.exit_code == 2
+    assert re.match(f"error: .*({message})", shown.stderr), shown.stderr
+    assert "Traceback" not in shown.stderr
+    assert not (tmp_path / "masks").exists()
+
+
+def test_verify_seams_tells_the_differences(tmp_path: Path, trained: Callable[[str], tuple[Path, Path]]) -> None:
+    data, run = trained("index")
+    image = min((data / "test" / "images").iterdir())
+    told = json.loads(done("verify-seams", run, image, "--tile", "16", "--engine", "torch", "--json").stdout)
+    keys = {"max_abs_difference", "max_relative_difference", "flipped_pixels", "halo", "margin", "stride", "exact"}
+    assert keys | {"whole"} <= told.keys()
+    assert (told["flipped_pixels"], told["exact"], told["whole"], told["tiles"]) == (0, True, True, 9)
+    assert told["max_relative_difference"] < 1e-5
+    shown = done("verify-seams", run, image, "--tile", "16", "--engine", "torch").stdout
+    assert shown.startswith("9 tiles by torch, against one forward of the whole image (48 x 40)\n")
+    assert "flipped pixels: 0" in shown
+    refused = invoke("verify-seams", run, tmp_path / "no.png")
+    assert refused.exit_code == 2
+    assert "no.png: no such file" in refused.stderr
+
+
+def test_seams_where_there_should_be_none_are_our_failure(
+    monkeypatch: pytest.MonkeyPatch, trained: Callable[[str], tuple[Path, Path]]
+) -> None:
+    data, run = trained("index")
+    found = {
+        "tiles": 2, "engine": "torch", "whole": False, "height": 3, "width": 4, "max_abs_difference": 1.0,
+        "max_relative_difference": 0.5, "flipped_pixels": 1, "near_ties": 0, "stride": 1, "halo": 1, "margin": 1,
+        "exact": True, "reason": "", "tolerance": 1e-4,
+    }  # fmt: skip
+    monkeypatch.setattr("pixelwise.verify.verify_seams", lambda *arguments: found)
+    shown = invoke("verify-seams", run, data / "x.png", "--engine", "torch")
+    assert shown.exit_code == 1
+    assert "the largest crop that fits the memory (3 x 4)" in shown.stdout
+    assert "error: the tiles of a network that is exact differ" in shown.stderr
+    found |= {"exact": False, "reason": "it averages"}
+    shown = invoke("verify-seams", run, data / "x.png", "--engine", "torch")
+    assert shown.exit_code == 0
+    assert "not exact: it averages" in shown.stdout
 
 
 def test_one_broken_image_among_many(tmp_path: Path, trained: Callable[[str], tuple[Path, Path]]) -> None:
@@ -379,7 +457,7 @@ def test_quiet_shows_no_bar_either(monkeypatch: pytest.MonkeyPatch) -> None:
     ("seconds", "text"), [(0.4, "0 s"), (59.4, "59 s"), (59.6, "1 min 00 s"), (754, "12 min 34 s")]
 )
 def test_durations(seconds: float, text: str) -> None:
-    assert cli._duration(seconds) == text
+    assert terminal._duration(seconds) == text
 
 
 def test_masks_are_those_of_the_python_interface(tmp_path: Path, trained: Callable[[str], tuple[Path, Path]]) -> None:

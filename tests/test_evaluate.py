@@ -15,6 +15,7 @@ from scipy import ndimage
 from torch import Tensor, nn
 
 from pixelwise.api import Run, choose_split
+from pixelwise.canvas import Outputs
 from pixelwise.classes import IGNORE
 from pixelwise.config import Config, make_config
 from pixelwise.data.folder import Sample, open_dataset
@@ -22,7 +23,8 @@ from pixelwise.data.labels import LabelRule
 from pixelwise.errors import DataError, ModelError, SettingError
 from pixelwise.evaluate import Score, Tally, Truth, chosen_scores, evaluate, output_folder, read_truth
 from pixelwise.geometry import Geometry
-from pixelwise.predict import Outputs, Predictor, predict_files
+from pixelwise.predict import Predictor
+from pixelwise.stream import predict_files
 
 
 class Brightness(nn.Module):

@@ -1,40 +1,26 @@
-"""Prediction: tiles give what the whole image gives, images come back at their size, files as promised."""
+"""Prediction: tiles give what the whole image gives, images come back at their size."""
 
-import importlib
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
 import pytest
-import tifffile
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
 from scipy import ndimage
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pixelwise import pictures
+from pixelwise import inference
 from pixelwise.config import Config, make_config
-from pixelwise.data.readers import read_image, read_mask
-from pixelwise.errors import DataError, ModelError, OutputError, SettingError
+from pixelwise.errors import DataError, ModelError, SettingError
 from pixelwise.geometry import Geometry
+from pixelwise.inference import softmax
 from pixelwise.models import UNet
-from pixelwise.predict import (
-    Outputs,
-    Predictor,
-    Summary,
-    find_inputs,
-    geometry_of,
-    predict,
-    predict_files,
-    softmax,
-)
+from pixelwise.predict import ApproximateWarning, Predictor, predict
 
-MODULE = importlib.import_module("pixelwise.predict")  # `pixelwise.predict` itself is the function
 SIDES = st.integers(1, 110)
 
 
@@ -114,23 +100,35 @@ def test_only_large_images_are_tiled_unasked(monkeypatch: pytest.MonkeyPatch) ->
     network, image = make_network(), make_image(70, 90)
     seen = sizes_seen(network)
     small = predict(network, image, logits=True)
-    assert seen == [(1, 1, 70, 90)]
-    monkeypatch.setattr(MODULE, "WHOLE_PIXELS", 70 * 90 - 1)
-    monkeypatch.setattr(MODULE, "AUTO_TILE", 21)  # becomes 24, a multiple of the stride
+    assert seen == [(1, 1, 72, 92)]  # padded to the stride, by the edge pixels that the network would take itself
+    monkeypatch.setattr(inference, "SMALL_PIXELS", 70 * 90 - 1)
+    monkeypatch.setattr(inference, "WHOLE_PIXELS", 70 * 90 - 1)
+    monkeypatch.setattr(inference, "LARGEST_TILE", 27)  # becomes 24, a multiple of the stride
+    monkeypatch.setattr(inference, "PROBE_SIDE", 8)
     np.testing.assert_allclose(predict(network, image, logits=True), small, rtol=0, atol=1e-10)
-    assert len(seen) == 1 + 3 * 4
+    tiles = [shape for shape in seen if shape[2:] == (72, 72)]  # with a margin of 24 on each side
+    assert len(tiles) == 3 * 4
     predict(network, image, tile=None)
-    assert seen[-1] == (1, 1, 70, 90)
+    assert seen[-1] == (1, 1, 72, 92)
 
 
 def test_networks_that_cannot_be_tiled_exactly(monkeypatch: pytest.MonkeyPatch) -> None:
     network, image = make_network(norm="group"), make_image(30, 40)
-    with pytest.raises(
-        ModelError, match=r"UNet: cannot be tiled exactly: group norm averages over .*\. Use no tiles\."
-    ):
-        predict(network, image, tile=16)
-    monkeypatch.setattr(MODULE, "WHOLE_PIXELS", 1)
+    message = r"UNet: group norm averages over .*; its tiles overlap and are blended, which only comes near its result"
+    with pytest.warns(ApproximateWarning, match=message):
+        tiled = predict(network, image, tile=16, logits=True)
+    assert 1e-10 < np.abs(tiled - whole(network, image)).max() < 10
+    monkeypatch.setattr(inference, "SMALL_PIXELS", 1)
+    monkeypatch.setattr(inference, "WHOLE_PIXELS", 1)
+    monkeypatch.setattr(inference, "PROBE_SIDE", 8)
     np.testing.assert_allclose(predict(network, image, logits=True), whole(network, image), rtol=0, atol=1e-10)
+
+
+def test_tiles_of_an_inexact_network_without_padding() -> None:
+    network = make_network(padding="valid", norm="group")
+    with pytest.warns(ApproximateWarning, match=r"UNet: group norm .*; its tiles see a part of the image each, which"):
+        assert predict(network, make_image(30, 40), tile=16).shape == (30, 40)
+    predict(network, make_image(30, 40), tile=40)  # one window sees all: no warning
 
 
 def test_logits_and_classes() -> None:
@@ -192,13 +190,17 @@ class Squeezing(nn.Module):
 @pytest.mark.parametrize("tile", [None, 4])
 def test_a_module_that_returns_another_size(tile: int | None) -> None:
     network = Cropping()
-    with pytest.raises(ModelError, match=r"the network returned 1 x \d x \d+ logits for an image of \d x \d+; it must"):
+    message = (
+        r"the network returned 1 x 1 x \d x \d+ for 1 x 1 x \d x \d+; it must return logits N x classes x H x W, "
+        r"here 1 x classes x \d x \d+\."
+    )
+    with pytest.raises(ModelError, match=message):
         predict(network, make_image(9, 12), tile=tile)
     assert network.training
 
 
 def test_a_module_that_returns_no_logits() -> None:
-    with pytest.raises(ModelError, match=r"the network returned 9 x 12 logits for an image of 9 x 12; it must return"):
+    with pytest.raises(ModelError, match=r"Squeezing: was given images of .* and returned .*must return N x K x H x W"):
         predict(Squeezing(), make_image(9, 12))
 
 
@@ -218,7 +220,7 @@ def test_arrays_that_are_not_normalised(kind: type) -> None:
     ("network", "tile", "message"),
     [
         (SAME["plain"], 6, r"tile: 6 is no multiple of the network's stride 4; take 4 or 8"),
-        (VALID, 6, r"tile = 6: must be a multiple of the network's stride, 4"),
+        (VALID, 6, r"tile: 6 is no multiple of the network's stride 4; take 4 or 8"),
         (SAME["plain"], 0, r'tile = 0: must be a positive number of pixels, "auto" or None'),
         (VALID, -8, r"tile = -8: must be a positive number"),
         (SAME["plain"], True, r"tile = True: must be a positive number"),
@@ -231,13 +233,9 @@ def test_tiles_that_make_no_sense(network: nn.Module, tile: Any, message: str) -
         predict(network, make_image(20, 20), tile=tile)
 
 
-def test_a_module_without_geometry_is_not_tiled() -> None:
-    with pytest.raises(
-        ModelError, match=r"Conv2d: states no `geometry`, so its tiles cannot be planned; use tile=None"
-    ):
-        predict(nn.Conv2d(1, 2, 1).double(), make_image(20, 20), tile=8)
-    with pytest.raises(ModelError, match="states no `geometry`"):
-        geometry_of(nn.Identity())
+def test_a_module_without_geometry_is_tiled_by_what_is_probed() -> None:
+    network, image = nn.Conv2d(1, 2, 1).double(), make_image(20, 20)
+    np.testing.assert_allclose(predict(network, image, tile=8, logits=True), whole(network, image), rtol=0, atol=1e-12)
 
 
 def test_an_unknown_engine() -> None:
@@ -380,254 +378,3 @@ def test_pixels_that_are_no_numbers(value: float, place: tuple[int, int], kind: 
     image[place] = value
     with pytest.raises(DataError, match="values that are NaN or infinite; replace them by numbers first"):
         bright(normalization=kind).labels(image)
-
-
-# Files.
-
-
-@pytest.fixture
-def out(tmp_path: Path) -> Path:
-    return tmp_path / "out"
-
-
-def save(path: Path, array: np.ndarray) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(array.squeeze()).save(path)
-    return path
-
-
-def save_stack(path: Path, pages: int, height: int = 30, width: int = 20) -> np.ndarray:
-    stack = np.stack([noise(height, width, seed=page)[..., 0] for page in range(pages)])
-    tifffile.imwrite(path, stack, photometric="minisblack", metadata={"axes": "ZYX"})
-    return stack
-
-
-def run(predictor: Predictor, inputs: list[Path | str], outputs: Outputs) -> Summary:
-    return predict_files(predictor, [str(path) for path in inputs], outputs)
-
-
-def test_a_mask_is_an_index_image_with_the_colors_of_the_classes(tmp_path: Path, out: Path) -> None:
-    image = noise(21, 34)
-    source = save(tmp_path / "a.b.png", image)
-    predictor = bright()
-    summary = run(predictor, [source], Outputs(out))
-    assert summary.outputs == [{"input": str(source), "mask": str(out / "a.b.png"), "width": 34, "height": 21}]
-    assert summary.failed == []
-    assert summary.pixels == 21 * 34
-    assert summary.seconds > 0
-    with Image.open(out / "a.b.png") as mask:
-        assert mask.mode == "P"
-        assert mask.getpalette() == predictor.classes.palette
-        np.testing.assert_array_equal(np.asarray(mask), image[..., 0] > 127)
-    assert [path.name for path in out.iterdir()] == ["a.b.png"]
-
-
-def test_a_mask_as_tiff(tmp_path: Path, out: Path) -> None:
-    image = noise(21, 34)
-    summary = run(bright(), [save(tmp_path / "a.png", image)], Outputs(out, "tiff"))
-    assert summary.outputs[0]["mask"] == str(out / "a.tif")
-    np.testing.assert_array_equal(read_mask(out / "a.tif")[0], image[..., 0] > 127)
-    with tifffile.TiffFile(out / "a.tif") as file:
-        assert file.pages[0].colormap[:, 1].tolist() == [250 * 257, 120 * 257, 10 * 257]  # type: ignore[union-attr]
-
-
-@pytest.mark.parametrize("form", ["png", "tiff"])
-def test_a_stack_becomes_a_stack(tmp_path: Path, out: Path, form: Any) -> None:
-    stack = save_stack(tmp_path / "s.tif", 3)
-    predictor = Predictor(Brightness(-1.0, 1.0), make_settings(labels="instances", values=[]))
-    summary = run(predictor, [tmp_path / "s.tif"], Outputs(out, form, probabilities=True, overlay=True))
-    entry = summary.outputs[0]
-    assert (entry["pages"], entry["width"], entry["height"]) == (3, 20, 30)
-    assert summary.pixels == 3 * 20 * 30
-    np.testing.assert_array_equal(read_mask(out / "s.tif"), stack > 127)
-    assert entry["instances"] == str(out / "instances" / "s.tif")
-    np.testing.assert_array_equal(read_mask(out / "instances" / "s.tif") > 0, stack > 127)
-    assert tifffile.imread(out / "probabilities" / "s.tif").shape == (3, 2, 30, 20)
-    expected = pictures.overlay(pictures.to_display(stack[0]), (stack[0] > 127).astype(np.uint8), predictor.classes)
-    np.testing.assert_array_equal(read_image(out / "overlays" / "s.png")[0], expected)
-
-
-def test_probabilities_sum_to_one_and_agree_with_the_mask(tmp_path: Path, out: Path) -> None:
-    config = make_settings(labels="index", classes=["a", "b", "c"], colors=[[0, 0, 0], [1, 1, 1], [2, 2, 2]], values=[])
-    image = noise(40, 30)
-    predictor = Predictor(Brightness(-1.0, 0.0, 1.5), config)
-    summary = run(predictor, [save(tmp_path / "x.png", image)], Outputs(out, probabilities=True))
-    path = out / "probabilities" / "x.tif"
-    assert summary.outputs[0]["probabilities"] == str(path)
-    with tifffile.TiffFile(path) as file:
-        assert file.series[0].axes == "CYX"
-        shares = file.asarray().astype(int)
-    assert shares.shape == (3, 40, 30)
-    assert np.abs(shares.sum(0) - 255).max() <= 1  # each is rounded by half a step at most
-    mask = read_mask(out / "x.png")[0]
-    assert set(np.unique(mask)) == {0, 1, 2}
-    np.testing.assert_array_equal(np.take_along_axis(shares, mask[None].astype(int), 0)[0], shares.max(0))
-    logits = torch.from_numpy(predictor.logits(image))
-    np.testing.assert_allclose(shares / 255, logits.softmax(0).numpy(), atol=0.5001 / 255)
-
-
-def test_overlays_are_pictures(tmp_path: Path, out: Path) -> None:
-    image = noise(24, 16, 3)
-    predictor = bright(channels=3)
-    summary = run(predictor, [save(tmp_path / "x.png", image)], Outputs(out, overlay=True))
-    assert summary.outputs[0]["overlay"] == str(out / "overlays" / "x.png")
-    expected = pictures.overlay(image, predictor.labels(image), predictor.classes)
-    np.testing.assert_array_equal(read_image(out / "overlays" / "x.png")[0], expected)
-
-
-def test_instances_are_connected_components(tmp_path: Path, out: Path) -> None:
-    image = ndimage.uniform_filter(noise(64, 80)[..., 0].astype(float), 5)
-    image = (255 * (image > np.median(image))).astype(np.uint8)
-    expected, count = ndimage.label(image)  # pixels that share a side
-    assert count > 5
-    predictor = bright(labels="instances", values=[])
-    summary = run(predictor, [save(tmp_path / "x.png", image)], Outputs(out))
-    assert summary.outputs[0]["instances"] == str(out / "instances" / "x.png")
-    ids = np.asarray(Image.open(out / "instances" / "x.png"))
-    assert ids.dtype == np.uint16
-    assert ids.max() == count
-    pairs = np.unique(np.stack([ids.ravel(), expected.ravel()]), axis=1)
-    assert pairs.shape[1] == count + 1  # one partner each: the same parts under other numbers
-    np.testing.assert_array_equal(ids == 0, image == 0)
-
-
-def test_more_instances_than_16_bits_hold(tmp_path: Path, out: Path) -> None:
-    board = (np.indices((370, 370)).sum(0) % 2 * 255).astype(np.uint8)
-    predictor = bright(labels="instances", values=[])
-    summary = run(predictor, [save(tmp_path / "x.png", board)], Outputs(out))
-    assert summary.outputs[0]["instances"] == str(out / "instances" / "x.tif")
-    ids = read_mask(out / "instances" / "x.tif")[0]
-    assert ids.dtype == np.uint32
-    assert ids.max() == len(np.unique(ids)) - 1 == 370 * 370 // 2
-    assert (out / "x.png").is_file()
-
-
-def test_names_that_collide_keep_their_folders(tmp_path: Path, out: Path) -> None:
-    names = ["a/x.png", "b/x.png", "b/y.png", "b/deep/X.png"]
-    paths = [save(tmp_path / "in" / name, noise(4, 5, seed=seed)) for seed, name in enumerate(names)]
-    summary = run(bright(), [*paths], Outputs(out, overlay=True))
-    masks = [Path(str(entry["mask"])).relative_to(out).as_posix() for entry in summary.outputs]
-    assert masks == ["a/x.png", "b/x.png", "y.png", "b/deep/X.png"]
-    assert (out / "overlays" / "b" / "deep" / "X.png").is_file()
-    for path, entry in zip(paths, summary.outputs, strict=True):
-        np.testing.assert_array_equal(read_mask(Path(str(entry["mask"])))[0], np.asarray(Image.open(path)) > 127)
-
-
-def test_names_that_differ_in_their_extension_keep_it(tmp_path: Path, out: Path) -> None:
-    paths = [save(tmp_path / name, noise(4, 5)) for name in ("x.png", "x.tif", "x.png.bmp", "z.png")]
-    summary = run(bright(), [*paths], Outputs(out))
-    assert summary.failed == []
-    masks = [Path(str(entry["mask"])).name for entry in summary.outputs]
-    assert len({name.casefold() for name in masks}) == 4
-    assert masks[:2] == ["x.png.png", "x.tif.png"]
-    assert masks[3] == "z.png"
-
-
-def test_links_are_called_by_their_own_names(tmp_path: Path, out: Path) -> None:
-    links = []
-    for seed, folder in enumerate("ab"):
-        real = save(tmp_path / "store" / f"{seed}.png", noise(4, 5, seed=seed))
-        (tmp_path / folder).mkdir()
-        links.append(tmp_path / folder / "x.png")
-        try:
-            links[-1].symlink_to(real)
-        except OSError:
-            pytest.skip("links may not be made here")
-    summary = run(bright(), [*links], Outputs(out))
-    assert [str(entry["mask"]) for entry in summary.outputs] == [str(out / "a" / "x.png"), str(out / "b" / "x.png")]
-
-
-def test_a_path_that_goes_up_stays_inside_the_output_folder(
-    tmp_path: Path, out: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for name in ("x.png", "here/x.png"):
-        save(tmp_path / name, noise(4, 5))
-    monkeypatch.chdir(tmp_path / "here")
-    summary = run(bright(), ["x.png", "../x.png"], Outputs(out))
-    assert [str(entry["mask"]) for entry in summary.outputs] == [str(out / "here" / "x.png"), str(out / "x.png")]
-
-
-def test_files_folders_and_patterns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("a.png", "b.tif", "deep/c.JPG", "deep/er/d.bmp", ".hidden.png", ".git/e.png", "odd[1].png"):
-        save(tmp_path / name, noise(4, 5))
-    (tmp_path / "notes.txt").write_text("no image")
-    monkeypatch.chdir(tmp_path)
-
-    def found(*inputs: str) -> list[str]:
-        return [path.as_posix() for path in find_inputs(inputs)]
-
-    everything = ["a.png", "b.tif", "odd[1].png", "deep/c.JPG", "deep/er/d.bmp"]
-    assert found(".") == everything
-    assert found("deep") == ["deep/c.JPG", "deep/er/d.bmp"]
-    assert found("*.png") == ["a.png", "odd[1].png"]
-    assert found("**/*.bmp") == ["deep/er/d.bmp"]
-    assert found("odd[1].png") == ["odd[1].png"]  # a file that is there is no pattern
-    assert found("b.tif", "*.tif", ".") == ["b.tif", *(name for name in everything if name != "b.tif")]
-    assert found("missing.png") == ["missing.png"]
-    assert found(str(tmp_path / "*.tif")) == [(tmp_path / "b.tif").as_posix()]
-
-
-def test_nothing_to_predict(tmp_path: Path) -> None:
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(DataError, match=r"empty: holds no images\."):
-        find_inputs([str(tmp_path / "empty")])
-    with pytest.raises(DataError, match=r"\*\.tif: no file matches this pattern\."):
-        find_inputs([str(tmp_path / "*.tif")])
-
-
-def test_one_that_is_broken_does_not_stop_the_others(tmp_path: Path, out: Path) -> None:
-    good = [save(tmp_path / name, noise(6, 8)) for name in ("1.png", "5.png")]
-    broken = save(tmp_path / "2.png", noise(60, 80))
-    broken.write_bytes(broken.read_bytes()[:200])
-    color = save(tmp_path / "3.png", noise(6, 8, 3))
-    missing = tmp_path / "4.png"
-    calls: list[tuple[int, int, int]] = []
-    inputs = [str(path) for path in (good[0], broken, color, missing, good[1])]
-    summary = predict_files(bright(), inputs, Outputs(out), progress=lambda *call: calls.append(call))
-    assert [entry["input"] for entry in summary.outputs] == [str(path) for path in good]
-    assert [failure["input"] for failure in summary.failed] == [str(broken), str(color), str(missing)]
-    for failure, text in zip(summary.failed, ("truncated", "is a colour image", "no such file"), strict=True):
-        assert failure["message"].startswith(f"{failure['input']}: ")
-        assert failure["message"].count(failure["input"]) == 1
-        assert text in failure["message"]
-    assert calls == [(1, 5, 48), (2, 5, 48), (3, 5, 48), (4, 5, 48), (5, 5, 96)]
-    assert sorted(path.name for path in out.iterdir()) == ["1.png", "5.png"]
-
-
-def test_a_stack_whose_axes_are_unclear_needs_their_names(tmp_path: Path, out: Path) -> None:
-    path = tmp_path / "s.tif"
-    tifffile.imwrite(path, np.zeros((2, 3, 5, 6), np.uint8), photometric="minisblack", metadata={"axes": "QQYX"})
-    summary = predict_files(bright(), [str(path)], Outputs(out))
-    assert "--axes" in summary.failed[0]["message"]
-    summary = predict_files(bright(), [str(path)], Outputs(out), axes="TZYX")
-    assert summary.outputs[0]["pages"] == 6
-
-
-@pytest.mark.parametrize("form", ["png", "tiff"])
-def test_an_image_is_never_replaced_by_its_mask(tmp_path: Path, form: Any) -> None:
-    source = save(tmp_path / ("x.png" if form == "png" else "x.tif"), noise(4, 5))
-    before = source.read_bytes()
-    with pytest.raises(OutputError, match=r"x\.(png|tif): is the image itself, which its mask would replace; choose"):
-        run(bright(), [source], Outputs(tmp_path, form))
-    assert source.read_bytes() == before
-    run(bright(), [source], Outputs(tmp_path, "tiff" if form == "png" else "png"))
-    assert source.read_bytes() == before
-
-
-def test_a_place_that_cannot_be_written(tmp_path: Path) -> None:
-    source = save(tmp_path / "x.png", noise(4, 5))
-    with pytest.raises(
-        OutputError, match=r"x\.png: cannot be written \(.+\)\. Free some space or choose another folder"
-    ):
-        run(bright(), [source], Outputs(source / "masks"))
-
-
-@pytest.mark.parametrize("padding", ["same", "valid"])
-def test_a_network_of_either_form_labels_files(tmp_path: Path, out: Path, padding: Any) -> None:
-    source = save(tmp_path / "x.png", noise(37, 51))
-    torch.manual_seed(0)
-    predictor = Predictor(UNet(1, 2, width=2, depth=2, padding=padding), make_settings())
-    run(predictor, [source], Outputs(out))
-    mask = read_mask(out / "x.png")[0]
-    assert mask.shape == (37, 51)
-    np.testing.assert_array_equal(mask, predictor.labels(read_image(source)[0]))

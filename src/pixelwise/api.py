@@ -17,6 +17,7 @@ from pixelwise.classes import ClassMap
 from pixelwise.config import SECTIONS, Config, Overrides, check_names
 from pixelwise.data.doctor import survey
 from pixelwise.data.folder import DataSet, open_dataset
+from pixelwise.data.inputs import count_pixels
 from pixelwise.data.labels import LabelRule
 from pixelwise.data.readers import read_image
 from pixelwise.engines import choose_engine
@@ -34,6 +35,7 @@ if TYPE_CHECKING:  # a training's and a report's libraries take seconds and memo
 
 Progress = Callable[[int, int], None]
 COMPILED = "compiled"  # in a run's folder
+WORTH_PREPARING = 12_000_000  # pixels: from here on the fastest engine saves more time than it takes to prepare
 
 
 @dataclass(frozen=True)
@@ -61,14 +63,19 @@ class Run:
         tile: TileSize = "auto",
         views: str = "none",
         limit: int | None = None,
+        pixels: int | None = None,
     ) -> Predictor:
         """The network with its preprocessing, on a device; the compiled network is kept beside the run.
 
-        Arguments as of `Predictor`.
+        Arguments as of `Predictor`, and `pixels`, how many there are to predict: for few of them "auto" takes an
+        engine that is ready, because preparing another takes about ten seconds, once.
         """
         cache = self.path / COMPILED
+        is_cached = any(cache.glob("*.onnx"))
+        if engine == "auto" and pixels is not None and pixels < WORTH_PREPARING and not is_cached:
+            engine = "torch"
         chosen = choose_engine(engine, self.network, pick_device(device))
-        if limit is not None and chosen != "torch" and not any(cache.glob("*.onnx")):
+        if limit is not None and chosen != "torch" and not is_cached:
             self._export_elsewhere(engine)
         return Predictor(self.network, self.config, pick_device(device), engine, tile, views, cache, limit)
 
@@ -104,7 +111,8 @@ class Run:
         Raises:
             DataError, ModelError: the image cannot be used; the message says why.
         """
-        predictor = self.predictor(device, engine, tile, views)
+        pixels = image.shape[0] * image.shape[1] if isinstance(image, np.ndarray) and image.ndim > 1 else 0
+        predictor = self.predictor(device, engine, tile, views, pixels=pixels)
         if isinstance(image, np.ndarray):
             if image.ndim not in (2, 3) or image.size == 0:
                 raise DataError(f"the image has the shape {image.shape}; H x W or H x W x C is expected.")
@@ -146,7 +154,8 @@ class Run:
         sound = survey(dataset, rule, allow, (name,)).dataset
         samples = sound.split(name)
         folder = Path(out) if out else output_folder(self.path, name)
-        predictor = self.predictor(device)
+        pixels = count_pixels([sample.image for sample in samples], WORTH_PREPARING)
+        predictor = self.predictor(device, pixels=pixels)
         metrics, scores = evaluate(predictor, samples, rule, dataset.description.axes, progress)
         metrics["split"] = name
         write_json(folder / "metrics.json", metrics)

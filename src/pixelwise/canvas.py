@@ -137,7 +137,7 @@ class MemoryCanvas:
     ) -> None:
         self._task, self._job, self._outputs, self._classes, self._plan = task, task.job, outputs, classes, plan
         self._shape = source.pages, source.height, source.width
-        self._region = region  # H x W bool of the image
+        self._region = region  # H x W bool of an image that is scaled; other tiles bring their own
         self._instances = instances
         self._suffix = ".png" if outputs.format_of(task.job, source) == "png" and source.pages == 1 else ".tif"
         self._target = outputs.target(task.job, self._suffix)
@@ -173,7 +173,7 @@ class MemoryCanvas:
     def put(self, number: int, page: int, tile: Tile, logits: np.ndarray, region: np.ndarray | None) -> None:
         """Take in what a tile owns; an image that was scaled waits for its last tile to be scaled back."""
         if (self._plan.height, self._plan.width) == self._shape[1:]:
-            self._take(page, tile.owned, logits)
+            self._take(page, tile.owned, logits, region)
             return
         if page not in self._small:
             self._small[page] = np.empty((len(logits), self._plan.height, self._plan.width), logits.dtype), []
@@ -182,12 +182,15 @@ class MemoryCanvas:
         arrived.append(number)
         if len(arrived) == len(self._plan.tiles):
             del self._small[page]
-            self._take(page, (slice(None), slice(None)), enlarge(small, *self._shape[1:]))
+            self._take(page, (slice(None), slice(None)), enlarge(small, *self._shape[1:]), self._region)
 
-    def _take(self, page: int, place: tuple[slice, slice], planes: Iterable[np.ndarray]) -> None:
+    def _take(
+        self, page: int, place: tuple[slice, slice], planes: Iterable[np.ndarray], region: np.ndarray | None
+    ) -> None:
         if self._probabilities is not None or self._outputs.clean.threshold is not None:
             planes = np.stack(list(planes))
-        self._masks[page][place] = choose_classes(planes, self._outputs.clean)
+        classes = choose_classes(planes, self._outputs.clean)
+        self._masks[page][place] = classes if region is None else apply_region(classes, region)
         if self._probabilities is not None:
             stored = _stored_probabilities(np.asarray(planes), self._outputs.probability_type)
             self._probabilities[page][:, *place] = stored
@@ -195,9 +198,8 @@ class MemoryCanvas:
     def finish(self, note: Note) -> Entry:
         """Write the mask and what was asked for beside it."""
         outputs = self._outputs
-        for page, mask in enumerate(self._masks):
-            cleaned = mask if self._region is None else apply_region(mask, self._region)
-            self._masks[page] = clean(cleaned, outputs.clean) if outputs.clean.changes_mask else cleaned
+        if outputs.clean.changes_mask:
+            self._masks = np.stack([clean(mask, outputs.clean) for mask in self._masks])
         entry: Entry = {"mask": str(self._target)}
         if self._instances:
             entry["instances"] = str(self._write_instances())

@@ -263,18 +263,20 @@ def predict(
 ) -> None:
     """Label images of any size: the mask of a/b.tif is OUT/b.png."""
     from pixelwise import stream
-    from pixelwise.api import load
+    from pixelwise.api import WORTH_PREPARING, load
     from pixelwise.canvas import Outputs
+    from pixelwise.data.inputs import count_pixels, find_inputs
     from pixelwise.memory import peak_ram_bytes
     from pixelwise.postprocess import PostProcess
 
-    _check_choice("--format", file_format, ("auto", "png", "tiff", "zarr"))
-    _check_choice("--probability-type", probability_type, ("uint8", "float16"))
+    _check_choice("--format", file_format, "a format", ("auto", "png", "tiff", "zarr"))
+    _check_choice("--probability-type", probability_type, "a type of probabilities", ("uint8", "float16"))
     clean = PostProcess(threshold, fill_holes, smallest_object)
     outputs = Outputs(
         out, file_format, probabilities, overlay, probability_type, clean, inside, skip_background, resume  # type: ignore[arg-type]
     )  # fmt: skip
-    predictor = load(run).predictor(device, engine, tile or "auto", tta, _bytes(max_ram))
+    pixels = count_pixels(find_inputs(inputs), WORTH_PREPARING)
+    predictor = load(run).predictor(device, engine, tile or "auto", tta, _bytes(max_ram), pixels)
     with Progress("predicting", quiet) as progress:
         if predictor.runner.engine.note:
             progress.note(predictor.runner.engine.note)
@@ -303,11 +305,11 @@ def predict(
         raise typer.Exit(BAD_INPUT)
 
 
-def _check_choice(option: str, value: str, choices: tuple[str, ...]) -> None:
+def _check_choice(option: str, value: str, kind: str, choices: tuple[str, ...]) -> None:
     from pixelwise.errors import SettingError, near
 
     if value not in choices:
-        raise SettingError(f"{option} {value}: is not possible; {near(value, choices)}")
+        raise SettingError(f"{option} {value}: is not {kind}; {near(value, choices)}")
 
 
 def _bytes(size: str | None) -> int | None:

@@ -32,7 +32,7 @@ def run_demo(out: Path, force: bool, callbacks: Callbacks, note: Callable[[str],
     note("measuring on images that the training has not seen")
     trained = load(run)
     metrics = trained.evaluate(data)
-    predict_files(trained.predictor(), [str(data / "test" / "images")], Outputs(masks, overlay=True))
+    predict_files(trained.predictor(engine="torch"), [str(data / "test" / "images")], Outputs(masks, overlay=True))
     report = run / f"evaluation-{metrics['split']}" / "report.html"
     return {
         "data": str(data), "run": str(run), "report": str(report), "masks": str(masks), "mean_iou": metrics["mean_iou"],

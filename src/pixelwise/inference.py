@@ -22,7 +22,7 @@ from pixelwise.errors import ModelError, SettingError
 from pixelwise.geometry import Geometry, round_up
 from pixelwise.memory import growth, held_bytes, release_free_memory, size_text
 from pixelwise.probing import Probed, probe_geometry
-from pixelwise.tiling import Plan, Tile, plan_overlapping_tiles, plan_tiles, plan_unpadded_tiles
+from pixelwise.tiling import Plan, Tile, overlap_of, plan_overlapping_tiles, plan_tiles, plan_unpadded_tiles
 
 TileSize = int | Literal["auto"] | None
 Read = Callable[[int, int, int, int], np.ndarray]  # first and last row, first and last column -> H x W x C
@@ -106,7 +106,9 @@ class Runner:
         if not self.is_padded:
             return plan_unpadded_tiles(height, width, tile, stride, margin, self.network.valid_input_size)  # type: ignore[arg-type]
         if self.geometry.exact or tile is None or tile >= max(height, width):
-            return plan_tiles(height, width, tile, stride, margin, self.any_size)
+            # A view of a window that ends off the stride grid would begin there.
+            any_size = self.any_size and self.views == "none"
+            return plan_tiles(height, width, tile, stride, margin, any_size)
         return plan_overlapping_tiles(height, width, tile, stride)
 
     def _auto_tile(self, height: int, width: int, limit: int) -> int | None:
@@ -116,8 +118,9 @@ class Runner:
         room = self._room(limit)
         if pixels <= room and (pixels <= WHOLE_PIXELS or not self.geometry.exact):
             return None
-        tile = min(self._largest_tile(room), LARGEST_TILE)
-        if tile < self.geometry.stride:
+        stride = self.geometry.stride
+        tile = min(self._largest_tile(room), max(LARGEST_TILE // stride, 1) * stride)
+        if tile < stride:
             raise SettingError(self._too_little(limit))
         return tile
 
@@ -149,19 +152,27 @@ class Runner:
 
     @property
     def _around(self) -> int:
-        """Pixels that a window is larger than its tile, along an axis."""
-        return 2 * round_up(self.geometry.margin, self.geometry.stride)
+        """Pixels that a window is larger than its tile, along an axis; the smallest tile, where windows are blended."""
+        stride = self.geometry.stride
+        return 2 * round_up(self.geometry.margin, stride) if self._has_margins else overlap_of(stride, stride)
+
+    @property
+    def _has_margins(self) -> bool:
+        """Whether windows hold their tile's margin; else they overlap by a share of it, to be blended."""
+        return self.geometry.exact or not self.is_padded
 
     def _largest_tile(self, room: int) -> int:
-        side = math.isqrt(room)
-        owned = side - self._around if self.geometry.exact else 4 * side // 5
-        return owned // self.geometry.stride * self.geometry.stride
+        side, stride = math.isqrt(room), self.geometry.stride
+        if self._has_margins:
+            return (side - self._around) // stride * stride
+        tile = 4 * side // 5 // stride * stride
+        return tile if tile + overlap_of(tile, stride) <= side else tile - stride
 
     @cached_property
     def bytes_per_pixel(self) -> float:
         """What a window costs, measured on one of `PROBE_SIDE` pixels; at least what two of its largest maps take."""
         channels, side = self.channels, self._probe_side()
-        probe = np.zeros((1, channels, side, side), np.float32)
+        probe = np.zeros((1, channels, side, side), self._dtype)
         small = np.ascontiguousarray(probe[..., : self._smallest(), : self._smallest()])
         classes = self.engine(small).shape[1]  # also readies the engine, whose own needs are held from now on
         release_free_memory()
@@ -172,13 +183,13 @@ class Runner:
             return (torch.cuda.max_memory_allocated() - before) / side**2
         measured = growth(lambda: self.engine(probe)) / side**2
         # Beside the engine's own maps, windows and logits wait for their turn before and behind it.
-        waiting = 4 * WAITING * (channels + classes)
+        waiting = probe.itemsize * WAITING * (channels + classes)
         return 1.1 * max(measured, 2 * largest_map(self.network, small)) + waiting
 
     @cached_property
     def seconds_per_pixel(self) -> float:
         """How long the network takes for a pixel of a window, all its views, by one run on `PROBE_SIDE` pixels."""
-        probe = np.zeros((1, self.channels, *[self._probe_side()] * 2), np.float32)
+        probe = np.zeros((1, self.channels, *[self._probe_side()] * 2), self._dtype)
         begin = time.perf_counter()
         self(probe)
         return (time.perf_counter() - begin) / self._probe_side() ** 2
@@ -187,6 +198,12 @@ class Runner:
         """Bytes that running the plan takes beside what is held; small windows are not worth a measurement."""
         pixels = math.prod(plan.window_shape)
         return FIXED_BYTES + (pixels * self.bytes_per_pixel if pixels > SMALL_PIXELS else 0)
+
+    @property
+    def _dtype(self) -> type[np.floating[Any]]:
+        """What the network takes: float64 where its first parameter is, else float32."""
+        first = next(self.network.parameters(), None)
+        return np.float64 if first is not None and first.dtype == torch.float64 else np.float32
 
     def _probe_side(self) -> int:
         side = round_up(PROBE_SIDE, self.geometry.stride)

@@ -72,7 +72,7 @@ def predict(
     if out is None:
         runner = make_runner(network, image.shape[2], device, engine, views)
         plan = runner.plan(image.shape[0], image.shape[1], tile, default_limit())
-        if plan.overlap:
+        if len(plan.tiles) > 1 and not runner.geometry.exact:
             warnings.warn(approximation(network, runner), ApproximateWarning, stacklevel=2)
         out = runner.logits(image, plan)
     return out if logits else argmax(out)
@@ -113,9 +113,10 @@ def make_runner(
 
 def approximation(network: nn.Module, runner: Runner) -> str:
     """Why a result by tiles is only near that of the whole image."""
+    how = "overlap and are blended" if runner.is_padded else "see a part of the image each"
     return (
-        f"{type(network).__name__}: {runner.geometry.reason}; its tiles overlap and are blended, which only comes "
-        "near its result on the whole image."
+        f"{type(network).__name__}: {runner.geometry.reason}; its tiles {how}, which only comes near its result on "
+        "the whole image."
     )
 
 

@@ -243,7 +243,7 @@ class _Work:
         runner, limit, job = self.predictor.runner, self.predictor.limit, task.job
         plan = runner.plan(first.height, first.width, self._tile(job, source), limit)
         whole = None
-        if region is not None and len(plan.tiles) == 1:
+        if region is not None and first.is_scaled:
             whole = region.window(0, source.height, 0, source.width)
         room = limit - held_bytes() - int(runner.cost(plan))
         canvas = open_canvas(

@@ -137,9 +137,18 @@ def plan_overlapping_tiles(height: int, width: int, tile: int, stride: int) -> P
     as in `plan_tiles`.
     """
     _check(height, width, tile, stride)
-    overlap = round_up(math.ceil(tile / 4), stride)
+    overlap = overlap_of(tile, stride)
     rows, columns = (_overlapping_spans(length, tile, stride, overlap) for length in (height, width))
     return Plan(height, width, _cross(rows, columns), tile, overlap=overlap)
+
+
+def overlap_of(tile: int, stride: int) -> int:
+    """Pixels that neighbouring windows share: a quarter of the tile, on the stride grid.
+
+    >>> overlap_of(80, stride=16)
+    32
+    """
+    return round_up(math.ceil(tile / 4), stride)
 
 
 def _overlapping_spans(length: int, tile: int, stride: int, overlap: int) -> list[Span]:

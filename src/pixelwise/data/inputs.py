@@ -2,11 +2,14 @@
 
 import os
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from glob import glob
 from pathlib import Path
 
 from pixelwise.data.folder import list_images
+from pixelwise.data.readers import image_info
+from pixelwise.data.zarrs import is_zarr
 from pixelwise.errors import DataError
 
 
@@ -19,7 +22,7 @@ class Job:
 
 
 def find_inputs(inputs: Sequence[str]) -> list[Path]:
-    """Files, folders (with the folders inside) and glob patterns -> files, each once, in order.
+    """Files, Zarrs, folders (with the folders inside) and glob patterns -> files and Zarrs, each once, in order.
 
     A path that does not exist is kept, to be reported as failed.
 
@@ -29,12 +32,12 @@ def find_inputs(inputs: Sequence[str]) -> list[Path]:
     found: dict[Path, None] = {}
     for text in inputs:
         path = Path(text)
-        if path.is_dir():
-            inside = [image for folder in _folders(path) for image in list_images(folder)]
+        if path.is_dir() and not is_zarr(path):
+            inside = list(_images(path))
             if not inside:
                 raise DataError(f"{path}: holds no images.")
         elif not path.exists() and any(sign in text for sign in "*?["):
-            inside = [Path(match) for match in sorted(glob(text, recursive=True)) if Path(match).is_file()]  # noqa: PTH207 (absolute patterns)
+            inside = [Path(match) for match in sorted(glob(text, recursive=True)) if _is_image(Path(match))]  # noqa: PTH207 (absolute patterns)
             if not inside:
                 raise DataError(f"{text}: no file matches this pattern.")
         else:
@@ -43,11 +46,32 @@ def find_inputs(inputs: Sequence[str]) -> list[Path]:
     return list(found)
 
 
-def _folders(root: Path) -> Iterator[Path]:
-    yield root
-    for folder in sorted(path for path in root.rglob("*") if path.is_dir() and not path.is_symlink()):
-        if not any(part.startswith(".") for part in folder.relative_to(root).parts):
-            yield folder
+def _is_image(path: Path) -> bool:
+    return path.is_file() or is_zarr(path)
+
+
+def count_pixels(paths: Sequence[Path], enough: int) -> int:
+    """Pixels of these images by their headers; stops counting at `enough`. What cannot be read counts nothing."""
+    total = 0
+    for path in paths:
+        with suppress(DataError):
+            info = image_info(path)
+            total += info.pages * info.height * info.width
+        if path.is_dir():  # a Zarr is made for images that are large
+            total = enough
+        if total >= enough:
+            break
+    return total
+
+
+def _images(folder: Path) -> Iterator[Path]:
+    """Images of a folder, Zarrs among them, then those of the folders inside; hidden ones and links are left out."""
+    yield from list_images(folder)
+    children = [path for path in sorted(folder.iterdir()) if path.is_dir() and not path.is_symlink()]
+    yield from (path for path in children if is_zarr(path))
+    for path in children:
+        if not is_zarr(path) and not path.name.startswith("."):
+            yield from _images(path)
 
 
 def name_jobs(paths: Sequence[Path]) -> list[Job]:
