@@ -25,6 +25,7 @@ check: $(VENV)/ready-dev
 
 bench: $(VENV)/ready-bench
 	$(BIN)/python benchmarks/run.py
+	$(BIN)/python benchmarks/prediction.py speed memory files
 
 lock: $(BIN)/uv
 	$(UV) compile --universal --python-version 3.11 --all-extras --generate-hashes --upgrade --quiet \

@@ -39,9 +39,7 @@ def seconds(work: Callable[[], object]) -> float:
 
 
 def rounds(ways: dict[str, Callable[[], object]], count: int) -> dict[str, float]:
-    """Median seconds of each way, all of them once a round, after a round of warming up."""
-    for work in ways.values():
-        work()
+    """Median seconds of each way, all of them once a round; each has run before."""
     times = [{name: seconds(work) for name, work in ways.items()} for _ in range(count)]
     return {name: statistics.median(row[name] for row in times) for name in ways}
 

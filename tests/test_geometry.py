@@ -91,6 +91,21 @@ def test_a_reach_is_what_probing_with_nan_shows(names: list[str]) -> None:
     assert reach.cells == tuple((min(cell), max(cell)) for cell in seen)
 
 
+@pytest.mark.parametrize("factor", [1, 2, 3, 4])
+def test_the_reach_of_bilinear_upsampling(factor: int) -> None:
+    """Where a cell lies on the centre of another it sees that one alone: an odd factor's middle."""
+    reach = Reach.of_input(factor).pooling(factor).bilinear(factor)
+    seen: list[set[int]] = [set() for _ in range(factor)]
+    for cell in range(5):
+        signal = torch.zeros(1, 1, 5, dtype=torch.float64)
+        signal[..., cell] = 1.0
+        enlarged = F.interpolate(signal, scale_factor=factor, mode="linear")
+        for place in range(factor):
+            if enlarged[0, 0, 2 * factor + place]:
+                seen[place] |= {factor * (cell - 2), factor * (cell - 1) - 1}
+    assert reach.cells == tuple((min(pixels), max(pixels)) for pixels in seen)
+
+
 def test_figures_of_the_unet() -> None:
     """Two 3x3 convolutions a level, 2x2 pooling, 2x2 up-convolutions of stride 2: 107 and 92.
 

@@ -71,6 +71,7 @@ def empty_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(inference, "SMALL_PIXELS", 100 * 100)
     monkeypatch.setattr(inference, "WHOLE_PIXELS", 400 * 400)
     monkeypatch.setattr(inference, "LARGEST_TILE", 200)
+    monkeypatch.setattr(inference, "SAFE_MAPS", 10**9)  # so that it is always measured
 
 
 def room_for(side: int) -> int:
@@ -101,6 +102,21 @@ def test_auto_takes_the_whole_then_large_tiles_then_what_fits() -> None:
     assert runner.plan(400, 400, "auto", room_for(399)).tile == 200
     assert runner.plan(400, 400, "auto", room_for(100)).tile == 100 // 8 * 8 - 2 * 16
     assert runner.plan(400, 400, "auto", room_for(40)).tile == 8
+
+
+def test_where_the_memory_is_ample_nothing_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(inference, "SMALL_PIXELS", 100 * 100)
+    monkeypatch.setattr(Runner, "bytes_per_pixel", property(lambda runner: pytest.fail("it was measured")))
+    runner = Runner(Idle(), nn.Identity(), EXACT, channels=1)
+    assert runner.plan(400, 400, "auto", 2**50).tile is None
+
+
+def test_what_an_engine_keeps_is_no_new_need(monkeypatch: pytest.MonkeyPatch) -> None:
+    held = iter([1000, 10**12])
+    monkeypatch.setattr(inference, "held_bytes", lambda: next(held))
+    runner = planner()
+    assert runner.base == 1000
+    assert runner._room(1000 + room_for(50)) == 50 * 50
 
 
 @pytest.mark.usefixtures("empty_memory")

@@ -768,7 +768,7 @@ def test_what_does_not_fit_the_memory(tmp_path: Path, out: Path, little_memory: 
     source = save_tiled(tmp_path / "x.tif", smooth(64, 64))
     little_memory()
     (failure,) = run(tiled(16), [source], Outputs(out, "png")).failed
-    assert failure["message"].startswith(f"{source}: --format png holds the whole mask of 64 x 64 pixels in memory")
+    assert failure["message"].startswith(f"{source}: a PNG holds the whole mask of 64 x 64 pixels in memory")
     assert "0 MiB are left; take --format tiff or zarr, or allow more" in failure["message"]
     (failure,) = run(tiled(16, scale=0.5), [source], Outputs(out, "tiff")).failed
     assert "a network with data.scale other than 1 holds the whole mask" in failure["message"]
@@ -798,6 +798,7 @@ def test_a_threshold_is_for_two_classes(tmp_path: Path, out: Path) -> None:
 
 def test_what_takes_long_is_announced(tmp_path: Path, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pixelwise.stream.LONG_SECONDS", 0.0)
+    monkeypatch.setattr("pixelwise.stream.LONG_PIXELS", 0)
     notes: list[str] = []
     source = save_tiled(tmp_path / "x.tif", smooth(64, 64))
     predict_files(tiled(32), [str(source)], Outputs(out), progress=Progress(note=notes.append))

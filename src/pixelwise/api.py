@@ -64,6 +64,7 @@ class Run:
         views: str = "none",
         limit: int | None = None,
         pixels: int | None = None,
+        amp: bool = False,
     ) -> Predictor:
         """The network with its preprocessing, on a device; the compiled network is kept beside the run.
 
@@ -72,12 +73,13 @@ class Run:
         """
         cache = self.path / COMPILED
         is_cached = any(cache.glob("*.onnx"))
-        if engine == "auto" and pixels is not None and pixels < WORTH_PREPARING and not is_cached:
+        few = pixels is not None and pixels < WORTH_PREPARING and not is_cached
+        if engine == "auto" and (few or amp):
             engine = "torch"
         chosen = choose_engine(engine, self.network, pick_device(device))
         if limit is not None and chosen != "torch" and not is_cached:
             self._export_elsewhere(engine)
-        return Predictor(self.network, self.config, pick_device(device), engine, tile, views, cache, limit)
+        return Predictor(self.network, self.config, pick_device(device), engine, tile, views, cache, limit, amp)
 
     def _export_elsewhere(self, engine: str) -> None:
         """Export the network in a process of its own, whose memory is free again when it ends.

@@ -74,7 +74,7 @@ class Task:
     @property
     def description(self) -> dict[str, Any]:
         """What a Zarr that is resumed must have been begun with."""
-        return {**self.settings, "image": _identity(self.job.source)}
+        return {**self.settings, "image": identity(self.job.source)}
 
     @property
     def name(self) -> str:
@@ -354,7 +354,7 @@ def open_canvas(
     if is_scaled:
         raise DataError(f"{job.source}: a network with data.scale other than 1 writes PNG or TIFF, not Zarr.")
     if kind == "png":
-        raise _too_large(source, needed, room, "--format png")
+        raise _too_large(source, needed, room, "a PNG")
     if instances or outputs.overlay:
         note(f"{job.source}: is written by tiles; instances and overlays are made of images in memory alone.")
     return ZarrCanvas(task, source, outputs, classes, plan)
@@ -382,7 +382,14 @@ def _chunk(plan: Plan) -> int:
     return next((chunk for chunk in CHUNKS if sides % chunk == 0), CHUNKS[-1])
 
 
-def _identity(path: Path) -> dict[str, Any]:
-    """What tells whether an image is still the one that it was."""
-    status = path.stat()
+def identity(path: Path) -> dict[str, Any]:
+    """What tells whether a file or folder is still the one that it was.
+
+    Raises:
+        DataError: it is not there.
+    """
+    try:
+        status = path.stat()
+    except OSError as error:
+        raise DataError(f"{path}: no such file or folder.") from error
     return {"path": str(path), "bytes": status.st_size, "changed": status.st_mtime_ns}

@@ -63,6 +63,36 @@ def transposed_output_size(size: int, kernel: int, stride: int = 1, crop: int = 
     return result
 
 
+def parameters(in_channels: int, out_channels: int, kernel: int = 1, groups: int = 1, bias: bool = True) -> int:
+    """Number of weights of a convolution with a square kernel, its biases among them.
+
+    A dense layer that takes C channels of K x K pixels is a convolution with a kernel of K on them, which has one
+    position.
+
+    Args:
+        in_channels: C.
+        out_channels: filters.
+        kernel: side in pixels.
+        groups: parts of the channels that are convolved apart; `in_channels` for a depthwise convolution.
+        bias: a bias a filter.
+
+    >>> parameters(3, 96, kernel=11), parameters(256, 4096, kernel=6)
+    (34944, 37752832)
+    """
+    return kernel**2 * (in_channels // groups) * out_channels + (out_channels if bias else 0)
+
+
+def multiply_adds(in_channels: int, out_channels: int, kernel: int, height: int, width: int, groups: int = 1) -> int:
+    """Multiplications (each with its addition) of a convolution that gives height x width pixels.
+
+    Every weight is used once a position; the biases do not count.
+
+    >>> multiply_adds(192, 32, kernel=5, height=28, width=28)
+    120422400
+    """
+    return parameters(in_channels, out_channels, kernel, groups, bias=False) * height * width
+
+
 def round_up(size: int, step: int) -> int:
     """The smallest multiple of `step` that is not below `size`.
 
@@ -112,14 +142,54 @@ class Reach:
         """The image itself: each pixel sees itself. `stride` is the stride of the network that follows."""
         return cls(stride, tuple((pixel, pixel) for pixel in range(stride)))
 
-    def convolution(self, kernel: int) -> "Reach":
-        """After a centred convolution with an odd kernel."""
-        side = kernel // 2
-        return self._gather(range(cell - side, cell + side + 1) for cell in range(len(self.cells)))
+    def convolution(self, kernel: int, stride: int = 1, dilation: int = 1, padding: int | None = None) -> "Reach":
+        """After a convolution, or a pooling whose windows overlap.
+
+        Args:
+            kernel: F, taps.
+            stride: S, cells from one position to the next.
+            dilation: cells from one tap to the next; 1 for a plain convolution.
+            padding: P, cells added before the first; None centres the kernel, and an even one then looks one
+                cell further ahead than back.
+
+        Raises:
+            ModelError: the stride does not divide the cells of a period.
+
+        >>> Reach.of_input(stride=2).convolution(3, dilation=4).cells
+        ((-4, 4), (-3, 5))
+        >>> Reach.of_input(stride=2).convolution(7, stride=2).cells
+        ((-3, 3),)
+        """
+        before = dilation * (kernel - 1) // 2 if padding is None else padding
+        taps = [dilation * tap - before for tap in range(kernel)]
+        return self._gather([stride * cell + tap for tap in taps] for cell in range(self._count(stride)))
+
+    def transposed_convolution(self, kernel: int, stride: int, crop: int = 0) -> "Reach":
+        """After a transposed convolution that trims `crop` pixels of its stamps at the top and left.
+
+        Raises:
+            ModelError: the kernel is smaller than the stride, so that some pixels would see nothing.
+
+        >>> Reach.of_input(stride=2).pooling(2).transposed_convolution(4, stride=2, crop=1).cells
+        ((-2, 1), (0, 3))
+        """
+        if kernel < stride:
+            raise ModelError(
+                f"a transposed convolution with a kernel of {kernel} and a stride of {stride} leaves pixels that "
+                f"depend on nothing: use a kernel of at least {stride} pixels."
+            )
+        return self._gather(
+            range(-((kernel - 1 - crop - pixel) // stride), (crop + pixel) // stride + 1)
+            for pixel in range(len(self.cells) * stride)
+        )
 
     def pooling(self, factor: int) -> "Reach":
-        """After anything that makes one cell of `factor`: pooling, or folding them into channels."""
-        return self._gather(range(factor * cell, factor * (cell + 1)) for cell in range(len(self.cells) // factor))
+        """After anything that makes one cell of `factor`: pooling, or folding them into channels.
+
+        Raises:
+            ModelError: the factor does not divide the cells of a period.
+        """
+        return self._gather(range(factor * cell, factor * (cell + 1)) for cell in range(self._count(factor)))
 
     def upsampling(self, factor: int) -> "Reach":
         """After anything that makes `factor` cells of one, as an up-convolution with kernel = stride."""
@@ -133,6 +203,14 @@ class Reach:
             for cell in range(count * factor)
         )
 
+    def bicubic(self, factor: int) -> "Reach":
+        """After bicubic upsampling with `align_corners=False`: each cell mixes the four whose centres are nearest.
+
+        A cell whose centre is another's (an odd factor's middle) is that one alone.
+        """
+        places = (divmod(2 * cell + 1 - factor, 2 * factor) for cell in range(len(self.cells) * factor))
+        return self._gather(range(before - 1, before + 3) if ahead else (before,) for before, ahead in places)
+
     def concatenation(self, other: "Reach") -> "Reach":
         """After joining with another map of the same size, by concatenation or sum."""
         return Reach(self.stride, tuple(map(_cover, zip(self.cells, other.cells, strict=True))))
@@ -145,6 +223,16 @@ class Reach:
         first, last = _cover(self.cells)
         halo = max(max(pixel - left, right - pixel) for pixel, (left, right) in enumerate(self.cells))
         return Geometry(self.stride, halo, max(-first, last - (self.stride - 1)))
+
+    def _count(self, stride: int) -> int:
+        """Cells of a period after every `stride` of them have become one."""
+        count, rest = divmod(len(self.cells), stride)
+        if rest:
+            raise ModelError(
+                f"a step of {stride} does not divide the {len(self.cells)} cells of a period of {self.stride} pixels: "
+                f"begin with the stride of the whole network."
+            )
+        return count
 
     def _gather(self, sources: Iterable[Iterable[int]]) -> "Reach":
         """New cells, each of which covers the named cells of this map."""

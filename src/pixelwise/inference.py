@@ -31,6 +31,7 @@ SMALL_PIXELS = 1024 * 1024  # a window of so many is run without a look at the m
 WHOLE_PIXELS = 2048 * 2048  # "auto" runs a larger image by tiles
 LARGEST_TILE = 2048  # of "auto": the margin costs little beyond
 PROBE_SIDE = 768
+SAFE_MAPS = 16  # times its largest map: more than any network of ours holds at once
 WAITING = 5  # windows and logits that wait between reading, network and writing, each
 FIXED_BYTES = 64 * 2**20  # for all that does not grow with a window
 VIEWS = {"none": 1, "flips": 4, "turns": 8}  # test-time augmentation -> network runs a window
@@ -113,7 +114,7 @@ class Runner:
 
     def _auto_tile(self, height: int, width: int, limit: int) -> int | None:
         pixels = math.prod(self._cut(height, width, None).window_shape)
-        if pixels <= SMALL_PIXELS:
+        if pixels <= SMALL_PIXELS or (pixels <= WHOLE_PIXELS and self._surely_fits(pixels, limit)):
             return None
         room = self._room(limit)
         if pixels <= room and (pixels <= WHOLE_PIXELS or not self.geometry.exact):
@@ -138,17 +139,27 @@ class Runner:
         )
 
     def _too_little(self, limit: int) -> str:
-        needed = held_bytes() + FIXED_BYTES + self.bytes_per_pixel * (self.geometry.stride + self._around) ** 2
+        needed = self.base + FIXED_BYTES + self.bytes_per_pixel * (self.geometry.stride + self._around) ** 2
         return (
-            f"{size_text(limit)} of memory is not enough: the process holds {size_text(held_bytes())} before the first "
+            f"{size_text(limit)} of memory is not enough: the process holds {size_text(self.base)} before the first "
             f"tile, and with the smallest tile it would hold about {size_text(needed)}. Allow more."
         )
+
+    def _surely_fits(self, pixels: int, limit: int) -> bool:
+        """Whether the memory is so ample that it needs no measurement, which takes as long as a small image."""
+        largest = largest_map(self.network, self._smallest_images())
+        return self.engine.device == "cpu" and SAFE_MAPS * largest * pixels < limit - self.base - FIXED_BYTES
 
     def _room(self, limit: int) -> int:
         """Pixels of a window that the memory has room for."""
         if self.engine.device == "cuda":
             return int(0.8 * torch.cuda.mem_get_info()[0] / self.bytes_per_pixel)
-        return max(0, int((limit - held_bytes() - FIXED_BYTES) / self.bytes_per_pixel))
+        return max(0, int((limit - self.base - FIXED_BYTES) / self.bytes_per_pixel))
+
+    @cached_property
+    def base(self) -> int:
+        """Bytes that the process held before the first window; what an engine keeps for the next is no new need."""
+        return held_bytes()
 
     @property
     def _around(self) -> int:
@@ -173,7 +184,7 @@ class Runner:
         """What a window costs, measured on one of `PROBE_SIDE` pixels; at least what two of its largest maps take."""
         channels, side = self.channels, self._probe_side()
         probe = np.zeros((1, channels, side, side), self._dtype)
-        small = np.ascontiguousarray(probe[..., : self._smallest(), : self._smallest()])
+        small = self._smallest_images()
         classes = self.engine(small).shape[1]  # also readies the engine, whose own needs are held from now on
         release_free_memory()
         if self.engine.device == "cuda":
@@ -195,9 +206,13 @@ class Runner:
         return (time.perf_counter() - begin) / self._probe_side() ** 2
 
     def cost(self, plan: Plan) -> float:
-        """Bytes that running the plan takes beside what is held; small windows are not worth a measurement."""
+        """Bytes that running the plan takes beside `base`; small windows are not worth a measurement."""
         pixels = math.prod(plan.window_shape)
-        return FIXED_BYTES + (pixels * self.bytes_per_pixel if pixels > SMALL_PIXELS else 0)
+        if pixels <= SMALL_PIXELS:
+            return FIXED_BYTES
+        if "bytes_per_pixel" in self.__dict__:
+            return FIXED_BYTES + pixels * self.bytes_per_pixel
+        return FIXED_BYTES + pixels * SAFE_MAPS * largest_map(self.network, self._smallest_images())
 
     @property
     def _dtype(self) -> type[np.floating[Any]]:
@@ -209,8 +224,9 @@ class Runner:
         side = round_up(PROBE_SIDE, self.geometry.stride)
         return side if self.is_padded else int(self.network.valid_input_size(side))  # type: ignore[operator]
 
-    def _smallest(self) -> int:
-        return self.geometry.stride if self.is_padded else int(self.network.valid_input_size(1))  # type: ignore[operator]
+    def _smallest_images(self) -> np.ndarray:
+        side = self.geometry.stride if self.is_padded else int(self.network.valid_input_size(1))  # type: ignore[operator]
+        return np.zeros((1, self.channels, side, side), self._dtype)
 
     def __call__(self, windows: np.ndarray) -> np.ndarray:
         """N x C x h x w -> N x K x h' x w' logits, as many as the plan lets expect.

@@ -97,8 +97,9 @@ def make_runner(
     engine: str = "auto",
     views: str = "none",
     cache: Path | None = None,
+    amp: bool = False,
 ) -> Runner:
-    """A network with an engine to run it.
+    """A network with an engine to run it; half precision (`amp`) is PyTorch's, on a GPU.
 
     Raises:
         SettingError: there is no such engine or test-time augmentation. ModelError: they do not fit the network.
@@ -107,8 +108,10 @@ def make_runner(
         raise SettingError(f"views {views}: is no test-time augmentation; {near(views, VIEWS)}")
     probed = geometry_of(network, channels)
     stride = 1 if probed.any_size else probed.geometry.stride
-    running = make_engine(engine, network, device, cache, stride)
-    return Runner(running, network, probed.geometry, channels, views, probed.any_size)
+    running = make_engine("torch" if amp and engine == "auto" else engine, network, device, cache, stride, amp)
+    runner = Runner(running, network, probed.geometry, channels, views, probed.any_size)
+    assert runner.base > 0  # looked at now, before the first window
+    return runner
 
 
 def approximation(network: nn.Module, runner: Runner) -> str:
@@ -132,6 +135,7 @@ class Predictor:
         views: test-time augmentation.
         cache: folder that keeps the compiled network.
         limit: bytes that the process may hold; None takes a share of what is free.
+        amp: half precision on a GPU, which is outside the promise that tiles equal the whole image within 1e-4.
     """
 
     def __init__(
@@ -144,14 +148,16 @@ class Predictor:
         views: str = "none",
         cache: Path | None = None,
         limit: int | None = None,
+        amp: bool = False,
     ) -> None:
         self.network = network
         self.config = config
         self.tile = tile
+        self.amp = amp
         self.limit = limit if limit is not None else default_limit()
         self.classes = ClassMap(tuple(config.data.classes), tuple(config.data.colors))
         self.normalization = Normalization.from_settings(config.data)
-        self.runner = make_runner(network, config.data.channels, device, engine, views, cache)
+        self.runner = make_runner(network, config.data.channels, device, engine, views, cache, amp)
         if tile != "auto":
             self.runner.plan(1, 1, tile, self.limit)  # refuses a tile off the grid before any image is read
 

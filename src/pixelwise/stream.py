@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from pixelwise.background import RegionMask, empty_tiles, thumbnail
-from pixelwise.canvas import Canvas, Entry, Outputs, Task, ZarrCanvas, open_canvas
+from pixelwise.canvas import Canvas, Entry, Outputs, Task, ZarrCanvas, identity, open_canvas
 from pixelwise.checkpoint import fingerprint
 from pixelwise.data.inputs import Job, find_inputs, name_jobs
 from pixelwise.data.sinks import ZarrMask
@@ -31,7 +31,9 @@ from pixelwise.predict import Predictor, approximation
 from pixelwise.tiling import Plan, Tile
 
 BATCH_PIXELS = 8 * 256 * 256  # small windows are run together, up to so many pixels
+LONG_PIXELS = 2**24  # of less it is not asked how long it takes
 LONG_SECONDS = 20.0  # what takes longer is announced
+MOST_CACHE = 256 * 2**20  # bytes of decoded chunks that are kept
 
 Item = TypeVar("Item")
 Region = Callable[[int, int, int, int], np.ndarray]
@@ -65,6 +67,7 @@ class _Image:
     plan: Plan
     canvas: Canvas
     blender: Blender | None
+    is_approximate: bool
     left: int = 0  # tiles to come
     skipped: int = 0  # tiles that a test called empty, or that lie outside of the region
     is_failed: bool = False
@@ -173,6 +176,7 @@ class _Work:
                 waiting.append(writing.submit(self._write, batch, logits))
             for written in waiting:
                 written.result()
+        self.progress.show(1.0, self.summary.pixels)
         self.summary.outputs.sort(key=lambda entry: self.places[entry["input"]])
         self.summary.seconds = time.perf_counter() - begin
 
@@ -210,11 +214,13 @@ class _Work:
             image: _Image | None = None
             try:
                 with ExitStack() as stack:
-                    source = stack.enter_context(open_source(job.source, self.axes, self.predictor.limit // 8))
+                    cache = min(MOST_CACHE, self.predictor.limit // 16)
+                    source = stack.enter_context(open_source(job.source, self.axes, cache))
                     region = self._region(job, source, stack)
-                    pages = [Page(self.predictor, source, page) for page in range(source.pages)]
-                    image = self._begin(task, source, pages[0], region)
-                    for page in pages:
+                    first = Page(self.predictor, source, 0)
+                    image = self._begin(task, source, first, region)
+                    for number in range(source.pages):
+                        page = Page(self.predictor, source, number) if number else first
                         yield from self._read_page(image, page, region)
                 yield _End(job, image)
             except (DataError, ModelError) as error:
@@ -240,19 +246,22 @@ class _Work:
 
     def _begin(self, task: Task, source: Source, first: Page, region: RegionMask | None) -> _Image:
         """Plan the image, and make the place for its mask."""
-        runner, limit, job = self.predictor.runner, self.predictor.limit, task.job
+        runner, job = self.predictor.runner, task.job
+        limit = self.predictor.limit - (source.bytes_needed if source.streams else 0)
         plan = runner.plan(first.height, first.width, self._tile(job, source), limit)
         whole = None
         if region is not None and first.is_scaled:
             whole = region.window(0, source.height, 0, source.width)
-        room = limit - held_bytes() - int(runner.cost(plan))
+        # Up to three images are on their way at once, each with a canvas.
+        room = (limit - max(held_bytes(), runner.base + int(runner.cost(plan)))) // 2
         canvas = open_canvas(
             task, source, self.outputs, self.predictor.classes, plan, room, whole,
             self.predictor.config.data.labels == "instances", self.progress.note,
         )  # fmt: skip
-        image = _Image(job, source, plan, canvas, Blender(plan) if plan.overlap else None)
+        is_approximate = len(plan.tiles) > 1 and not runner.geometry.exact
+        image = _Image(job, source, plan, canvas, Blender(plan) if plan.overlap else None, is_approximate)
         image.left = image.tiles
-        if plan.overlap:
+        if image.is_approximate:
             self.progress.note(f"{job.source}: {approximation(self.predictor.network, runner)}")
         self._announce(image)
         return image
@@ -265,7 +274,7 @@ class _Work:
     def _announce(self, image: _Image) -> None:
         """Say what a long prediction will take, before it begins."""
         plan = image.plan
-        if len(plan.tiles) == 1:
+        if plan.window_pixels * image.source.pages < LONG_PIXELS:
             return
         seconds = self.predictor.runner.seconds_per_pixel * plan.window_pixels * image.source.pages
         if seconds > LONG_SECONDS:
@@ -367,7 +376,7 @@ class _Work:
             entry["tiles"] = image.tiles
         if image.skipped:
             entry["skipped_tiles"] = image.skipped
-        if image.plan.overlap:
+        if image.is_approximate:
             entry["approximate"] = True
         self.summary.outputs.append(entry)
 
@@ -390,11 +399,12 @@ def _settings(predictor: Predictor, outputs: Outputs) -> dict[str, Any]:
     return {
         "network": fingerprint(predictor.network, predictor.config),
         "views": predictor.runner.views,
+        "half_precision": predictor.amp,
         "probabilities": outputs.probability_type if outputs.probabilities else None,
         "threshold": outputs.clean.threshold,
         "fill_holes": outputs.clean.fill_holes,
         "smallest_object": outputs.clean.smallest_object,
-        "inside": str(outputs.inside) if outputs.inside else None,
+        "inside": identity(outputs.inside) if outputs.inside else None,
         "skip_background": outputs.skip_background,
         "format": outputs.format,
         "overlay": outputs.overlay,

@@ -11,7 +11,7 @@ from pixelwise.errors import DataError, ModelError
 
 LOW, HIGH = 1.0, 99.0  # percentiles that an image is stretched between
 _SAMPLED = 1 << 20  # values that percentiles are taken of; more do not change them
-_BLOCK = 4096  # pixels; side of the windows in which an image is read for them
+_BLOCK = 2048  # pixels; side of the windows in which an image is read for them
 
 Read = Callable[[int, int, int, int], np.ndarray]  # (y0, y1, x0, x1) -> that window of an image, H x W x C
 

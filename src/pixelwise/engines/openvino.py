@@ -16,7 +16,7 @@ def compile_graph(graph: bytes) -> Run:
     """Make a function of images out of an ONNX graph, for any N, H and W that the graph takes.
 
     It uses as many threads as torch does (`torch.set_num_threads`, OMP_NUM_THREADS): the physical cores, unless
-    told otherwise. One compilation serves all sizes: it is as fast as one for each size, within 3%, and a new size
+    told otherwise. One compilation serves all sizes: it is 1 to 8% slower than one for each size, and a new size
     costs a tenth of a call. What it returns is a copy, so that it outlives the next call.
 
     OpenVINO's own cache is not used: to compile takes it a tenth of a second, and to load what it kept half of that.

@@ -1,4 +1,4 @@
-"""Convolution, normalisation and activation as one operator, and how their weights start.
+"""Convolution, normalisation and activation as one operator; blocks made of it; and how their weights start.
 
 Shapes: N images, C channels, H x W pixels.
 """
@@ -6,6 +6,7 @@ Shapes: N images, C channels, H x W pixels.
 import math
 from collections.abc import Callable
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -25,35 +26,153 @@ NORMS: dict[str, Callable[[int], nn.Module]] = {
 class ConvNormAct(nn.Sequential):
     """Convolution, normalisation, ReLU.
 
-    Takes N x C x H x W, gives N x out_channels x H' x W', where H' = H with padding and H - kernel + 1
-    without. The convolution has a bias only where no normalisation follows, which would take it away again.
+    Takes N x C x H x W, gives N x out_channels x H' x W', where H' = ceil(H / stride) with padding and
+    floor((H - dilation (kernel - 1) - 1) / stride) + 1 without. The convolution has a bias only where no
+    normalisation follows, which would take it away again. With a dilation it is the atrous convolution
+    y[i] = sum over k of x[i + dilation k] w[k] of Chen et al. 2017, arXiv:1706.05587, equation 1.
 
     Args:
         in_channels: C.
         out_channels: filters.
-        kernel: side in pixels, odd.
-        padded: surround the image with zeros, so that its size stays.
+        kernel: side in pixels; odd where padded.
+        padded: surround the image with zeros, so that its size stays (at stride 1).
         norm: a name in `NORMS`.
+        stride: pixels from one position to the next.
+        dilation: pixels from one tap of the kernel to the next.
+        groups: parts of the channels that are convolved apart.
 
     Raises:
-        SettingError: there is no such normalisation.
+        SettingError: there is no such normalisation, an even kernel is to be padded, or the groups do not
+            divide the channels.
 
-    >>> import torch
     >>> ConvNormAct(3, 8)(torch.zeros(1, 3, 5, 6)).shape
     torch.Size([1, 8, 5, 6])
+    >>> ConvNormAct(3, 8, kernel=7, stride=2)(torch.zeros(1, 3, 5, 6)).shape
+    torch.Size([1, 8, 3, 3])
     """
 
     def __init__(
-        self, in_channels: int, out_channels: int, kernel: int = 3, padded: bool = True, norm: str = "batch"
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel: int = 3,
+        padded: bool = True,
+        norm: str = "batch",
+        stride: int = 1,
+        dilation: int = 1,
+        groups: int = 1,
     ) -> None:
-        if norm not in NORMS:
-            raise SettingError(f"model.norm: {norm!r} is no normalisation; {near(norm, NORMS)}.")
-        padding = kernel // 2 if padded else 0
+        _check_convolution(in_channels, out_channels, kernel, padded, norm, groups)
+        padding = dilation * (kernel // 2) if padded else 0
         super().__init__(
-            nn.Conv2d(in_channels, out_channels, kernel, padding=padding, bias=norm == "none"),
+            nn.Conv2d(in_channels, out_channels, kernel, stride, padding, dilation, groups, bias=norm == "none"),
             NORMS[norm](out_channels),
             nn.ReLU(inplace=True),
         )
+
+
+def _check_convolution(in_channels: int, out_channels: int, kernel: int, padded: bool, norm: str, groups: int) -> None:
+    """Name the first setting that makes no sense."""
+    if norm not in NORMS:
+        raise SettingError(f"model.norm: {norm!r} is no normalisation; {near(norm, NORMS)}.")
+    if padded and kernel % 2 == 0:
+        raise SettingError(
+            f"a padded convolution needs an odd kernel, whose middle is a pixel, not {kernel}: "
+            f"take {kernel - 1} or {kernel + 1}, or no padding."
+        )
+    if groups < 1 or in_channels % groups or out_channels % groups:
+        raise SettingError(
+            f"{groups} groups do not divide {in_channels} input and {out_channels} output channels: take a "
+            f"number that divides both, such as {math.gcd(in_channels, out_channels)}."
+        )
+
+
+class DepthwiseSeparable(nn.Sequential):
+    """A convolution of each channel alone, then a 1 x 1 convolution that mixes them; norm and ReLU after both.
+
+    Takes N x in_channels x H x W, gives N x out_channels x ceil(H / stride) x ceil(W / stride). It has
+    kernel^2 C + C out_channels weights where a full convolution has kernel^2 C out_channels.
+
+    Source: Howard et al. 2017, arXiv:1704.04861, section 3.1; with a dilation the atrous separable convolution
+    of Chen et al. 2018, arXiv:1802.02611, section 3.1.
+
+    Args:
+        in_channels: C.
+        out_channels: filters of the 1 x 1 convolution.
+        kernel: side in pixels, odd.
+        norm: a name in `NORMS`.
+        stride: pixels from one position to the next.
+        dilation: pixels from one tap of the kernel to the next.
+
+    >>> DepthwiseSeparable(3, 8, stride=2)(torch.zeros(1, 3, 5, 6)).shape
+    torch.Size([1, 8, 3, 3])
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel: int = 3,
+        norm: str = "batch",
+        stride: int = 1,
+        dilation: int = 1,
+    ) -> None:
+        super().__init__(
+            ConvNormAct(
+                in_channels, in_channels, kernel, norm=norm, stride=stride, dilation=dilation, groups=in_channels
+            ),
+            ConvNormAct(in_channels, out_channels, kernel=1, norm=norm),
+        )
+
+
+class InceptionModule(nn.Module):
+    """Convolutions of 1, 3 and 5 pixels and a pooling side by side; 1 x 1 convolutions keep the large ones cheap.
+
+    Takes N x in_channels x H x W, gives N x out_channels x H x W: the branches in this order, joined.
+
+    Source: Szegedy et al. 2015, arXiv:1409.4842, figure 2b; the arguments are the columns of table 1.
+
+    Args:
+        in_channels: C.
+        one: filters of the 1 x 1 branch.
+        three: channels that the 3 x 3 branch is reduced to, and its filters.
+        five: the same of the 5 x 5 branch.
+        pooled: filters after the 3 x 3 max pooling.
+        norm: a name in `NORMS`; the paper has none.
+
+    Attributes:
+        out_channels: the sum of all filters.
+
+    >>> module = InceptionModule(192, one=64, three=(96, 128), five=(16, 32), pooled=32)
+    >>> module(torch.zeros(1, 192, 4, 5)).shape
+    torch.Size([1, 256, 4, 5])
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        one: int,
+        three: tuple[int, int],
+        five: tuple[int, int],
+        pooled: int,
+        norm: str = "batch",
+    ) -> None:
+        super().__init__()
+        self.out_channels = one + three[1] + five[1] + pooled
+        self.one = ConvNormAct(in_channels, one, kernel=1, norm=norm)
+        self.three = nn.Sequential(
+            ConvNormAct(in_channels, three[0], kernel=1, norm=norm), ConvNormAct(*three, kernel=3, norm=norm)
+        )
+        self.five = nn.Sequential(
+            ConvNormAct(in_channels, five[0], kernel=1, norm=norm), ConvNormAct(*five, kernel=5, norm=norm)
+        )
+        self.pooled = nn.Sequential(
+            nn.MaxPool2d(3, stride=1, padding=1), ConvNormAct(in_channels, pooled, kernel=1, norm=norm)
+        )
+
+    def forward(self, features: Tensor) -> Tensor:
+        """The features of the four branches."""
+        return torch.cat([branch(features) for branch in (self.one, self.three, self.five, self.pooled)], dim=1)
 
 
 class ResidualBlock(nn.Module):
@@ -65,7 +184,6 @@ class ResidualBlock(nn.Module):
     Source: He et al. 2016, arXiv:1512.03385, section 3.2; our shortcut is always a convolution and has no
     normalisation of its own.
 
-    >>> import torch
     >>> ResidualBlock(3, 8)(torch.zeros(1, 3, 5, 6)).shape
     torch.Size([1, 8, 5, 6])
     """
@@ -84,8 +202,8 @@ class ResidualBlock(nn.Module):
 def he_start(module: nn.Module) -> None:
     """Draw a convolution's weights from a normal distribution of deviation sqrt(2 / N), and clear its bias.
 
-    N is the number of values that make one output value: kernel area times input channels; for a transposed
-    convolution whose kernel is its stride, the input channels. Any other module stays as it is: made for
+    N is the number of values that make one output value: kernel area times the input channels of a group; for a
+    transposed convolution whose kernel is its stride, those channels. Any other module stays as it is: made for
     `network.apply`.
 
     Source: He et al. 2015, arXiv:1502.01852, equation 10.
@@ -95,6 +213,6 @@ def he_start(module: nn.Module) -> None:
     taps = math.prod(module.kernel_size)
     if isinstance(module, nn.ConvTranspose2d):
         taps //= math.prod(module.stride)
-    nn.init.normal_(module.weight, std=math.sqrt(2 / (taps * module.in_channels)))
+    nn.init.normal_(module.weight, std=math.sqrt(2 / (taps * (module.in_channels // module.groups))))
     if module.bias is not None:
         nn.init.zeros_(module.bias)

@@ -7,7 +7,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pixelwise.errors import ModelError
+from pixelwise.errors import ModelError, SettingError, near
+
+MODES = ("nearest", "bilinear", "bicubic")
+"""Ways of `enlarge`."""
 
 
 class UpConcatenate(nn.Module):
@@ -57,3 +60,129 @@ def pad_to_stride(images: Tensor, stride: int) -> Tensor:
     """
     bottom, right = -images.shape[-2] % stride, -images.shape[-1] % stride
     return F.pad(images, (0, right, 0, bottom), mode="replicate") if bottom or right else images
+
+
+def enlarge(features: Tensor, factor: int, mode: str = "bilinear") -> Tensor:
+    """Upsample by a whole factor, with the same weights wherever a pixel lies, so that tiles agree with the image.
+
+    The pixels are areas (`align_corners=False`) and the border repeats itself. The result is that of
+    `torch.nn.functional.interpolate` with exact places: torch rounds 1 / factor, and in float32 its weights drift
+    with the place unless the factor is a power of two.
+
+    Args:
+        features: N x C x H x W, floating point.
+        factor: pixels that a pixel becomes along each axis.
+        mode: "nearest", "bilinear", or "bicubic" (Keys 1981, https://doi.org/10.1109/TASSP.1981.1163711, with a
+            free parameter of -0.75).
+
+    Returns:
+        N x C x factor H x factor W.
+
+    Raises:
+        SettingError: there is no such mode, or the factor is below 1.
+
+    >>> enlarge(torch.tensor([[[[1.0, 3.0]]]]), 2)
+    tensor([[[[1.0000, 1.5000, 2.5000, 3.0000],
+              [1.0000, 1.5000, 2.5000, 3.0000]]]])
+    """
+    if mode not in MODES:
+        raise SettingError(f"mode: {mode!r} is no way of upsampling; {near(mode, MODES)}.")
+    _check_factor(factor)
+    if factor == 1:
+        return features
+    if mode == "nearest":
+        return features.repeat_interleave(factor, dim=-2).repeat_interleave(factor, dim=-1)
+    if factor & (factor - 1) == 0:  # a power of two: nothing is rounded, and torch is fast
+        return F.interpolate(features, scale_factor=factor, mode=mode, align_corners=False)
+    return _enlarge_axis(_enlarge_axis(features, -2, factor, mode), -1, factor, mode)
+
+
+def _enlarge_axis(features: Tensor, axis: int, factor: int, mode: str) -> Tensor:
+    """Bilinear or bicubic upsampling along one axis, from places that are exact fractions."""
+    size = features.shape[axis]
+    numerator = 2 * torch.arange(size * factor) + 1 - factor  # of places in 1 / (2 factor)
+    before = numerator.div(2 * factor, rounding_mode="floor")
+    ahead = (numerator % (2 * factor)).double() / (2 * factor)
+    total = torch.zeros((), dtype=features.dtype, device=features.device)
+    for tap in (0, 1) if mode == "bilinear" else (-1, 0, 1, 2):
+        weight = _tap_weight((ahead - tap).abs(), mode)
+        # On a pixel's own centre the other taps weigh nothing: they read that pixel, so that no NaN comes from afar.
+        place = torch.where(weight == 0, before, before + tap).clamp(0, size - 1)
+        shape = (-1, 1) if axis == -2 else (-1,)
+        total = total + weight.view(shape).to(features) * features.index_select(axis, place.to(features.device))
+    return total
+
+
+def _tap_weight(distance: Tensor, mode: str) -> Tensor:
+    """What a pixel at that distance, in pixels, contributes."""
+    if mode == "bilinear":
+        return 1 - distance
+    sharpness = -0.75
+    close = ((sharpness + 2) * distance - (sharpness + 3)) * distance**2 + 1
+    far = sharpness * (((distance - 5) * distance + 8) * distance - 4)
+    return torch.where(distance <= 1, close, far)
+
+
+def bilinear_kernel(factor: int) -> Tensor:
+    """The kernel of a transposed convolution with stride `factor` that upsamples bilinearly.
+
+    Args:
+        factor: pixels that a pixel becomes along each axis.
+
+    Returns:
+        F x F, float32, where F = 2 factor - factor % 2.
+
+    Raises:
+        SettingError: the factor is below 1.
+
+    Source: Long et al. 2015, arXiv:1411.4038, section 3.3 (and its code).
+
+    >>> bilinear_kernel(2)[1]
+    tensor([0.1875, 0.5625, 0.5625, 0.1875])
+    """
+    _check_factor(factor)
+    side = 2 * factor - factor % 2
+    centre = (side - 1) / 2
+    line = 1 - (torch.arange(side, dtype=torch.float64) - centre).abs() / factor
+    return torch.outer(line, line).float()
+
+
+def bilinear_start(module: nn.ConvTranspose2d) -> None:
+    """Let a transposed convolution begin as bilinear upsampling of each channel; clear its bias.
+
+    With `padding=factor // 2` it gives N x C x factor H x factor W, and away from the border what
+    `enlarge(features, factor)` gives. Outside the image it takes zeros, so the border is darker.
+
+    Source: Long et al. 2015, arXiv:1411.4038, section 3.3.
+
+    Raises:
+        SettingError: the kernel does not suit the stride, or the output has other channels than the input.
+
+    >>> up = nn.ConvTranspose2d(1, 1, kernel_size=4, stride=2, padding=1)
+    >>> bilinear_start(up)
+    >>> up(torch.ones(1, 1, 3, 3))[0, 0, 2].tolist()
+    [0.75, 1.0, 1.0, 1.0, 1.0, 0.75]
+    """
+    factor, side = module.stride[0], 2 * module.stride[0] - module.stride[0] % 2
+    if module.stride != (factor, factor) or module.kernel_size != (side, side) or module.dilation != (1, 1):
+        raise SettingError(
+            f"bilinear start: a stride of {module.stride} needs the same on both axes and a kernel of {side} "
+            f"pixels a side without dilation, not {module.kernel_size}."
+        )
+    if module.in_channels != module.out_channels:
+        raise SettingError(
+            f"bilinear start: each channel becomes itself, so {module.in_channels} input channels cannot give "
+            f"{module.out_channels}: use as many."
+        )
+    kernel, of_group = bilinear_kernel(factor).to(module.weight), module.in_channels // module.groups
+    with torch.no_grad():
+        module.weight.zero_()
+        for channel in range(module.in_channels):
+            module.weight[channel, channel % of_group] = kernel
+        if module.bias is not None:
+            module.bias.zero_()
+
+
+def _check_factor(factor: int) -> None:
+    if factor < 1:
+        raise SettingError(f"factor: must be at least 1, not {factor}.")

@@ -1,4 +1,7 @@
-"""The curves of a training, drawn with Matplotlib's own objects, so that no global state is touched."""
+"""The curves of a training and the checkerboard of an up-convolution, drawn with Matplotlib's own objects.
+
+No global state is touched.
+"""
 
 import io
 from collections.abc import Mapping, Sequence
@@ -9,7 +12,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from pixelwise.layers import coverage
+
 Line = tuple[list[float], list[float]]  # epochs and values
+
+_INK, _DARK_INK = "#3a4452", "#c9d1dc"  # on a light and on a dark page
 
 
 def curves(history: Sequence[Mapping[str, Any]], dark: bool = False) -> dict[str, bytes]:
@@ -40,8 +47,38 @@ def series(history: Sequence[Mapping[str, Any]], key: str) -> Line:
     return [epoch for epoch, _ in known], [value for _, value in known]
 
 
+def checkerboard(size: int, kernel: int, stride: int, crop: int = 0, dark: bool = False) -> bytes:
+    """Draw how often a transposed convolution covers each pixel of its output, and write the counts in.
+
+    Args:
+        size: input pixels a side; a few show the pattern.
+        kernel: pixels a side.
+        stride: pixels from one stamp to the next.
+        crop: pixels trimmed on each side.
+        dark: colours for a dark page; the ground is transparent.
+
+    Returns:
+        A PNG.
+
+    Raises:
+        SettingError: the stride is below 1, or the crop is negative.
+        ModelError: the crop leaves nothing.
+    """
+    counts = coverage(size, kernel, stride, crop).numpy()
+    figure = Figure(figsize=(4.2, 4.2), layout="constrained")
+    axes = figure.subplots()
+    axes.imshow(counts, cmap="Blues", vmin=0)
+    for (row, column), count in np.ndenumerate(counts):
+        color = "white" if count > counts.max() / 2 else "black"  # whichever stands out from the square below
+        axes.text(column, row, str(count), ha="center", va="center", color=color, fontsize=8)
+    title = f"{kernel} x {kernel} kernel, stride {stride}: stamps on each pixel"
+    axes.set_title(title, color=_DARK_INK if dark else _INK, fontsize=10, loc="left")
+    axes.set_axis_off()
+    return _png(figure)
+
+
 def _panel(title: str, lines: dict[str, Line], dark: bool) -> bytes:
-    ink, line_colors = ("#c9d1dc", ("#6ea8fe", "#ffb35c")) if dark else ("#3a4452", ("#2257c4", "#c2570c"))
+    ink, line_colors = (_DARK_INK, ("#6ea8fe", "#ffb35c")) if dark else (_INK, ("#2257c4", "#c2570c"))
     figure = Figure(figsize=(5.2, 3.1), layout="constrained")
     axes = figure.subplots()
     for (name, (epochs, values)), color in zip(lines.items(), line_colors, strict=False):
@@ -52,6 +89,10 @@ def _panel(title: str, lines: dict[str, Line], dark: bool) -> bytes:
     if len(lines) > 1:
         axes.legend(frameon=False, labelcolor=ink)
     _style(axes, ink)
+    return _png(figure)
+
+
+def _png(figure: Figure) -> bytes:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=130, transparent=True)
     return buffer.getvalue()

@@ -1,0 +1,160 @@
+"""What surrounds a pixel: pooling over the whole image, and features gathered at several distances.
+
+Shapes: N images, C channels, H x W pixels, K output channels.
+
+What pools over the whole image makes a network inexact: an output pixel then depends on every input pixel, and
+tiles only come near the whole image. Each class says so in `reason`, which is empty where it is exact.
+"""
+
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pixelwise.errors import SettingError
+from pixelwise.layers.conv import ConvNormAct, DepthwiseSeparable
+
+WHOLE_IMAGE = "pooling over the whole image: an output pixel depends on every input pixel"
+"""Why a network with such a pooling is not exact, for its geometry."""
+
+
+class GlobalAveragePool(nn.Module):
+    """The mean of each channel: N x C x H x W gives N x C x 1 x 1.
+
+    Source: Lin et al. 2014, arXiv:1312.4400, section 3.2.
+
+    >>> GlobalAveragePool()(torch.tensor([[[[1.0, 2.0, 6.0]]]]))
+    tensor([[[[3.]]]])
+    """
+
+    reason = WHOLE_IMAGE
+
+    def forward(self, features: Tensor) -> Tensor:
+        """The mean over the pixels."""
+        return features.mean(dim=(-2, -1), keepdim=True)
+
+
+class GlobalMaxPool(nn.Module):
+    """The largest value of each channel: N x C x H x W gives N x C x 1 x 1.
+
+    Source: Oquab et al. 2015, "Is object localization for free?", CVPR.
+
+    >>> GlobalMaxPool()(torch.tensor([[[[1.0, 2.0, 6.0]]]]))
+    tensor([[[[6.]]]])
+    """
+
+    reason = WHOLE_IMAGE
+
+    def forward(self, features: Tensor) -> Tensor:
+        """The maximum over the pixels."""
+        return features.amax(dim=(-2, -1), keepdim=True)
+
+
+class AtrousSpatialPyramidPooling(nn.Module):
+    """A 1 x 1 convolution, one 3 x 3 convolution for each rate, and the image's mean, joined and mixed.
+
+    Takes N x in_channels x H x W, gives N x out_channels x H x W. A last 1 x 1 convolution mixes the branches,
+    each of `out_channels`. This is the form of Chen et al. 2017, arXiv:1706.05587, section 3.3, and 2018,
+    arXiv:1802.02611; DeepLabV2 (arXiv:1606.00915) instead adds up branches that end in logits.
+
+    Our deviation: the image branch has no normalisation, but a bias: it has one value a channel, whose batch
+    statistics do not exist for a batch of one.
+
+    Args:
+        in_channels: C.
+        out_channels: K, of each branch and of the result; 256 in the papers.
+        rates: dilations of the 3 x 3 convolutions; 6, 12, 18 at an output stride of 16, twice that at 8.
+        image_branch: join the mean over the image, too; the network is not exact then.
+        separable: make the 3 x 3 convolutions depthwise separable, as DeepLabV3+ does.
+        norm: a name in `NORMS`.
+
+    Attributes:
+        reason: why a network with this module is not exact; "" where it is.
+
+    Raises:
+        SettingError: a rate is below 1.
+
+    >>> AtrousSpatialPyramidPooling(8, 4, rates=(2, 3)).eval()(torch.zeros(1, 8, 5, 6)).shape
+    torch.Size([1, 4, 5, 6])
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int = 256,
+        rates: Sequence[int] = (6, 12, 18),
+        image_branch: bool = True,
+        separable: bool = False,
+        norm: str = "batch",
+    ) -> None:
+        super().__init__()
+        if min(rates, default=1) < 1:
+            raise SettingError(f"rates: must be at least 1 pixel each, not {', '.join(map(str, rates))}.")
+        atrous: Callable[..., nn.Module] = DepthwiseSeparable if separable else ConvNormAct
+        self.branches = nn.ModuleList([ConvNormAct(in_channels, out_channels, kernel=1, norm=norm)])
+        self.branches.extend(atrous(in_channels, out_channels, norm=norm, dilation=rate) for rate in rates)
+        self.image = _pooled(GlobalAveragePool(), in_channels, out_channels, "none") if image_branch else None
+        count = len(self.branches) + image_branch
+        self.mix = ConvNormAct(count * out_channels, out_channels, kernel=1, norm=norm)
+        self.reason = WHOLE_IMAGE if image_branch else ""
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Features that see at every rate."""
+        branches = [branch(features) for branch in self.branches]
+        if self.image is not None:
+            branches.append(self.image(features).expand_as(branches[0]))
+        return self.mix(torch.cat(branches, dim=1))
+
+
+class PyramidPooling(nn.Module):
+    """The features beside their means over grids of a few bins, so that each pixel knows the scene.
+
+    Takes N x in_channels x H x W, gives N x out_channels x H x W: the features first, then for each bin count b
+    their means over b x b regions, narrowed by a 1 x 1 convolution and enlarged bilinearly.
+
+    Source: Zhao et al. 2017, arXiv:1612.01105, section 3.2. Our deviations: the enlargement aligns areas, not
+    corners (`align_corners=False`), and a grid of one bin has no normalisation, but a bias, as its batch
+    statistics do not exist for a batch of one.
+
+    Args:
+        in_channels: C.
+        bins: regions along each axis, one grid for each number.
+        norm: a name in `NORMS`.
+
+    Attributes:
+        out_channels: C + the number of grids times floor(C / the number of grids).
+        reason: why a network with this module is not exact.
+
+    Raises:
+        SettingError: no bins, a bin count below 1, or fewer channels than grids.
+
+    >>> pool = PyramidPooling(8).eval()
+    >>> pool(torch.zeros(1, 8, 5, 7)).shape, pool.out_channels
+    (torch.Size([1, 16, 5, 7]), 16)
+    """
+
+    reason = WHOLE_IMAGE
+
+    def __init__(self, in_channels: int, bins: Sequence[int] = (1, 2, 3, 6), norm: str = "batch") -> None:
+        super().__init__()
+        if min(bins, default=0) < 1:
+            raise SettingError(f"bins: must be one or more numbers of at least 1, not {tuple(bins)}.")
+        if in_channels < len(bins):
+            raise SettingError(f"bins: {len(bins)} grids need as many channels, but there are {in_channels}.")
+        narrow = in_channels // len(bins)
+        self.grids = nn.ModuleList(
+            _pooled(nn.AdaptiveAvgPool2d(count), in_channels, narrow, norm if count > 1 else "none") for count in bins
+        )
+        self.out_channels = in_channels + len(bins) * narrow
+
+    def forward(self, features: Tensor) -> Tensor:
+        """The features and what surrounds them."""
+        size = features.shape[-2:]
+        grids = [F.interpolate(grid(features), size=size, mode="bilinear", align_corners=False) for grid in self.grids]
+        return torch.cat([features, *grids], dim=1)
+
+
+def _pooled(pool: nn.Module, in_channels: int, out_channels: int, norm: str) -> nn.Sequential:
+    """A pooling and the 1 x 1 convolution after it."""
+    return nn.Sequential(pool, ConvNormAct(in_channels, out_channels, kernel=1, norm=norm))

@@ -1,0 +1,108 @@
+"""Pooling that remembers where its maxima stood, and putting values back into a larger map.
+
+Shapes: N images, C channels, H x W pixels; H' = ceil(H / factor), W' likewise.
+"""
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pixelwise.errors import ModelError, SettingError
+
+
+class MaxPoolPositions(nn.Module):
+    """Max pooling that also gives the position of each maximum, for `MaxUnpool`.
+
+    Takes N x C x H x W of any size from 1 x 1; gives the maxima and their positions, both N x C x H' x W'. The
+    last windows are cut short where the factor does not divide the size. A position is an int64 index into the
+    H x W pixels of its channel, row by row; of equal values the first counts.
+
+    Exact for tiles in as far as the maximum is clear: where two values of a window differ by rounding alone, a
+    tile may choose the other one. In float64 that does not happen in practice.
+
+    Source: Zeiler and Fergus 2014, arXiv:1311.2901, section 2.1.
+
+    >>> import torch
+    >>> pooled, positions = MaxPoolPositions()(torch.tensor([[[[1.0, 2.0, 6.0], [3.0, 5.0, 2.0]]]]))
+    >>> pooled, positions
+    (tensor([[[[5., 6.]]]]), tensor([[[[4, 2]]]]))
+    """
+
+    def __init__(self, factor: int = 2) -> None:
+        super().__init__()
+        self.factor = _checked(factor)
+
+    def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """Maxima and their positions."""
+        return F.max_pool2d(features, self.factor, ceil_mode=True, return_indices=True)
+
+
+class MaxUnpool(nn.Module):
+    """Put each value back to the position that its maximum came from; zeros elsewhere.
+
+    Takes values and positions, both N x C x H' x W' (as many channels as were pooled), and the H and W that were
+    pooled; gives N x C x H x W. Where the pooled map depends on the positions, so does this one: the reach of
+    the result is that of the values and of the pooled map, each upsampled by the factor, joined.
+
+    Source: Noh et al. 2015, arXiv:1505.04366, section 3.2.1; Badrinarayanan et al. 2017, arXiv:1511.00561.
+
+    Raises:
+        ModelError: (forward) values and positions differ in shape, or pooling H x W gives another size.
+
+    >>> import torch
+    >>> values, positions = torch.tensor([[[[7.0, 8.0]]]]), torch.tensor([[[[4, 2]]]])
+    >>> MaxUnpool()(values, positions, 2, 3)
+    tensor([[[[0., 0., 8.],
+              [0., 7., 0.]]]])
+    """
+
+    def __init__(self, factor: int = 2) -> None:
+        super().__init__()
+        self.factor = _checked(factor)
+
+    def forward(self, values: Tensor, positions: Tensor, height: int, width: int) -> Tensor:
+        """Scatter the values into a map of height x width."""
+        self._check(values, positions, height, width)
+        images, channels = values.shape[:2]
+        empty = values.new_zeros(images, channels, height * width)
+        return empty.scatter(2, positions.flatten(2), values.flatten(2)).reshape(images, channels, height, width)
+
+    def _check(self, values: Tensor, positions: Tensor, height: int, width: int) -> None:
+        if values.shape != positions.shape:
+            shapes = " and ".join(" x ".join(map(str, part.shape)) for part in (values, positions))
+            raise ModelError(
+                f"max unpooling needs a position for each value, but got shapes of {shapes}: bring the values to "
+                f"the channels and the size of the map that was pooled."
+            )
+        pooled = -(-height // self.factor), -(-width // self.factor)
+        if tuple(values.shape[-2:]) != pooled:
+            found = f"{values.shape[-2]} x {values.shape[-1]}"
+            raise ModelError(
+                f"max unpooling by {self.factor} cannot make {height} x {width} of {found}: pooling that size gives "
+                f"{pooled[0]} x {pooled[1]}; ask for the size that was pooled."
+            )
+
+
+def bed_of_nails(features: Tensor, factor: int) -> Tensor:
+    """Each value at the top left of its own factor x factor pixels, zeros elsewhere.
+
+    Takes ... x H x W, gives ... x factor H x factor W.
+
+    Raises:
+        SettingError: the factor is below 1.
+
+    >>> import torch
+    >>> bed_of_nails(torch.tensor([[1, 2]]), 2)
+    tensor([[1, 0, 2, 0],
+            [0, 0, 0, 0]])
+    """
+    _checked(factor)
+    height, width = features.shape[-2:]
+    nails = features.new_zeros(*features.shape[:-2], factor * height, factor * width)
+    nails[..., ::factor, ::factor] = features
+    return nails
+
+
+def _checked(factor: int) -> int:
+    if factor < 1:
+        raise SettingError(f"factor: must be at least 1, not {factor}.")
+    return factor

@@ -1,0 +1,136 @@
+"""Context written out with plain torch operators; what is local and what is not, by probing."""
+
+import re
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pixelwise.errors import SettingError
+from pixelwise.geometry import Reach
+from pixelwise.layers import (
+    WHOLE_IMAGE,
+    AtrousSpatialPyramidPooling,
+    GlobalAveragePool,
+    GlobalMaxPool,
+    PyramidPooling,
+)
+
+
+def draw(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+
+def lively(module: nn.Module) -> nn.Module:
+    """In float64 and eval mode, with norms that are not the identity."""
+    torch.manual_seed(0)
+    for part in module.double().eval().modules():
+        if isinstance(part, nn.BatchNorm2d):
+            nn.init.uniform_(part.running_mean, -1, 1)
+            nn.init.uniform_(part.running_var, 0.5, 2)
+            nn.init.uniform_(part.weight, 0.5, 2)
+    return module
+
+
+def test_global_pooling() -> None:
+    features = draw(2, 3, 4, 5)
+    np.testing.assert_allclose(GlobalAveragePool()(features)[:, :, 0, 0], features.numpy().mean((2, 3)), atol=1e-12)
+    np.testing.assert_array_equal(GlobalMaxPool()(features)[:, :, 0, 0], features.numpy().max((2, 3)))
+    assert GlobalAveragePool()(features).shape == GlobalMaxPool()(features).shape == (2, 3, 1, 1)
+    assert GlobalAveragePool.reason == GlobalMaxPool.reason == WHOLE_IMAGE
+
+
+def spread(kernel: Tensor, rate: int) -> Tensor:
+    """The kernel with holes, so that an ordinary convolution is atrous."""
+    side = (kernel.shape[-1] - 1) * rate + 1
+    holes = kernel.new_zeros(*kernel.shape[:2], side, side)
+    holes[..., ::rate, ::rate] = kernel
+    return holes
+
+
+def test_the_atrous_pyramid_is_its_branches_mixed() -> None:
+    module = lively(AtrousSpatialPyramidPooling(4, 6, rates=(2, 5)))
+    features = draw(2, 4, 9, 7)
+    branches = []
+    for branch, rate in zip(module.branches, (1, 2, 5), strict=True):
+        convolution, norm, _ = branch
+        reach = convolution.kernel_size[0] // 2 * rate
+        plain = F.conv2d(F.pad(features, [reach] * 4), spread(convolution.weight, rate))
+        branches.append(F.relu(norm(plain)))
+    mean = features.mean((2, 3), keepdim=True)
+    convolution = module.image[1][0]
+    branches.append(F.relu(F.conv2d(mean, convolution.weight, convolution.bias)).expand(2, 6, 9, 7))
+    convolution, norm, _ = module.mix
+    expected = F.relu(norm(F.conv2d(torch.cat(branches, 1), convolution.weight)))
+    torch.testing.assert_close(module(features), expected, rtol=0, atol=1e-10)
+    assert [branch[0].kernel_size[0] for branch in module.branches] == [1, 3, 3]
+    assert module.reason == WHOLE_IMAGE
+
+
+def changed(module: nn.Module, side: int) -> Tensor:
+    """Side x side: which pixels change with the middle one."""
+    features = draw(1, 4, side, side)
+    other = features.clone()
+    other[..., side // 2, side // 2] += 1
+    return (module(features) != module(other)).any(1)[0]
+
+
+@pytest.mark.parametrize("separable", [False, True])
+def test_without_the_image_branch_the_atrous_pyramid_is_exact(separable: bool) -> None:
+    module = lively(AtrousSpatialPyramidPooling(4, 8, rates=(1, 4), image_branch=False, separable=separable))
+    assert module.reason == ""
+    places = changed(module, 15).nonzero() - 7
+    first, last = Reach.of_input(1).convolution(3, dilation=4).cells[0]
+    assert (int(places.min()), int(places.max())) == (first, last) == (-4, 4)
+    torch.testing.assert_close(module(draw(1, 4, 15, 15))[..., 4:-4, 4:-4], _inner(module), rtol=0, atol=1e-12)
+
+
+def _inner(module: nn.Module) -> Tensor:
+    """The same from an image that is larger by zeros: the border is padded with them."""
+    return module(F.pad(draw(1, 4, 15, 15), [3] * 4))[..., 7:-7, 7:-7]
+
+
+@pytest.mark.parametrize(
+    "module", [AtrousSpatialPyramidPooling(4, 8, rates=(1,)), PyramidPooling(4)], ids=["atrous", "bins"]
+)
+def test_pooling_over_the_image_reaches_every_pixel(module: nn.Module) -> None:
+    assert module.reason == WHOLE_IMAGE
+    assert changed(lively(module), 31).float().mean() > 0.5
+
+
+def test_pyramid_pooling_is_the_features_and_their_means() -> None:
+    module = lively(PyramidPooling(9, bins=(1, 3)))
+    features = draw(2, 9, 6, 12)
+    parts = [features]
+    for grid, count in zip(module.grids, (1, 3), strict=True):
+        means = features.numpy().reshape(2, 9, count, 6 // count, count, 12 // count).mean((3, 5))
+        convolution, norm, _ = grid[1]
+        narrow = F.relu(norm(F.conv2d(torch.from_numpy(means), convolution.weight, convolution.bias)))
+        parts.append(F.interpolate(narrow, size=(6, 12), mode="bilinear"))
+    torch.testing.assert_close(module(features), torch.cat(parts, 1), rtol=0, atol=1e-10)
+    assert module.out_channels == 9 + 2 * 4
+
+
+@pytest.mark.parametrize("size", [(1, 1), (5, 3), (13, 20)])
+@pytest.mark.parametrize("norm", ["batch", "group", "none"])
+def test_any_size_and_a_batch_of_one_in_training(size: tuple[int, int], norm: str) -> None:
+    features = torch.randn(1, 8, *size)
+    assert PyramidPooling(8, norm="none" if size == (1, 1) else norm)(features).shape == (1, 16, *size)
+    if size != (1, 1):
+        assert AtrousSpatialPyramidPooling(8, 4, norm=norm)(features).shape == (1, 4, *size)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: AtrousSpatialPyramidPooling(4, rates=(6, 0)), "rates: must be at least 1 pixel each, not 6, 0."),
+        (lambda: PyramidPooling(4, bins=()), "bins: must be one or more numbers of at least 1, not ()."),
+        (lambda: PyramidPooling(4, bins=(0, 1)), "bins: must be one or more numbers of at least 1, not (0, 1)."),
+        (lambda: PyramidPooling(3), "bins: 4 grids need as many channels, but there are 3."),
+    ],
+)
+def test_settings_that_make_no_sense(call, message: str) -> None:  # type: ignore[no-untyped-def]
+    with pytest.raises(SettingError, match="^" + re.escape(message) + "$"):
+        call()
