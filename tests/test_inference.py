@@ -68,7 +68,6 @@ class Measured(Runner):
 def empty_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     """A process that holds nothing yet, and small constants."""
     monkeypatch.setattr(inference, "held_bytes", lambda: 0)
-    monkeypatch.setattr(inference, "SMALL_PIXELS", 100 * 100)
     monkeypatch.setattr(inference, "WHOLE_PIXELS", 400 * 400)
     monkeypatch.setattr(inference, "LARGEST_TILE", 200)
     monkeypatch.setattr(inference, "SAFE_MAPS", 10**9)  # so that it is always measured
@@ -88,10 +87,13 @@ def planner(geometry: Geometry = EXACT, network: nn.Module | None = None) -> Run
 
 
 @pytest.mark.usefixtures("empty_memory")
-def test_a_small_image_is_not_cut_whatever_the_memory() -> None:
-    assert planner().plan(100, 96, "auto", limit=0).tile is None
-    assert planner().plan(100, 96, None, limit=0).tile is None
-    assert len(planner().plan(90, 90, 40, limit=0).tiles) == 9
+def test_a_small_image_is_not_cut_where_it_fits() -> None:
+    assert planner().plan(100, 96, "auto", room_for(104)).tile is None
+    assert planner().plan(100, 96, None, room_for(104)).tile is None
+    assert len(planner().plan(90, 90, 40, PLENTY).tiles) == 9
+    assert planner().plan(100, 96, "auto", room_for(60)).tile == 24
+    with pytest.raises(SettingError, match="the largest tile that does is 24"):
+        planner().plan(100, 96, None, room_for(60))
 
 
 @pytest.mark.usefixtures("empty_memory")
@@ -105,7 +107,6 @@ def test_auto_takes_the_whole_then_large_tiles_then_what_fits() -> None:
 
 
 def test_where_the_memory_is_ample_nothing_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(inference, "SMALL_PIXELS", 100 * 100)
     monkeypatch.setattr(Runner, "bytes_per_pixel", property(lambda runner: pytest.fail("it was measured")))
     runner = Runner(Idle(), nn.Identity(), EXACT, channels=1)
     assert runner.plan(400, 400, "auto", 2**50).tile is None
@@ -134,7 +135,6 @@ def test_auto_tiles_lie_on_the_grid_and_fit(side: int, stride: int, margin: int,
     runner = planner(Geometry(stride, margin, margin, exact))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(inference, "held_bytes", lambda: 0)
-        patch.setattr(inference, "SMALL_PIXELS", 0)
         patch.setattr(inference, "WHOLE_PIXELS", 0)
         patch.setattr(inference, "LARGEST_TILE", 50)
         if side < stride + (2 * round_up(margin, stride) if exact else stride):
@@ -193,11 +193,14 @@ def test_what_a_pixel_costs_is_measured_in_the_type_of_the_network(
     assert runner.seconds_per_pixel > 0
 
 
+@pytest.mark.usefixtures("empty_memory")
 def test_the_cost_of_a_plan(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(inference, "SMALL_PIXELS", 100 * 100)
-    runner = planner()
-    assert runner.cost(runner.plan(100, 100, None, PLENTY)) == inference.FIXED_BYTES + PIXEL * 104**2
-    assert runner.cost(runner.plan(96, 96, None, 0)) == inference.FIXED_BYTES
+    monkeypatch.setattr(inference, "SAFE_MAPS", 10)
+    runner = Runner(Idle(), nn.Identity(), EXACT, channels=1)
+    plan = runner.plan(100, 100, None, PLENTY)
+    assert runner.cost(plan) == inference.FIXED_BYTES + 10 * 4 * 104**2  # a map of 4 bytes
+    runner.__dict__["bytes_per_pixel"] = PIXEL  # as if it were measured
+    assert runner.cost(plan) == inference.FIXED_BYTES + PIXEL * 104**2
 
 
 # Windows

@@ -60,10 +60,12 @@ def test_what_is_written_is_read(size: int) -> None:
 
 
 def test_the_limit_leaves_a_part_of_the_free_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    free = type("Free", (), {"available": 1000})
+    free = type("Free", (), {"available": 2**40})
     monkeypatch.setattr(memory, "held_bytes", lambda: 50)
     monkeypatch.setattr(psutil, "virtual_memory", lambda: free)
-    assert 50 + 500 < default_limit() < 50 + 1000
+    assert 50 + 2**39 < default_limit() < 50 + 2**40
+    free.available = 0
+    assert default_limit() == 50 + 2**28
 
 
 def test_the_limit_here_is_more_than_is_held() -> None:

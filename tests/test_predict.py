@@ -100,8 +100,8 @@ def test_only_large_images_are_tiled_unasked(monkeypatch: pytest.MonkeyPatch) ->
     network, image = make_network(), make_image(70, 90)
     seen = sizes_seen(network)
     small = predict(network, image, logits=True)
-    assert seen == [(1, 1, 72, 92)]  # padded to the stride, by the edge pixels that the network would take itself
-    monkeypatch.setattr(inference, "SMALL_PIXELS", 70 * 90 - 1)
+    # Padded to the stride, by the edge pixels that the network would take itself; before, a look at its maps.
+    assert seen == [(1, 1, 4, 4), (1, 1, 72, 92)]
     monkeypatch.setattr(inference, "WHOLE_PIXELS", 70 * 90 - 1)
     monkeypatch.setattr(inference, "LARGEST_TILE", 27)  # becomes 24, a multiple of the stride
     monkeypatch.setattr(inference, "PROBE_SIDE", 8)
@@ -118,7 +118,6 @@ def test_networks_that_cannot_be_tiled_exactly(monkeypatch: pytest.MonkeyPatch) 
     with pytest.warns(ApproximateWarning, match=message):
         tiled = predict(network, image, tile=16, logits=True)
     assert 1e-10 < np.abs(tiled - whole(network, image)).max() < 10
-    monkeypatch.setattr(inference, "SMALL_PIXELS", 1)
     monkeypatch.setattr(inference, "WHOLE_PIXELS", 1)
     monkeypatch.setattr(inference, "PROBE_SIDE", 8)
     np.testing.assert_allclose(predict(network, image, logits=True), whole(network, image), rtol=0, atol=1e-10)
@@ -208,6 +207,25 @@ def test_a_module_that_returns_no_logits() -> None:
 def test_arrays_that_are_no_images(shape: tuple[int, ...]) -> None:
     with pytest.raises(DataError, match=r"the image has the shape \(.*\); H x W or H x W x C with H, W of at least 1"):
         predict(SAME["plain"], np.zeros(shape, np.float32))
+
+
+@pytest.mark.parametrize("kind", [np.float16, np.float32, np.float64])
+def test_arrays_are_brought_to_the_type_of_the_network(kind: type) -> None:
+    image = make_image(12, 9).astype(kind)
+    single = UNet(1, 2, width=2, depth=1).eval()
+    assert predict(single, image, logits=True).dtype == np.float32
+    assert predict(SAME["plain"], image, logits=True).dtype == np.float64
+    np.testing.assert_allclose(
+        predict(SAME["plain"], image, logits=True), whole(SAME["plain"], image.astype(np.float64)), atol=1e-10
+    )
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_arrays_with_values_that_are_no_numbers(value: float) -> None:
+    image = make_image(12, 9)
+    image[3, 4] = value
+    with pytest.raises(DataError, match="holds 1 values that are NaN or infinite"):
+        predict(SAME["plain"], image)
 
 
 @pytest.mark.parametrize("kind", [np.uint8, np.int64, bool])

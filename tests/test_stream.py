@@ -21,7 +21,7 @@ from pixelwise.canvas import Outputs
 from pixelwise.config import Config, make_config
 from pixelwise.data.readers import read_image, read_mask
 from pixelwise.data.sinks import ZarrMask
-from pixelwise.errors import OutputError, RunError, SettingError
+from pixelwise.errors import ModelError, OutputError, RunError, SettingError
 from pixelwise.geometry import Geometry
 from pixelwise.models import UNet
 from pixelwise.postprocess import PostProcess, clean
@@ -352,7 +352,7 @@ def mask_of(entry: dict[str, Any]) -> np.ndarray:
 @pytest.fixture
 def little_memory(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
     """Called, it leaves no room for masks in memory."""
-    return lambda: monkeypatch.setattr("pixelwise.stream.held_bytes", lambda: 2**60)
+    return lambda: monkeypatch.setattr("pixelwise.stream._Work._room_for_masks", lambda *_: 0)
 
 
 def only(summary: Summary) -> dict[str, Any]:
@@ -612,6 +612,7 @@ def test_an_end_while_the_file_is_assembled_costs_no_tile(
 
 
 @pytest.mark.usefixtures("one_by_one")
+@pytest.mark.filterwarnings("ignore::pixelwise.predict.ApproximateWarning")
 def test_what_is_blended_goes_on_too(tmp_path: Path, out: Path) -> None:
     image = smooth(130, 200)
     source, network = save_tiled(tmp_path / "x.tif", image), make_network(norm="group")
@@ -733,6 +734,7 @@ class Averaging(nn.Module):
         return torch.cat([-apart, apart], 1)
 
 
+@pytest.mark.filterwarnings("ignore::pixelwise.predict.ApproximateWarning")
 @pytest.mark.parametrize("form", ["png", "zarr"])
 @pytest.mark.parametrize("kind", ["group", "averaging"])
 def test_what_is_blended_says_so(kind: str, form: Any, tmp_path: Path, out: Path) -> None:
@@ -804,3 +806,74 @@ def test_what_takes_long_is_announced(tmp_path: Path, out: Path, monkeypatch: py
     predict_files(tiled(32), [str(source)], Outputs(out), progress=Progress(note=notes.append))
     assert "0 megapixels in 4 windows of" in notes[0]
     assert "minutes; the mask takes at most" in notes[0]
+
+
+def test_a_region_may_be_a_mask_with_a_palette(tmp_path: Path, out: Path) -> None:
+    """Whose colours may have no red; the numbers count, not a channel."""
+    image, region = smooth(40, 40), np.zeros((40, 40), np.uint8)
+    region[5:20] = 1
+    picture = Image.fromarray(region)
+    picture.putpalette([0, 0, 0, 0, 160, 0] + [0, 0, 0] * 254)
+    picture.save(tmp_path / "region.png")
+    entry = only(run(tiled(None), [save(tmp_path / "x.png", image)], Outputs(out, inside=tmp_path / "region.png")))
+    np.testing.assert_array_equal(mask_of(entry), tiled(None).labels(image[..., None]) * region)
+
+
+@pytest.mark.parametrize("tile", [None, 16])
+@pytest.mark.parametrize("form", ["tiff", "zarr"])
+def test_outside_of_a_region_background_is_certain(tile: int | None, form: Any, tmp_path: Path, out: Path) -> None:
+    image, region = smooth(48, 48), np.zeros((48, 48), np.uint8)
+    region[20:40, 3:9] = 1
+    outputs = Outputs(out, form, probabilities=True, inside=save(tmp_path / "region.png", region))
+    entry = only(run(tiled(tile), [save(tmp_path / "x.png", image)], outputs))
+    background, other = pixels_of(entry["probabilities"])
+    assert (background[region == 0] == 255).all()
+    assert (other[region == 0] == 0).all()
+    assert background[region == 1].min() < 255
+
+
+def test_without_room_for_a_png_auto_takes_tiff(tmp_path: Path, out: Path, little_memory: Callable[[], None]) -> None:
+    image = smooth(64, 64)
+    source = save_tiled(tmp_path / "x.tif", image)
+    little_memory()
+    entry = only(run(tiled(16), [source], Outputs(out)))
+    assert entry["mask"].endswith("x.tif")
+    np.testing.assert_array_equal(mask_of(entry), tiled(None).labels(image[..., None]))
+
+
+def test_a_foreign_zarr_in_the_way_is_one_image_s_failure(tmp_path: Path, out: Path) -> None:
+    """Begun with other settings, it cannot be resumed; the other image can."""
+    sources = [save_tiled(tmp_path / name, smooth(32, 32)) for name in ("a.tif", "b.tif")]
+    run(tiled(16), [sources[0]], Outputs(out, "zarr"))
+    again = Outputs(out, "zarr", clean=PostProcess(0.3), resume=True)
+    summary = run(tiled(16), [*sources], again)
+    assert [failure["input"] for failure in summary.failed] == [str(sources[0])]
+    assert "was begun with other input or settings" in summary.failed[0]["message"]
+    assert only(Summary(outputs=summary.outputs))["input"] == str(sources[1])
+
+
+def test_an_engine_that_fails_once_fails_what_it_was_given(tmp_path: Path, out: Path, one_by_one: None) -> None:
+    sources = [save(tmp_path / f"{name}.png", smooth(16, 16)) for name in "abc"]
+
+    calls = iter(range(9))
+
+    def fail_second(count: int) -> None:
+        if next(calls) == 1:
+            raise ModelError("it is too much")
+
+    predictor = tiled("auto")
+    Spy(predictor, fail_second)
+    summary = run(predictor, [*sources], Outputs(out))
+    assert [failure["message"] for failure in summary.failed] == [f"{sources[1]}: it is too much"]
+    assert [entry["input"] for entry in summary.outputs] == [str(sources[0]), str(sources[2])]
+
+
+def test_a_file_larger_than_the_memory_that_must_be_read_whole(tmp_path: Path, out: Path) -> None:
+    predictor = tiled("auto")
+    sources = [save(tmp_path / "x.png", noise(64, 64)), save(tmp_path / "y.png", noise(4, 4))]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("pixelwise.stream.held_bytes", lambda: predictor.limit - 1000)
+        summary = run(predictor, [*sources], Outputs(out))
+    assert [entry["input"] for entry in summary.outputs] == [str(sources[1])]
+    assert "can only be read as a whole" in summary.failed[0]["message"]
+    assert "Save it as a tiled TIFF or a Zarr" in summary.failed[0]["message"]

@@ -19,11 +19,12 @@ from pixelwise.data.doctor import survey
 from pixelwise.data.folder import DataSet, open_dataset
 from pixelwise.data.inputs import count_pixels
 from pixelwise.data.labels import LabelRule
-from pixelwise.data.readers import read_image
-from pixelwise.engines import choose_engine
+from pixelwise.data.sources import open_source
+from pixelwise.engines import ExportedEngine, choose_engine
 from pixelwise.errors import DataError, SettingError, near
 from pixelwise.evaluate import Score, chosen_scores, evaluate, output_folder, read_truth
 from pixelwise.files import write_json
+from pixelwise.geometry import Geometry
 from pixelwise.inference import TileSize
 from pixelwise.pictures import to_display
 from pixelwise.plan import pick_device
@@ -72,7 +73,8 @@ class Run:
         engine that is ready, because preparing another takes about ten seconds, once.
         """
         cache = self.path / COMPILED
-        is_cached = any(cache.glob("*.onnx"))
+        stride = self.network.geometry.stride if isinstance(self.network.geometry, Geometry) else 1
+        is_cached = ExportedEngine.is_kept(self.network, cache, stride)
         few = pixels is not None and pixels < WORTH_PREPARING and not is_cached
         if engine == "auto" and (few or amp):
             engine = "torch"
@@ -119,7 +121,9 @@ class Run:
             if image.ndim not in (2, 3) or image.size == 0:
                 raise DataError(f"the image has the shape {image.shape}; H x W or H x W x C is expected.")
             return predictor.labels(image[..., None] if image.ndim == 2 else image)
-        masks = np.stack([predictor.labels(page) for page in read_image(Path(image))])
+        with open_source(Path(image)) as source:
+            pages = (source.read(page, 0, source.height, 0, source.width) for page in range(source.pages))
+            masks = np.stack([predictor.labels(page) for page in pages])
         return masks[0] if len(masks) == 1 else masks
 
     def evaluate(

@@ -8,13 +8,12 @@ import json
 import math
 import shutil
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import numpy as np
 
-from pixelwise.background import apply_region
 from pixelwise.classes import ClassMap
 from pixelwise.data.inputs import Job
 from pixelwise.data.sinks import ZarrMask, write_pyramid_tiff
@@ -32,6 +31,8 @@ PNG_PIXELS = 2**26  # a larger mask is written as TIFF, unless the user wants ot
 CHUNKS = (1024, 512)  # sides of a Zarr's chunks: the first that fits the tiles evenly, else the last
 Entry = dict[str, Any]
 Note = Callable[[str], None]
+Progress = Callable[[int, int], None]
+CERTAIN = float(np.log(1e6))  # the logit of class 0, beside zeros, where nothing is predicted
 
 
 @dataclass(frozen=True)
@@ -81,6 +82,11 @@ class Task:
         """A hash of it, which finished masks carry."""
         return hashlib.sha256(json.dumps(self.description, sort_keys=True).encode()).hexdigest()[:16]
 
+    def is_begun(self, outputs: Outputs) -> bool:
+        """Whether a Zarr of an earlier process lies where one would grow."""
+        target = outputs.target(self.job, ".zarr")
+        return any(ZarrMask.job_of(path) is not None for path in (target, growing(target)))
+
     def finished(self, outputs: Outputs) -> Entry | None:
         """What an earlier process wrote for this image and these settings, if it came to an end."""
         if not self.job.source.exists():
@@ -102,6 +108,11 @@ class Task:
             return entry if mask.pages == 1 else entry | {"pages": mask.pages}
 
 
+def growing(target: Path) -> Path:
+    """Where a Zarr grows that is not the output itself."""
+    return target.with_name(f".{target.stem}.growing.zarr")
+
+
 class Canvas(Protocol):
     """Takes the logits of one image's tiles, in any order, and makes its outputs of them."""
 
@@ -117,8 +128,8 @@ class Canvas(Protocol):
         """Take in K x h x w logits of what a tile owns; outside of `region` (h x w bool) they count as background."""
         ...
 
-    def finish(self, note: Note) -> Entry:
-        """Write what is to be written; the paths, by what they are."""
+    def finish(self, note: Note, tick: Progress) -> Entry:
+        """Write what is to be written; the paths, by what they are. `tick` is called often, and may raise."""
         ...
 
 
@@ -151,13 +162,16 @@ class MemoryCanvas:
         self._small: dict[int, tuple[np.ndarray, list[int]]] = {}  # page -> scaled logits, tiles that are in
 
     @staticmethod
-    def bytes_needed(source: Source, outputs: Outputs, classes: int, plan: Plan) -> int:
-        """What it holds at most."""
-        pixels = source.height * source.width
-        each = 1 + (classes * np.dtype(outputs.probability_type).itemsize if outputs.probabilities else 0)
-        working = 16 * pixels + (3 * pixels if outputs.overlay else 0)
-        scaled = plan.height * plan.width != pixels
-        return source.pages * pixels * each + working + (4 * classes * plan.height * plan.width if scaled else 0)
+    def bytes_needed(source: Source, outputs: Outputs, classes: int, plan: Plan, instances: bool) -> int:
+        """What it holds at most: masks and what is beside them of all pages, and what is needed to write a page."""
+        pixels, small = source.height * source.width, plan.height * plan.width
+        each = 1 + (8 if instances else 0)
+        each += classes * np.dtype(outputs.probability_type).itemsize if outputs.probabilities else 0
+        working = 16 + (48 if outputs.overlay else 0)
+        if small != pixels:
+            all_at_once = outputs.probabilities or outputs.clean.threshold is not None or outputs.inside is not None
+            working += 8 * classes if all_at_once else 12
+        return source.pages * pixels * each + pixels * working + (4 * classes * small if small != pixels else 0)
 
     def is_done(self, number: int) -> bool:
         """Nothing is kept from an earlier process."""
@@ -165,10 +179,8 @@ class MemoryCanvas:
 
     def skip(self, number: int, page: int, tile: Tile) -> None:
         """Leave a tile as background."""
-        count = len(self._classes)
-        logits = np.zeros((count, tile.y1 - tile.y0, tile.x1 - tile.x0), np.float32)
-        logits[0] = np.log(np.float32(1e6))
-        self.put(number, page, tile, logits, None)
+        logits = np.zeros((len(self._classes), tile.y1 - tile.y0, tile.x1 - tile.x0), np.float32)
+        self.put(number, page, tile, _only_inside(logits, np.zeros(logits.shape[1:], bool)), None)
 
     def put(self, number: int, page: int, tile: Tile, logits: np.ndarray, region: np.ndarray | None) -> None:
         """Take in what a tile owns; an image that was scaled waits for its last tile to be scaled back."""
@@ -187,15 +199,16 @@ class MemoryCanvas:
     def _take(
         self, page: int, place: tuple[slice, slice], planes: Iterable[np.ndarray], region: np.ndarray | None
     ) -> None:
-        if self._probabilities is not None or self._outputs.clean.threshold is not None:
+        if self._probabilities is not None or self._outputs.clean.threshold is not None or region is not None:
             planes = np.stack(list(planes))
-        classes = choose_classes(planes, self._outputs.clean)
-        self._masks[page][place] = classes if region is None else apply_region(classes, region)
+        if region is not None:
+            planes = _only_inside(np.asarray(planes), region)
+        self._masks[page][place] = choose_classes(planes, self._outputs.clean)
         if self._probabilities is not None:
             stored = _stored_probabilities(np.asarray(planes), self._outputs.probability_type)
             self._probabilities[page][:, *place] = stored
 
-    def finish(self, note: Note) -> Entry:
+    def finish(self, note: Note, tick: Progress) -> Entry:
         """Write the mask and what was asked for beside it."""
         outputs = self._outputs
         if outputs.clean.changes_mask:
@@ -253,7 +266,7 @@ class ZarrCanvas:
         if outputs.format_of(job, source) == "zarr" and not outputs.clean.changes_mask:
             return outputs.target(job, ".zarr")
         target = outputs.target(job, ".zarr")
-        return target.with_name(f".{job.name.name}.growing.zarr")
+        return growing(target)
 
     def _open(self, path: Path, description: Mapping[str, Any], dtype: str, channels: int | None) -> ZarrMask:
         if self._outputs.resume and ZarrMask.job_of(path) is not None:
@@ -269,39 +282,35 @@ class ZarrCanvas:
 
     def skip(self, number: int, page: int, tile: Tile) -> None:
         """Leave a tile as background."""
-        shape = tile.y1 - tile.y0, tile.x1 - tile.x0
-        if self._probabilities is not None:
-            sure = np.zeros((len(self._classes), *shape), self._probabilities.levels[0].dtype)
-            sure[0] = 255 if sure.dtype == np.uint8 else 1
-            self._probabilities.write(number, page, tile.y0, tile.x0, sure)
-        self._mask.write(number, page, tile.y0, tile.x0, np.zeros(shape, np.uint8))
+        logits = np.zeros((len(self._classes), tile.y1 - tile.y0, tile.x1 - tile.x0), np.float32)
+        self.put(number, page, tile, logits, np.zeros(logits.shape[1:], bool))
 
     def put(self, number: int, page: int, tile: Tile, logits: np.ndarray, region: np.ndarray | None) -> None:
         """Write what a tile owns."""
+        if region is not None:
+            logits = _only_inside(logits, region)
         if self._probabilities is not None:
             stored = _stored_probabilities(logits, self._outputs.probability_type)
             self._probabilities.write(number, page, tile.y0, tile.x0, stored)
         classes = choose_classes(logits, self._outputs.clean)
-        if region is not None:
-            classes = apply_region(classes, region)
         self._mask.write(number, page, tile.y0, tile.x0, classes)  # last: its record says that the tile is done
 
-    def finish(self, note: Note) -> Entry:
+    def finish(self, note: Note, tick: Progress) -> Entry:
         """Clean the mask, add its pyramid, assemble the TIFF."""
         entry: Entry = {"mask": str(self._target)}
         if self._probabilities is not None:
-            self._probabilities.finish()
+            self._probabilities.finish(tick)
             entry["probabilities"] = str(self._probabilities.path)
-        mask = self._cleaned(note) if self._outputs.clean.changes_mask else self._mask
-        mask.finish()
+        mask = self._cleaned(note, tick) if self._outputs.clean.changes_mask else self._mask
+        mask.finish(tick)
         if self._wants_tiff:
             note(f"{self._target}: assembling the TIFF")
-            write_pyramid_tiff(self._target, mask, self._classes.palette, self._task.name)
+            write_pyramid_tiff(self._target, mask, self._classes.palette, self._task.name, tick)
         for path in {self._grows, mask.path} - {self._target}:
             shutil.rmtree(path, ignore_errors=True)
         return entry
 
-    def _cleaned(self, note: Note) -> ZarrMask:
+    def _cleaned(self, note: Note, tick: Progress) -> ZarrMask:
         """The mask after its post-processing, page by page, in a Zarr of its own."""
         note(f"{self._target}: post-processing")
         path = self._target if not self._wants_tiff else self._grows.with_name(f".{self._job.name.name}.clean.zarr")
@@ -311,10 +320,10 @@ class ZarrCanvas:
         )
         side = max(1, 2048 // chunk) * chunk
         for page in range(self._size[0]):
-            self._clean_page(page, cleaned, side)
+            self._clean_page(page, cleaned, side, tick)
         return cleaned
 
-    def _clean_page(self, page: int, cleaned: ZarrMask, side: int) -> None:
+    def _clean_page(self, page: int, cleaned: ZarrMask, side: int, tick: Progress) -> None:
         pages, height, width = self._size
 
         def read(y0: int, y1: int, x0: int, x1: int) -> np.ndarray:
@@ -324,7 +333,7 @@ class ZarrCanvas:
         def write(y0: int, x0: int, block: np.ndarray) -> None:
             cleaned.write(0, page, y0, x0, block)
 
-        clean_tiles(read, write, height, width, side, self._outputs.clean)
+        clean_tiles(read, write, height, width, side, self._outputs.clean, tick)
 
 
 def open_canvas(
@@ -343,18 +352,25 @@ def open_canvas(
     Raises:
         DataError: the image must be held in memory, because it is scaled or a PNG is wanted, and is too large.
     """
-    needed = MemoryCanvas.bytes_needed(source, outputs, len(classes), plan)
     job = task.job
     kind = outputs.format_of(job, source)
     is_scaled = (plan.height, plan.width) != (source.height, source.width)
-    if (kind != "zarr" and needed <= room) or (is_scaled and kind != "zarr"):
-        if needed > room:
-            raise _too_large(source, needed, room, "a network with data.scale other than 1")
-        return MemoryCanvas(task, source, outputs, classes, plan, region, instances)
-    if is_scaled:
+    needed = MemoryCanvas.bytes_needed(source, outputs, len(classes), plan, instances)
+    if outputs.format == "auto" and ((is_scaled and kind == "zarr") or (not is_scaled and needed > room)):
+        outputs = replace(outputs, format="tiff") if kind != "zarr" or is_scaled else outputs
+        kind = outputs.format_of(job, source)
+    if is_scaled and kind == "zarr":
         raise DataError(f"{job.source}: a network with data.scale other than 1 writes PNG or TIFF, not Zarr.")
-    if kind == "png":
-        raise _too_large(source, needed, room, "a PNG")
+    if is_scaled or kind == "png":
+        if needed > room:
+            what = "a network with data.scale other than 1" if is_scaled else "a PNG"
+            raise _too_large(source, needed, room, what)
+        return MemoryCanvas(task, source, outputs, classes, plan, region, instances)
+    # What was begun by tiles goes on so; what takes long can only be resumed if it is written by tiles.
+    begun = outputs.resume and ZarrMask.job_of(ZarrCanvas.growing_path(job, source, outputs)) is not None
+    is_long = source.pages * source.height * source.width > PNG_PIXELS and not (instances or outputs.overlay)
+    if kind == "tiff" and needed <= room and not begun and not is_long:
+        return MemoryCanvas(task, source, outputs, classes, plan, region, instances)
     if instances or outputs.overlay:
         note(f"{job.source}: is written by tiles; instances and overlays are made of images in memory alone.")
     return ZarrCanvas(task, source, outputs, classes, plan)
@@ -365,6 +381,13 @@ def _too_large(source: Source, needed: int, room: int, what: str) -> DataError:
         f"{what} holds the whole mask of {source.height} x {source.width} pixels in memory, which takes "
         f"{size_text(needed)}, and {size_text(max(room, 0))} are left; take --format tiff or zarr, or allow more."
     )
+
+
+def _only_inside(logits: np.ndarray, region: np.ndarray) -> np.ndarray:
+    """Logits that are sure of class 0 outside of the region."""
+    sure = np.zeros((len(logits), 1, 1), logits.dtype)
+    sure[0] = CERTAIN
+    return np.where(region, logits, sure)
 
 
 def _stored_probabilities(logits: np.ndarray, dtype: str) -> np.ndarray:

@@ -27,12 +27,11 @@ from pixelwise.tiling import Plan, Tile, overlap_of, plan_overlapping_tiles, pla
 TileSize = int | Literal["auto"] | None
 Read = Callable[[int, int, int, int], np.ndarray]  # first and last row, first and last column -> H x W x C
 
-SMALL_PIXELS = 1024 * 1024  # a window of so many is run without a look at the memory
 WHOLE_PIXELS = 2048 * 2048  # "auto" runs a larger image by tiles
 LARGEST_TILE = 2048  # of "auto": the margin costs little beyond
 PROBE_SIDE = 768
-SAFE_MAPS = 16  # times its largest map: more than any network of ours holds at once
-WAITING = 5  # windows and logits that wait between reading, network and writing, each
+SAFE_MAPS = 12  # times its largest map: more than a network holds at once, with all that waits
+WAITING = 7  # windows and logits that wait between reading, network and writing, each
 FIXED_BYTES = 64 * 2**20  # for all that does not grow with a window
 VIEWS = {"none": 1, "flips": 4, "turns": 8}  # test-time augmentation -> network runs a window
 
@@ -78,7 +77,7 @@ class Runner:
     @property
     def is_padded(self) -> bool:
         """Whether the logits have the window's size."""
-        return getattr(self.network, "padding", "same") != "valid"
+        return getattr(self.network, "padding", "same") != "valid" or not hasattr(self.network, "valid_input_size")
 
     def plan(self, height: int, width: int, tile: TileSize, limit: int) -> Plan:
         """Cut an image into tiles.
@@ -96,13 +95,14 @@ class Runner:
         if tile is not None and tile != "auto" and (not isinstance(tile, int) or isinstance(tile, bool) or tile < 1):
             raise SettingError(f'tile = {tile!r}: must be a positive number of pixels, "auto" or None.')
         if tile == "auto":
-            return self._cut(height, width, self._auto_tile(height, width, limit))
-        plan = self._cut(height, width, tile)
-        if math.prod(plan.window_shape) > SMALL_PIXELS:
+            return self.tiles(height, width, self._auto_tile(height, width, limit))
+        plan = self.tiles(height, width, tile)
+        if not self._surely_fits(math.prod(plan.window_shape), limit):
             self._check_fits(plan, limit)
         return plan
 
-    def _cut(self, height: int, width: int, tile: int | None) -> Plan:
+    def tiles(self, height: int, width: int, tile: int | None) -> Plan:
+        """The plan with such tiles, or of the whole image for None, whatever the memory."""
         stride, margin = self.geometry.stride, self.geometry.margin
         if not self.is_padded:
             return plan_unpadded_tiles(height, width, tile, stride, margin, self.network.valid_input_size)  # type: ignore[arg-type]
@@ -113,8 +113,8 @@ class Runner:
         return plan_overlapping_tiles(height, width, tile, stride)
 
     def _auto_tile(self, height: int, width: int, limit: int) -> int | None:
-        pixels = math.prod(self._cut(height, width, None).window_shape)
-        if pixels <= SMALL_PIXELS or (pixels <= WHOLE_PIXELS and self._surely_fits(pixels, limit)):
+        pixels = math.prod(self.tiles(height, width, None).window_shape)
+        if pixels <= WHOLE_PIXELS and self._surely_fits(pixels, limit):
             return None
         room = self._room(limit)
         if pixels <= room and (pixels <= WHOLE_PIXELS or not self.geometry.exact):
@@ -147,8 +147,16 @@ class Runner:
 
     def _surely_fits(self, pixels: int, limit: int) -> bool:
         """Whether the memory is so ample that it needs no measurement, which takes as long as a small image."""
-        largest = largest_map(self.network, self._smallest_images())
-        return self.engine.device == "cpu" and SAFE_MAPS * largest * pixels < limit - self.base - FIXED_BYTES
+        return self.engine.device == "cpu" and self._safe_bytes(pixels) <= limit - self.base
+
+    def _safe_bytes(self, pixels: int) -> float:
+        """More than a window takes."""
+        return FIXED_BYTES + SAFE_MAPS * self.largest_map * pixels
+
+    @cached_property
+    def largest_map(self) -> float:
+        """Bytes a pixel of the network's largest feature map."""
+        return largest_map(self.network, self._smallest_images())
 
     def _room(self, limit: int) -> int:
         """Pixels of a window that the memory has room for."""
@@ -183,7 +191,7 @@ class Runner:
     def bytes_per_pixel(self) -> float:
         """What a window costs, measured on one of `PROBE_SIDE` pixels; at least what two of its largest maps take."""
         channels, side = self.channels, self._probe_side()
-        probe = np.zeros((1, channels, side, side), self._dtype)
+        probe = np.zeros((1, channels, side, side), dtype_of(self.network))
         small = self._smallest_images()
         classes = self.engine(small).shape[1]  # also readies the engine, whose own needs are held from now on
         release_free_memory()
@@ -194,31 +202,23 @@ class Runner:
             return (torch.cuda.max_memory_allocated() - before) / side**2
         measured = growth(lambda: self.engine(probe)) / side**2
         # Beside the engine's own maps, windows and logits wait for their turn before and behind it.
-        waiting = probe.itemsize * WAITING * (channels + classes)
-        return 1.1 * max(measured, 2 * largest_map(self.network, small)) + waiting
+        waiting = probe.itemsize * (WAITING + (self.views != "none")) * (channels + classes)
+        return 1.1 * max(measured, 2 * self.largest_map) + waiting
 
     @cached_property
     def seconds_per_pixel(self) -> float:
         """How long the network takes for a pixel of a window, all its views, by one run on `PROBE_SIDE` pixels."""
-        probe = np.zeros((1, self.channels, *[self._probe_side()] * 2), self._dtype)
+        probe = np.zeros((1, self.channels, *[self._probe_side()] * 2), dtype_of(self.network))
         begin = time.perf_counter()
         self(probe)
         return (time.perf_counter() - begin) / self._probe_side() ** 2
 
     def cost(self, plan: Plan) -> float:
-        """Bytes that running the plan takes beside `base`; small windows are not worth a measurement."""
+        """Bytes that running the plan takes beside `base`: what was measured, or more than it can be."""
         pixels = math.prod(plan.window_shape)
-        if pixels <= SMALL_PIXELS:
-            return FIXED_BYTES
         if "bytes_per_pixel" in self.__dict__:
             return FIXED_BYTES + pixels * self.bytes_per_pixel
-        return FIXED_BYTES + pixels * SAFE_MAPS * largest_map(self.network, self._smallest_images())
-
-    @property
-    def _dtype(self) -> type[np.floating[Any]]:
-        """What the network takes: float64 where its first parameter is, else float32."""
-        first = next(self.network.parameters(), None)
-        return np.float64 if first is not None and first.dtype == torch.float64 else np.float32
+        return self._safe_bytes(pixels)
 
     def _probe_side(self) -> int:
         side = round_up(PROBE_SIDE, self.geometry.stride)
@@ -226,7 +226,7 @@ class Runner:
 
     def _smallest_images(self) -> np.ndarray:
         side = self.geometry.stride if self.is_padded else int(self.network.valid_input_size(1))  # type: ignore[operator]
-        return np.zeros((1, self.channels, side, side), self._dtype)
+        return np.zeros((1, self.channels, side, side), dtype_of(self.network))
 
     def __call__(self, windows: np.ndarray) -> np.ndarray:
         """N x C x h x w -> N x K x h' x w' logits, as many as the plan lets expect.
@@ -272,6 +272,12 @@ class Runner:
             out[:, *part.owned] = logits
         assert out is not None
         return out
+
+
+def dtype_of(network: nn.Module) -> type[np.floating[Any]]:
+    """What a network takes: float64 where its first parameter is, else float32."""
+    first = next(network.parameters(), None)
+    return np.float64 if first is not None and first.dtype == torch.float64 else np.float32
 
 
 def cut(read: Read, plan: Plan, tile: Tile) -> np.ndarray:

@@ -15,6 +15,7 @@ from pixelwise.errors import SettingError
 
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
 _FREE_SHARE = 0.6  # of the free memory that is taken without being told
+_LEAST = 256 * 2**20  # bytes that are taken even where little is free: the system may still make room
 
 
 def peak_ram_bytes() -> int:
@@ -34,7 +35,7 @@ def held_bytes() -> int:
 
 def default_limit() -> int:
     """Bytes that this process may hold where nobody says: what it has, and a good half of what is free."""
-    return held_bytes() + int(_FREE_SHARE * psutil.virtual_memory().available)
+    return held_bytes() + max(int(_FREE_SHARE * psutil.virtual_memory().available), _LEAST)
 
 
 def parse_size(text: str) -> int:

@@ -1,5 +1,7 @@
 """One page of an image as the network wants it: its channels, its scale, its intensities, window by window."""
 
+from collections.abc import Callable
+
 import numpy as np
 
 from pixelwise.data.normalize import match_channels, require_finite
@@ -22,8 +24,11 @@ class Page:
         is_scaled: whether `data.scale` is not 1; the page is then held as a whole.
     """
 
-    def __init__(self, predictor: Predictor, source: Source, number: int) -> None:
+    def __init__(
+        self, predictor: Predictor, source: Source, number: int, check: Callable[[], None] = lambda: None
+    ) -> None:
         self.number = number
+        self._check = check  # is called before each reading, and may raise to end it
         self._source, self._predictor = source, predictor
         self._channels, scale = predictor.config.data.channels, predictor.config.data.scale
         self.is_scaled = scale != 1
@@ -46,12 +51,18 @@ class Page:
             )
 
     def _from_source(self, y0: int, y1: int, x0: int, x1: int) -> np.ndarray:
+        self._check()
         pixels = match_channels(self._source.read(self.number, y0, y1, x0, x1), self._channels)
         try:
             require_finite(pixels)
         except DataError as error:
             raise DataError(f"rows {y0} to {y1 - 1}, columns {x0} to {x1 - 1}: {error}") from error
         return pixels
+
+    @property
+    def bytes_held(self) -> int:
+        """What the scaled page takes; what the source takes is its own."""
+        return 0 if self._scaled is None else self._scaled.nbytes
 
     def read(self, y0: int, y1: int, x0: int, x1: int) -> np.ndarray:
         """Pixels of a window of the scaled image."""

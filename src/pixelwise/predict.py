@@ -14,12 +14,13 @@ from pixelwise.data.sampling import resize
 from pixelwise.engines import TorchEngine, make_engine
 from pixelwise.errors import DataError, SettingError, near
 from pixelwise.geometry import Geometry
-from pixelwise.inference import SMALL_PIXELS, VIEWS, Runner, TileSize, enlarge, geometry_of
-from pixelwise.memory import default_limit
+from pixelwise.inference import FIXED_BYTES, VIEWS, Runner, TileSize, dtype_of, enlarge, geometry_of
+from pixelwise.memory import default_limit, size_text
 from pixelwise.postprocess import argmax
 
 # A smaller array is predicted sooner than another engine could be prepared for it.
 _EXPORT_PIXELS = 2048 * 2048
+_SMALL_PIXELS = 1024 * 1024  # a module of unknown geometry is first tried on the whole of such an image
 
 
 class ApproximateWarning(UserWarning):
@@ -41,7 +42,7 @@ def predict(
         network: takes N x C x H x W, returns logits N x K x H x W; one of `MODELS`, or any module. The geometry of
             a module that states none is probed once; one that is not exact is run on the whole image, or, with a
             `tile`, on overlapping windows that are blended, with an `ApproximateWarning`.
-        array: H x W or H x W x C, float32 (float64 for a float64 network), already normalised.
+        array: H x W or H x W x C, floats, already normalised; computed in float32, float64 for a float64 network.
         tile: side of the part that a tile owns, a multiple of the network's stride; "auto" takes tiles only where
             the image is large; None runs the whole image at once.
         engine: the name of an engine, or "auto": the fastest, where the image is large enough to prepare it.
@@ -66,6 +67,8 @@ def predict(
         )
     if not np.issubdtype(image.dtype, np.floating):
         raise DataError(f"the image is {image.dtype}; normalised floating-point values are expected.")
+    image = image.astype(dtype_of(network), copy=False)
+    require_finite(image)
     if engine == "auto" and image.shape[0] * image.shape[1] < _EXPORT_PIXELS:
         engine = "torch"
     out = _whole(network, image, device) if tile in ("auto", None) and engine == "torch" and views == "none" else None
@@ -80,7 +83,7 @@ def predict(
 
 def _whole(network: nn.Module, image: np.ndarray, device: str) -> np.ndarray | None:
     """K x H x W of a small image through a module of unknown geometry, if it takes this size: probing it costs more."""
-    small = image.shape[0] * image.shape[1] <= SMALL_PIXELS
+    small = image.shape[0] * image.shape[1] <= _SMALL_PIXELS
     if isinstance(getattr(network, "geometry", None), Geometry) or not small:
         return None
     try:
@@ -110,7 +113,7 @@ def make_runner(
     stride = 1 if probed.any_size else probed.geometry.stride
     running = make_engine("torch" if amp and engine == "auto" else engine, network, device, cache, stride, amp)
     runner = Runner(running, network, probed.geometry, channels, views, probed.any_size)
-    assert runner.base > 0  # looked at now, before the first window
+    runner.base  # noqa: B018 (looked at now, before the first window)
     return runner
 
 
@@ -158,6 +161,11 @@ class Predictor:
         self.classes = ClassMap(tuple(config.data.classes), tuple(config.data.colors))
         self.normalization = Normalization.from_settings(config.data)
         self.runner = make_runner(network, config.data.channels, device, engine, views, cache, amp)
+        if self.limit < self.runner.base + FIXED_BYTES:
+            raise SettingError(
+                f"{size_text(self.limit)} of memory is not enough: the process holds {size_text(self.runner.base)} "
+                "before the first image. Allow more."
+            )
         if tile != "auto":
             self.runner.plan(1, 1, tile, self.limit)  # refuses a tile off the grid before any image is read
 
@@ -180,6 +188,9 @@ class Predictor:
         require_finite(fitted)
         gain, offset = self.normalization.gain_and_offset(fitted)
         small = resize(fitted, self.config.data.scale).astype(np.float32) * gain + offset
-        logits = self.runner.logits(small, self.runner.plan(small.shape[0], small.shape[1], self.tile, self.limit))
+        plan = self.runner.plan(small.shape[0], small.shape[1], self.tile, self.limit)
+        if len(plan.tiles) > 1 and not self.runner.geometry.exact:
+            warnings.warn(approximation(self.network, self.runner), ApproximateWarning, stacklevel=4)
+        logits = self.runner.logits(small, plan)
         height, width = image.shape[:2]
         return logits if logits.shape[1:] == (height, width) else enlarge(logits, height, width)

@@ -10,9 +10,9 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from queue import Empty, Queue
-from threading import Event, Thread
+from threading import Event, Lock, Thread
 from typing import Any, TypeVar
 
 import numpy as np
@@ -23,7 +23,7 @@ from pixelwise.checkpoint import fingerprint
 from pixelwise.data.inputs import Job, find_inputs, name_jobs
 from pixelwise.data.sinks import ZarrMask
 from pixelwise.data.sources import Source, open_source
-from pixelwise.errors import DataError, ModelError, RunError
+from pixelwise.errors import DataError, ModelError, RunError, SettingError
 from pixelwise.inference import Blender
 from pixelwise.memory import held_bytes, size_text
 from pixelwise.page import Page
@@ -34,6 +34,8 @@ BATCH_PIXELS = 8 * 256 * 256  # small windows are run together, up to so many pi
 LONG_PIXELS = 2**24  # of less it is not asked how long it takes
 LONG_SECONDS = 20.0  # what takes longer is announced
 MOST_CACHE = 256 * 2**20  # bytes of decoded chunks that are kept
+SMALL_CACHE = 16 * 2**20
+NOTHING = np.empty(0, np.float32)
 
 Item = TypeVar("Item")
 Region = Callable[[int, int, int, int], np.ndarray]
@@ -63,7 +65,9 @@ class _Image:
     """An image under way. The reading thread makes it, the writing thread counts."""
 
     job: Job
-    source: Source
+    pages: int
+    height: int
+    width: int
     plan: Plan
     canvas: Canvas
     blender: Blender | None
@@ -74,7 +78,7 @@ class _Image:
 
     @property
     def tiles(self) -> int:
-        return self.source.pages * len(self.plan.tiles)
+        return self.pages * len(self.plan.tiles)
 
 
 @dataclass(frozen=True)
@@ -140,7 +144,8 @@ def predict_files(
             do not suit the network.
     """
     outputs.clean.require_classes(len(predictor.classes))
-    work = _Work(predictor, name_jobs(find_inputs(inputs)), outputs, axes, progress or Progress())
+    jobs = name_jobs(find_inputs(inputs, outputs.folder))
+    work = _Work(predictor, jobs, outputs, axes, progress or Progress())
     work.run()
     return work.summary
 
@@ -157,34 +162,44 @@ class _Work:
         self.places = {str(task.job.source): place for place, task in enumerate(tasks)}
         self.summary = Summary()
         if outputs.resume:
-            if not outputs.folder.is_dir():
-                raise RunError(f"{outputs.folder}: holds no prediction that could be resumed. Start without --resume.")
             self.summary.outputs = [entry for task in tasks if (entry := task.finished(outputs))]
+            if not self.summary.outputs and not any(task.is_begun(outputs) for task in tasks):
+                raise RunError(f"{outputs.folder}: holds no prediction that could be resumed. Start without --resume.")
         done = {entry["input"] for entry in self.summary.outputs}
         self.tasks = [task for task in tasks if str(task.job.source) not in done]
         self.summary.finished_before = outputs.resume and not self.tasks
+        self.engine_lock = Lock()  # the reading thread measures the network where the memory is short
+        self.is_stopped = Event()
 
     def run(self) -> None:
         """Predict all of them."""
         begin = time.perf_counter()
         with ahead(self._batches()) as batches, ThreadPoolExecutor(1, thread_name_prefix="writing") as writing:
             waiting: list[Future[None]] = []
-            for batch in batches:
-                logits = self._logits(batch)
-                while len(waiting) > 1:
-                    waiting.pop(0).result()
-                waiting.append(writing.submit(self._write, batch, logits))
-            for written in waiting:
-                written.result()
+            try:
+                for batch in batches:
+                    logits = self._logits(batch)
+                    if isinstance(batch, list):  # the windows are no longer needed
+                        batch = [replace(part, window=NOTHING) for part in batch]
+                    while len(waiting) > 1:
+                        waiting.pop(0).result()
+                    waiting.append(writing.submit(self._write, batch, logits))
+                for written in waiting:
+                    written.result()
+            except BaseException:
+                self.is_stopped.set()  # so that the other threads end what takes long
+                raise
         self.progress.show(1.0, self.summary.pixels)
         self.summary.outputs.sort(key=lambda entry: self.places[entry["input"]])
         self.summary.seconds = time.perf_counter() - begin
 
     def _logits(self, batch: _Batch) -> np.ndarray | Exception | None:
-        if not isinstance(batch, list) or batch[0].image.is_failed:
+        if not isinstance(batch, list) or all(part.image.is_failed for part in batch):
             return None
+        windows = batch[0].window[None] if len(batch) == 1 else np.stack([part.window for part in batch])
         try:
-            return self.predictor.runner(np.stack([part.window for part in batch]))
+            with self.engine_lock:
+                return self.predictor.runner(windows)
         except ModelError as error:  # which concerns these images; the others may fit
             return error
 
@@ -206,6 +221,11 @@ class _Work:
             yield batch
         yield from others
 
+    def _check(self) -> None:
+        """End a thread that is in the midst of something long when the others have ended."""
+        if self.is_stopped.is_set():
+            raise KeyboardInterrupt
+
     # The reading thread
 
     def _read(self) -> Iterator[_Part | _Passed | _End]:
@@ -215,15 +235,20 @@ class _Work:
             try:
                 with ExitStack() as stack:
                     cache = min(MOST_CACHE, self.predictor.limit // 16)
-                    source = stack.enter_context(open_source(job.source, self.axes, cache))
+                    left = self.predictor.limit - held_bytes()
+                    source = stack.enter_context(open_source(job.source, self.axes, cache, left))
                     region = self._region(job, source, stack)
-                    first = Page(self.predictor, source, 0)
+                    first = Page(self.predictor, source, 0, self._check)
                     image = self._begin(task, source, first, region)
                     for number in range(source.pages):
-                        page = Page(self.predictor, source, number) if number else first
+                        page = Page(self.predictor, source, number, self._check) if number else first
                         yield from self._read_page(image, page, region)
                 yield _End(job, image)
             except (DataError, ModelError) as error:
+                yield _End(job, image, error)
+            except (RunError, SettingError) as error:  # of one image among many it is that one's failure
+                if len(self.tasks) == 1:
+                    raise
                 yield _End(job, image, error)
 
     def _region(self, job: Job, source: Source, stack: ExitStack) -> RegionMask | None:
@@ -236,9 +261,9 @@ class _Work:
             if not found:
                 raise DataError(f"{path}: holds no mask named {job.source.stem}; each image needs one.")
             path = found[0]
-        mask = stack.enter_context(open_source(path))
+        mask = stack.enter_context(open_source(path, cache_bytes=SMALL_CACHE))
         return RegionMask(
-            lambda y0, y1, x0, x1: mask.read(0, y0, y1, x0, x1)[..., 0],
+            lambda y0, y1, x0, x1: np.max(mask.read(0, y0, y1, x0, x1), axis=2),
             (mask.height, mask.width),
             source.height,
             source.width,
@@ -247,24 +272,30 @@ class _Work:
     def _begin(self, task: Task, source: Source, first: Page, region: RegionMask | None) -> _Image:
         """Plan the image, and make the place for its mask."""
         runner, job = self.predictor.runner, task.job
-        limit = self.predictor.limit - (source.bytes_needed if source.streams else 0)
-        plan = runner.plan(first.height, first.width, self._tile(job, source), limit)
+        limit = self.predictor.limit - source.bytes_needed - first.bytes_held
+        with self.engine_lock:
+            plan = runner.plan(first.height, first.width, self._tile(job, source), limit)
+            cost = int(runner.cost(plan))
         whole = None
         if region is not None and first.is_scaled:
             whole = region.window(0, source.height, 0, source.width)
-        # Up to three images are on their way at once, each with a canvas.
-        room = (limit - max(held_bytes(), runner.base + int(runner.cost(plan)))) // 2
+        room = self._room_for_masks(limit, cost)
         canvas = open_canvas(
             task, source, self.outputs, self.predictor.classes, plan, room, whole,
             self.predictor.config.data.labels == "instances", self.progress.note,
         )  # fmt: skip
         is_approximate = len(plan.tiles) > 1 and not runner.geometry.exact
-        image = _Image(job, source, plan, canvas, Blender(plan) if plan.overlap else None, is_approximate)
+        blender = Blender(plan) if plan.overlap else None
+        image = _Image(job, source.pages, source.height, source.width, plan, canvas, blender, is_approximate)
         image.left = image.tiles
         if image.is_approximate:
             self.progress.note(f"{job.source}: {approximation(self.predictor.network, runner)}")
         self._announce(image)
         return image
+
+    def _room_for_masks(self, limit: int, cost: int) -> int:
+        """Bytes that one image's mask and what belongs to it may take: a few images are on their way at once."""
+        return (limit - self.predictor.runner.base - cost) // 2
 
     def _tile(self, job: Job, source: Source) -> Any:
         """The tile; a prediction that is resumed goes on with the one that it began with."""
@@ -274,11 +305,12 @@ class _Work:
     def _announce(self, image: _Image) -> None:
         """Say what a long prediction will take, before it begins."""
         plan = image.plan
-        if plan.window_pixels * image.source.pages < LONG_PIXELS:
+        if plan.window_pixels * image.pages < LONG_PIXELS:
             return
-        seconds = self.predictor.runner.seconds_per_pixel * plan.window_pixels * image.source.pages
+        with self.engine_lock:
+            seconds = self.predictor.runner.seconds_per_pixel * plan.window_pixels * image.pages
         if seconds > LONG_SECONDS:
-            pixels = image.source.pages * image.source.height * image.source.width
+            pixels = image.pages * image.height * image.width
             height, width = plan.window_shape
             self.progress.note(
                 f"{image.job.source}: {pixels / 1e6:,.0f} megapixels in {image.tiles} windows of {height} x {width}, "
@@ -304,6 +336,8 @@ class _Work:
         tiles = image.plan.tiles
         wanted = np.ones(len(tiles), bool)
         if len(tiles) == 1 or image.blender is not None or page.is_scaled:
+            if self.outputs.skip_background:
+                self.progress.note(f"{image.job.source}: is predicted whole; --skip-background works by tiles alone.")
             return wanted
         if region is not None:
             wanted &= [region.touches(tile.y0, tile.y1, tile.x0, tile.x1) for tile in tiles]
@@ -365,13 +399,13 @@ class _Work:
         image = end.image
         assert image.left == 0, (end.job, image.left)
         try:
-            written = image.canvas.finish(self.progress.note)
+            written = image.canvas.finish(self.progress.note, lambda done, total: self._check())
         except (DataError, ModelError) as error:
             self._fail(end.job, image, error)
             return
-        entry = {"input": str(end.job.source), **written, "width": image.source.width, "height": image.source.height}
-        if image.source.pages > 1:
-            entry["pages"] = image.source.pages
+        entry = {"input": str(end.job.source), **written, "width": image.width, "height": image.height}
+        if image.pages > 1:
+            entry["pages"] = image.pages
         if len(image.plan.tiles) > 1:
             entry["tiles"] = image.tiles
         if image.skipped:

@@ -44,7 +44,7 @@ def verify_seams(predictor: Predictor, path: Path, tile: TileSize = "auto", axes
         height, width = _crop(plain, page, predictor.limit)
         runner = predictor.runner
         plan = runner.plan(height, width, _several(runner, height, width) if tile == "auto" else tile, predictor.limit)
-        whole_plan = plain.plan(height, width, None, predictor.limit)
+        whole_plan = plain.tiles(height, width, None)
         whole = plain(page.window(whole_plan, whole_plan.tiles[0])[None])[0][:, :height, :width]
         image = page.normalized(height, width)
     tiled = runner.logits(image, plan)

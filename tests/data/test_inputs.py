@@ -52,3 +52,20 @@ def test_jobs_are_named_by_stems_where_these_differ() -> None:
 def test_jobs_of_one_stem_keep_folders_then_extensions() -> None:
     names = [job.name.as_posix() for job in name_jobs([Path("a/x.png"), Path("b/X.png"), Path("b/X.tif"), Path("z.z")])]
     assert names == ["a/x", "b/X.png", "b/X.tif", "z"]
+
+
+def test_what_an_earlier_prediction_made_is_no_input(tmp_path: Path) -> None:
+    for name in ("a.png", "masks/a.png", "masks/overlays/a.png", "other/b.png"):
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"")
+    found = find_inputs([str(tmp_path)], tmp_path / "masks")
+    assert [path.relative_to(tmp_path).as_posix() for path in found] == ["a.png", "other/b.png"]
+    assert len(find_inputs([str(tmp_path)], tmp_path)) == 4  # it is the folder itself: the images must be somewhere
+    assert len(find_inputs([str(tmp_path / "masks")], tmp_path)) == 2
+
+
+def test_a_file_that_is_named_twice_is_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a.png").write_bytes(b"")
+    monkeypatch.chdir(tmp_path)
+    assert find_inputs(["a.png", str(tmp_path / "a.png"), "./a.png"]) == [Path("a.png")]

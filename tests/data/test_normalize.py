@@ -1,5 +1,6 @@
 """Intensities: the same picture in 8 and in 16 bits is the same to the network."""
 
+import weakref
 from typing import Any
 
 import numpy as np
@@ -62,12 +63,17 @@ def test_a_stretched_image_lies_between_minus_1_and_1_but_for_its_ends() -> None
     assert stretched.dtype == np.float32
 
 
+def range_of(image: np.ndarray) -> tuple[float, float]:
+    height, width, channels = image.shape
+    return percentile_range(lambda y0, y1, x0, x1: image[y0:y1, x0:x1], height, width, channels)
+
+
 @settings(deadline=None, max_examples=30)
 @given(SEEDS)
 def test_the_range_is_that_of_the_percentiles(seed: int) -> None:
     image = picture(seed)
     low, high = np.percentile(image.astype(np.float64), (1, 99))
-    found = percentile_range(image)
+    found = range_of(image)
     if high > low:
         assert found == pytest.approx((low, high))
     elif np.ptp(image) > 0:
@@ -80,13 +86,32 @@ def test_the_range_of_a_large_image_is_taken_of_a_grid_always_the_same() -> None
     rng = np.random.default_rng(0)
     image = rng.gamma(2, 500, (1500, 2000, 1)).astype(np.uint16)
     exact = np.percentile(image, (1, 99))
-    assert percentile_range(image) == pytest.approx(exact, rel=0.02)
-    assert percentile_range(image) == percentile_range(image.copy())
+    assert range_of(image) == pytest.approx(exact, rel=0.02)
+    assert range_of(image) == range_of(image.copy())
+    step = 2  # 3 million values, of which a million are enough
+    assert range_of(image) == tuple(np.percentile(image[::step, ::step], (1, 99)))
+
+
+def test_the_range_needs_no_more_than_a_block_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Blocks of any size give the grid of the whole image, and none of them is kept."""
+    image = np.random.default_rng(0).integers(0, 60_000, (1500, 2000, 1)).astype(np.uint16)
+    expected = range_of(image)
+    monkeypatch.setattr("pixelwise.data.normalize._BLOCK", 333)
+    alive: list[weakref.ref[np.ndarray]] = []
+
+    def read(y0: int, y1: int, x0: int, x1: int) -> np.ndarray:
+        assert sum(reference() is not None for reference in alive) <= 1
+        block = image[y0:y1, x0:x1].copy()
+        alive.append(weakref.ref(block))
+        return block
+
+    assert percentile_range(read, 1500, 2000, 1) == expected
+    assert len(alive) == 5 * 7
 
 
 @pytest.mark.parametrize("value", [0.0, -3.0, 1e-30, 1e20, -3e38])
 def test_the_ends_of_a_range_are_never_equal(value: float) -> None:
-    low, high = percentile_range(np.full((3, 4, 1), value, np.float32))
+    low, high = range_of(np.full((3, 4, 1), value, np.float32))
     assert low < high
     normalised = Normalization(True, (0.0,), (1.0,))(np.full((3, 4, 1), value, np.float32))
     assert np.isfinite(normalised).all()
@@ -95,9 +120,9 @@ def test_the_ends_of_a_range_are_never_equal(value: float) -> None:
 def test_a_few_bright_pixels_do_not_make_the_rest_flat() -> None:
     image = np.full((50, 50, 1), 100, np.uint16)
     image[0, 0] = 60_000
-    assert percentile_range(image) == (100.0, 60_000.0)  # both percentiles are 100
+    assert range_of(image) == (100.0, 60_000.0)  # both percentiles are 100
     image[:25] = 90
-    assert percentile_range(image) == (90.0, 100.0)
+    assert range_of(image) == (90.0, 100.0)
 
 
 # Fixed figures

@@ -1,6 +1,7 @@
 """Context written out with plain torch operators; what is local and what is not, by probing."""
 
 import re
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -19,13 +20,17 @@ from pixelwise.layers import (
 )
 
 
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    torch.manual_seed(0)
+
+
 def draw(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
 
 
 def lively(module: nn.Module) -> nn.Module:
     """In float64 and eval mode, with norms that are not the identity."""
-    torch.manual_seed(0)
     for part in module.double().eval().modules():
         if isinstance(part, nn.BatchNorm2d):
             nn.init.uniform_(part.running_mean, -1, 1)
@@ -70,8 +75,8 @@ def test_the_atrous_pyramid_is_its_branches_mixed() -> None:
 
 
 def changed(module: nn.Module, side: int) -> Tensor:
-    """Side x side: which pixels change with the middle one."""
-    features = draw(1, 4, side, side)
+    """Side x side: which pixels change with the middle one of 16 channels."""
+    features = draw(1, 16, side, side)
     other = features.clone()
     other[..., side // 2, side // 2] += 1
     return (module(features) != module(other)).any(1)[0]
@@ -79,25 +84,18 @@ def changed(module: nn.Module, side: int) -> Tensor:
 
 @pytest.mark.parametrize("separable", [False, True])
 def test_without_the_image_branch_the_atrous_pyramid_is_exact(separable: bool) -> None:
-    module = lively(AtrousSpatialPyramidPooling(4, 8, rates=(1, 4), image_branch=False, separable=separable))
+    module = lively(AtrousSpatialPyramidPooling(16, 16, rates=(1, 4), image_branch=False, separable=separable))
     assert module.reason == ""
     places = changed(module, 15).nonzero() - 7
     first, last = Reach.of_input(1).convolution(3, dilation=4).cells[0]
     assert (int(places.min()), int(places.max())) == (first, last) == (-4, 4)
-    torch.testing.assert_close(module(draw(1, 4, 15, 15))[..., 4:-4, 4:-4], _inner(module), rtol=0, atol=1e-12)
 
 
-def _inner(module: nn.Module) -> Tensor:
-    """The same from an image that is larger by zeros: the border is padded with them."""
-    return module(F.pad(draw(1, 4, 15, 15), [3] * 4))[..., 7:-7, 7:-7]
-
-
-@pytest.mark.parametrize(
-    "module", [AtrousSpatialPyramidPooling(4, 8, rates=(1,)), PyramidPooling(4)], ids=["atrous", "bins"]
-)
-def test_pooling_over_the_image_reaches_every_pixel(module: nn.Module) -> None:
+@pytest.mark.parametrize("make", [lambda: AtrousSpatialPyramidPooling(16, 16, rates=(1,)), lambda: PyramidPooling(16)])
+def test_pooling_over_the_image_reaches_every_pixel(make: Callable[[], nn.Module]) -> None:
+    module = lively(make())
     assert module.reason == WHOLE_IMAGE
-    assert changed(lively(module), 31).float().mean() > 0.5
+    assert changed(module, 31).all()
 
 
 def test_pyramid_pooling_is_the_features_and_their_means() -> None:
@@ -117,8 +115,8 @@ def test_pyramid_pooling_is_the_features_and_their_means() -> None:
 @pytest.mark.parametrize("norm", ["batch", "group", "none"])
 def test_any_size_and_a_batch_of_one_in_training(size: tuple[int, int], norm: str) -> None:
     features = torch.randn(1, 8, *size)
-    assert PyramidPooling(8, norm="none" if size == (1, 1) else norm)(features).shape == (1, 16, *size)
-    if size != (1, 1):
+    assert PyramidPooling(8, norm=norm)(features).shape == (1, 16, *size)
+    if size != (1, 1):  # where its norms would have one value
         assert AtrousSpatialPyramidPooling(8, 4, norm=norm)(features).shape == (1, 4, *size)
 
 
@@ -131,6 +129,6 @@ def test_any_size_and_a_batch_of_one_in_training(size: tuple[int, int], norm: st
         (lambda: PyramidPooling(3), "bins: 4 grids need as many channels, but there are 3."),
     ],
 )
-def test_settings_that_make_no_sense(call, message: str) -> None:  # type: ignore[no-untyped-def]
+def test_settings_that_make_no_sense(call: Callable[[], nn.Module], message: str) -> None:
     with pytest.raises(SettingError, match="^" + re.escape(message) + "$"):
         call()

@@ -56,7 +56,9 @@ def draw(*shape: int, seed: int = 0) -> Tensor:
         ),
     ],
 )
-def test_stamps_of_the_lectures(way: Callable[..., Tensor], values: list, stride: int, crop: int, expected: list) -> None:
+def test_stamps_of_the_lectures(
+    way: Callable[..., Tensor], values: list, stride: int, crop: int, expected: list
+) -> None:
     assert way(plane(values), KERNEL[None, None], stride, crop)[0, 0].tolist() == expected
 
 

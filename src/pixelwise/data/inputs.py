@@ -21,19 +21,20 @@ class Job:
     name: Path  # below the output folder, without a suffix
 
 
-def find_inputs(inputs: Sequence[str]) -> list[Path]:
+def find_inputs(inputs: Sequence[str], outputs: Path | None = None) -> list[Path]:
     """Files, Zarrs, folders (with the folders inside) and glob patterns -> files and Zarrs, each once, in order.
 
-    A path that does not exist is kept, to be reported as failed.
+    A path that does not exist is kept, to be reported as failed. What lies in `outputs`, a folder inside one of the
+    input folders, was made by an earlier prediction and is left out.
 
     Raises:
         DataError: a folder or a pattern without images.
     """
-    found: dict[Path, None] = {}
+    found: dict[Path, Path] = {}
     for text in inputs:
         path = Path(text)
         if path.is_dir() and not is_zarr(path):
-            inside = list(_images(path))
+            inside = [image for image in _images(path) if not _is_output(image, path, outputs)]
             if not inside:
                 raise DataError(f"{path}: holds no images.")
         elif not path.exists() and any(sign in text for sign in "*?["):
@@ -42,8 +43,22 @@ def find_inputs(inputs: Sequence[str]) -> list[Path]:
                 raise DataError(f"{text}: no file matches this pattern.")
         else:
             inside = [path]
-        found.update(dict.fromkeys(inside))
-    return list(found)
+        for image in inside:
+            found.setdefault(_absolute(image), image)
+    return list(found.values())
+
+
+def _absolute(path: Path) -> Path:
+    return Path(os.path.abspath(path))  # noqa: PTH100 (links keep their own names)
+
+
+def _is_output(image: Path, folder: Path, outputs: Path | None) -> bool:
+    if outputs is None:
+        return False
+    made = _absolute(outputs)
+    return (
+        made != _absolute(folder) and made.is_relative_to(_absolute(folder)) and _absolute(image).is_relative_to(made)
+    )
 
 
 def _is_image(path: Path) -> bool:
@@ -67,10 +82,11 @@ def count_pixels(paths: Sequence[Path], enough: int) -> int:
 def _images(folder: Path) -> Iterator[Path]:
     """Images of a folder, Zarrs among them, then those of the folders inside; hidden ones and links are left out."""
     yield from list_images(folder)
-    children = [path for path in sorted(folder.iterdir()) if path.is_dir() and not path.is_symlink()]
+    shown = [path for path in sorted(folder.iterdir()) if path.is_dir() and not path.name.startswith(".")]
+    children = [path for path in shown if not path.is_symlink()]
     yield from (path for path in children if is_zarr(path))
     for path in children:
-        if not is_zarr(path) and not path.name.startswith("."):
+        if not is_zarr(path):
             yield from _images(path)
 
 
@@ -79,7 +95,7 @@ def name_jobs(paths: Sequence[Path]) -> list[Job]:
     names = {path: Path(path.stem) for path in paths}
     colliding = _colliding(names)
     if colliding:
-        full = {path: Path(os.path.abspath(path)) for path in colliding}  # noqa: PTH100 (links keep their own names)
+        full = {path: _absolute(path) for path in colliding}
         common = Path(*_common_parts([path.parent.parts for path in full.values()]))
         names.update({path: full[path].relative_to(common).with_suffix("") for path in colliding})
     while same := [path for path in _colliding(names) if names[path].name != path.name]:

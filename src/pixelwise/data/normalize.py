@@ -28,8 +28,11 @@ def percentile_range(read: Read, height: int, width: int, channels: int) -> tupl
     `read` gives any window (y0, y1, x0, x1) of the image, H x W x C.
     """
     step = max(1, math.ceil((height * width * channels / _SAMPLED) ** 0.5))
-    sample = [read(y0, y1, x0, x1)[-y0 % step :: step, -x0 % step :: step] for y0, y1, x0, x1 in _blocks(height, width)]
-    low, high = np.percentile(np.concatenate([part.ravel() for part in sample]), (LOW, HIGH))
+    sample = []
+    for y0, y1, x0, x1 in _blocks(height, width):
+        chosen = read(y0, y1, x0, x1)[-y0 % step :: step, -x0 % step :: step]
+        sample.append(chosen.flatten())  # a copy, since a view would keep the whole block
+    low, high = np.percentile(np.concatenate(sample), (LOW, HIGH))
     if high - low < 1e-6 * max(abs(low), abs(high), 1e-30):
         parts = (read(*block) for block in _blocks(height, width))
         extremes = np.array([(part.min(), part.max()) for part in parts], np.float64)

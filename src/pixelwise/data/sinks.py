@@ -212,12 +212,17 @@ class ZarrMask:
 
 
 def write_pyramid_tiff(
-    path: Path, mask: ZarrMask, palette: Sequence[int] | None = None, job: str | None = None
+    path: Path,
+    mask: ZarrMask,
+    palette: Sequence[int] | None = None,
+    job: str | None = None,
+    progress: Progress | None = None,
 ) -> None:
     """Assemble a tiled BigTIFF from a complete Zarr, with its pyramid as sub-images and its pixel size.
 
     `palette` is flat RGB of 256 colours, as `ClassMap.palette`, for class indices of 8 bits. `job` is kept for
-    `writers.job_of`. Axes are those of the Zarr in the same order. In memory are four times 512 rows at most.
+    `writers.job_of`; `progress` is called with (rows done, all rows) of each level.
+    Axes are those of the Zarr in the same order. In memory are four times 512 rows at most.
 
     Raises:
         OutputError: the file cannot be written. RunError: the Zarr is not complete, or damaged.
@@ -234,7 +239,7 @@ def write_pyramid_tiff(
                 scale = 10000 / (mask.pixel_size * 2**number)
                 options |= {"resolution": (scale, scale), "resolutionunit": "CENTIMETER"}
             writer.write(
-                _tiff_tiles(mask.path, level),
+                _tiff_tiles(mask.path, level, progress),
                 shape=level.shape,
                 dtype=level.dtype,
                 tile=(_TIFF_TILE, _TIFF_TILE),
@@ -249,10 +254,12 @@ def write_pyramid_tiff(
             )
 
 
-def _tiff_tiles(path: Path, level: zarr.Array) -> Iterator[np.ndarray]:
+def _tiff_tiles(path: Path, level: zarr.Array, progress: Progress | None) -> Iterator[np.ndarray]:
     """Tiles of an array, row by row of each of its planes; those at the edges may be smaller."""
     for number in np.ndindex(level.shape[:-2]):
         for y0 in range(0, level.shape[-2], _TIFF_TILE):
+            if progress:
+                progress(y0, level.shape[-2])
             with _writing(path):
                 rows = np.asarray(level[*number, y0 : y0 + _TIFF_TILE])
             for x0 in range(0, level.shape[-1], _TIFF_TILE):

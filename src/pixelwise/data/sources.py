@@ -17,7 +17,7 @@ import psutil
 import tifffile
 
 from pixelwise.data.physical import tiff_pixel_size
-from pixelwise.data.readers import check_pixels, image_dtype, read_errors, read_image
+from pixelwise.data.readers import check_pixels, image_dtype, image_info, read_errors, read_image
 from pixelwise.data.tiff import TIFF_MAGIC, TiffSource, check_axes
 from pixelwise.data.zarrs import ZarrImage, is_zarr, open_zarr
 from pixelwise.errors import DataError
@@ -54,7 +54,9 @@ class Source(Protocol):
 
 
 @contextmanager
-def open_source(path: Path, axes: str | None = None, cache_bytes: int = _CACHE_BYTES) -> Iterator[Source]:
+def open_source(
+    path: Path, axes: str | None = None, cache_bytes: int = _CACHE_BYTES, largest: int | None = None
+) -> Iterator[Source]:
     """Open an image to be read by window.
 
     Read by chunks: TIFF, BigTIFF and OME-TIFF (the first image, at full resolution) that are tiled, striped or
@@ -65,6 +67,7 @@ def open_source(path: Path, axes: str | None = None, cache_bytes: int = _CACHE_B
         path: a file, or a folder of which `is_zarr` is true.
         axes: names the dimensions, as in `read_image`; a Zarr array without metadata needs it as well.
         cache_bytes: decoded chunks that are kept, in bytes.
+        largest: bytes that a file may take which must be read whole; None: as many as the machine has.
 
     Raises:
         DataError: no such file, not an image, unclear axes, no pixels, a chunk larger than the memory.
@@ -84,23 +87,46 @@ def open_source(path: Path, axes: str | None = None, cache_bytes: int = _CACHE_B
                 source = _ZarrWindows(path, open_zarr(path, axes), cache_bytes)
             elif path.is_file():
                 source = _open_tiff(path, axes, cache_bytes, stack)
-        yield source or _Whole(path, axes)
+        yield source or _Whole(path, axes, largest)
 
 
 class _Whole:
     """An image in memory."""
 
     streams = False
-    pixel_size: float | None = None
 
-    def __init__(self, path: Path, axes: str | None) -> None:
+    def __init__(self, path: Path, axes: str | None, largest: int | None) -> None:
+        if largest is not None:
+            _check_size(path, axes, largest)
         self._image = read_image(path, axes)
+        self.pixel_size = _pixel_size(path)
         self.pages, self.height, self.width, self.channels = self._image.shape
         self.dtype = self._image.dtype
         self.bytes_needed = self._image.nbytes
 
     def read(self, page: int, y0: int, y1: int, x0: int, x1: int) -> np.ndarray:
         return self._image[page, y0:y1, x0:x1]
+
+
+def _check_size(path: Path, axes: str | None, largest: int) -> None:
+    info = image_info(path, axes)
+    size = info.pages * info.height * info.width * info.channels * info.dtype.itemsize
+    if size > largest:
+        raise DataError(
+            f"{path}: can only be read as a whole, which takes {size / 2**20:,.0f} MiB, and "
+            f"{max(largest, 0) / 2**20:,.0f} MiB of memory are left. Save it as a tiled TIFF or a Zarr, or "
+            "allow more memory."
+        )
+
+
+def _pixel_size(path: Path) -> float | None:
+    """Of a TIFF in micrometres; other files that are read whole do not tell."""
+    with path.open("rb") as handle:
+        if not TIFF_MAGIC.match(handle.read(4)):
+            return None
+        handle.seek(0)
+        with read_errors(path), tifffile.TiffFile(handle) as file:
+            return tiff_pixel_size(file)
 
 
 class _Recent:

@@ -72,6 +72,8 @@ def make_engine(
         ModelError: the named engine cannot run this network.
     """
     chosen = choose_engine(name, network, device)
+    if amp and chosen != "torch":
+        raise SettingError(f"engine {chosen}: has no half precision (amp); use the engine torch, on a GPU.")
     if chosen == "torch":
         return TorchEngine(network, device, amp)
     try:

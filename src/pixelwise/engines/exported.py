@@ -142,6 +142,13 @@ class ExportedEngine:
         """
         return self._run(self._sizes.checked(images))
 
+    @staticmethod
+    def is_kept(network: nn.Module, cache: Path, stride: int) -> bool:
+        """Whether a cache folder holds the graph of this very network."""
+        with suppress(ModelError):
+            return (cache / f"{fingerprint(network, InputSizes.of(network, stride))}.onnx").is_file()
+        return False
+
     def _from_cache(self, network: nn.Module, cache: Path) -> Run:
         """The graph that was kept, unless it is missing, broken, or not this network's."""
         path = cache / f"{fingerprint(network, self._sizes)}.onnx"
