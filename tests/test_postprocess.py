@@ -320,11 +320,10 @@ def test_sizes_are_whole_pixels(name: str, value: int) -> None:
         PostProcess(**{name: value})
 
 
-def test_what_is_active() -> None:
-    assert not PostProcess(smallest_object=1).is_active  # no object is smaller
+def test_what_changes_a_mask() -> None:
+    assert not PostProcess(smallest_object=1).changes_mask  # no object is smaller
     assert PostProcess(smallest_object=2).changes_mask
     assert PostProcess(fill_holes=1).changes_mask
-    assert PostProcess(threshold=0.4).is_active
     assert not PostProcess(threshold=0.4).changes_mask
 
 

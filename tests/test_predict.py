@@ -13,8 +13,8 @@ from scipy import ndimage
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from networks import Brightness, make_settings
 from pixelwise import inference
-from pixelwise.config import Config, make_config
 from pixelwise.errors import DataError, ModelError, SettingError
 from pixelwise.geometry import Geometry
 from pixelwise.inference import softmax
@@ -274,37 +274,6 @@ def test_softmax_equals_torch(seed: int) -> None:
 
 
 # A network whose predictions are known beforehand.
-
-
-class Brightness(nn.Module):
-    """Class k where the mean of the normalised channels is nearest to `levels[k]`."""
-
-    geometry = Geometry(stride=1, halo=0, margin=0)
-    levels: Tensor
-
-    def __init__(self, *levels: float) -> None:
-        super().__init__()
-        self.register_buffer("levels", torch.tensor(levels))
-
-    def forward(self, images: Tensor) -> Tensor:
-        return -((images.mean(1, keepdim=True) - self.levels[:, None, None]) ** 2)
-
-
-def make_settings(channels: int = 1, **data: Any) -> Config:
-    """Settings with which 8-bit values below 128 become negative, others positive."""
-    return make_config(
-        {
-            "data": {
-                "labels": "binary", "classes": ["background", "cell"], "colors": [[0, 0, 0], [250, 120, 10]],
-                "values": [0, 255], "ignore": [], "channels": channels, "scale": 1.0, "normalization": "fixed",
-                "mean": [0.5] * channels, "std": [0.25] * channels, **data,
-            },
-            "model": {},
-            "train": {"patch": [32, 32], "batch": 2, "epochs": 1, "steps_per_epoch": 2, "rate": 0.001},
-            "augment": {},
-            "loss": {},
-        }
-    )  # fmt: skip
 
 
 def bright(channels: int = 1, tile: Any = "auto", **data: Any) -> Predictor:

@@ -16,9 +16,9 @@ from PIL import Image
 from scipy import ndimage
 from torch import Tensor, nn
 
+from networks import Brightness, make_settings
 from pixelwise import pictures
 from pixelwise.canvas import Outputs
-from pixelwise.config import Config, make_config
 from pixelwise.data.readers import read_image, read_mask
 from pixelwise.data.sinks import ZarrMask
 from pixelwise.errors import ModelError, OutputError, RunError, SettingError
@@ -27,39 +27,6 @@ from pixelwise.models import UNet
 from pixelwise.postprocess import PostProcess, clean
 from pixelwise.predict import Predictor
 from pixelwise.stream import Progress, Summary, predict_files
-
-# A network whose predictions are known beforehand.
-
-
-class Brightness(nn.Module):
-    """Class k where the mean of the normalised channels is nearest to `levels[k]`."""
-
-    geometry = Geometry(stride=1, halo=0, margin=0)
-    levels: Tensor
-
-    def __init__(self, *levels: float) -> None:
-        super().__init__()
-        self.register_buffer("levels", torch.tensor(levels))
-
-    def forward(self, images: Tensor) -> Tensor:
-        return -((images.mean(1, keepdim=True) - self.levels[:, None, None]) ** 2)
-
-
-def make_settings(channels: int = 1, **data: Any) -> Config:
-    """Settings with which 8-bit values below 128 become negative, others positive."""
-    return make_config(
-        {
-            "data": {
-                "labels": "binary", "classes": ["background", "cell"], "colors": [[0, 0, 0], [250, 120, 10]],
-                "values": [0, 255], "ignore": [], "channels": channels, "scale": 1.0, "normalization": "fixed",
-                "mean": [0.5] * channels, "std": [0.25] * channels, **data,
-            },
-            "model": {},
-            "train": {"patch": [32, 32], "batch": 2, "epochs": 1, "steps_per_epoch": 2, "rate": 0.001},
-            "augment": {},
-            "loss": {},
-        }
-    )  # fmt: skip
 
 
 def bright(channels: int = 1, tile: Any = "auto", **data: Any) -> Predictor:

@@ -4,7 +4,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -51,6 +51,7 @@ class Run:
     network: nn.Module
     config: Config
     facts: dict[str, Any]  # best epoch and its mean IoU
+    _predictors: dict[Any, Predictor] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @property
     def classes(self) -> ClassMap:
@@ -116,7 +117,10 @@ class Run:
             DataError, ModelError: the image cannot be used; the message says why.
         """
         pixels = image.shape[0] * image.shape[1] if isinstance(image, np.ndarray) and image.ndim > 1 else 0
-        predictor = self.predictor(device, engine, tile, views, pixels=pixels)
+        choice = (device, engine, tile, views, pixels < WORTH_PREPARING)
+        if choice not in self._predictors:  # to make one hashes the weights, and may compile the network
+            self._predictors[choice] = self.predictor(device, engine, tile, views, pixels=pixels)
+        predictor = self._predictors[choice]
         if isinstance(image, np.ndarray):
             if image.ndim not in (2, 3) or image.size == 0:
                 raise DataError(f"the image has the shape {image.shape}; H x W or H x W x C is expected.")

@@ -294,30 +294,3 @@ def _whole_factor(small: tuple[int, int], large: tuple[int, int]) -> int:
             "the mask must have the image's size, or that divided by a whole number."
         )
     return min(fitting, key=lambda factor: sum(abs(size * factor - whole) for size, whole in pairs))
-
-
-def covered_tiles(region: RegionMask, windows: Sequence[Window]) -> np.ndarray:
-    """Tell which windows touch the region: those to predict.
-
-    Args:
-        region: what is to be predicted.
-        windows: (y0, y1, x0, x1) in pixels of the image; the part that a tile owns, without its margin.
-
-    Returns:
-        A bool for each window.
-    """
-    return np.array([region.touches(*window) for window in windows], bool)
-
-
-def apply_region(labels: np.ndarray, region: np.ndarray, outside: int = 0) -> np.ndarray:
-    """Replace the classes outside of the region.
-
-    Args:
-        labels: H x W classes.
-        region: H x W bool, `RegionMask.window` of the same pixels.
-        outside: the class to put there.
-
-    >>> apply_region(np.array([[3, 4]], np.uint8), np.array([[True, False]]))
-    array([[3, 0]], dtype=uint8)
-    """
-    return np.where(region, labels, np.array(outside, labels.dtype))

@@ -16,6 +16,7 @@ from pixelwise.terminal import Progress, TrainingProgress
 
 if TYPE_CHECKING:
     from pixelwise.config import Config
+    from pixelwise.stream import Summary
 
 DONE, OUR_FAILURE, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 
@@ -267,7 +268,6 @@ def predict(
     from pixelwise.api import WORTH_PREPARING, load
     from pixelwise.canvas import Outputs
     from pixelwise.data.inputs import count_pixels, find_inputs
-    from pixelwise.memory import peak_ram_bytes
     from pixelwise.postprocess import PostProcess
 
     _check_choice("--format", file_format, "a format", ("auto", "png", "tiff", "zarr"))
@@ -288,15 +288,22 @@ def predict(
             progress.show(share, f"{pixels / 1e6:,.1f} megapixels, {rate:.2f} a second")
 
         summary = stream.predict_files(predictor, inputs, outputs, axes, stream.Progress(show, progress.note))
+    _tell_masks(summary, out, predictor.runner.engine.name, as_json, quiet)
+
+
+def _tell_masks(summary: "Summary", out: Path, engine: str, as_json: bool, quiet: bool) -> None:
+    """Print what became of the images; status 2 if one failed."""
+    from pixelwise.memory import peak_ram_bytes
+
     rate = summary.pixels / 1e6 / max(summary.seconds, 1e-9)
     value = {
         "outputs": summary.outputs,
         "failed": summary.failed,
-        "engine": predictor.runner.engine.name,
+        "engine": engine,
         "megapixels_per_second": rate,
         "peak_ram_bytes": peak_ram_bytes(),
     }
-    done = f"{len(summary.outputs)} masks in {out}, {rate:.2f} megapixels a second by {value['engine']}"
+    done = f"{len(summary.outputs)} masks in {out}, {rate:.2f} megapixels a second by {engine}"
     if summary.finished_before:
         done = f"{out}: was finished already, {len(summary.outputs)} masks"
     _print(as_json, quiet, value, [done])

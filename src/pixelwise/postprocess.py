@@ -34,7 +34,7 @@ class PostProcess:
     Raises:
         SettingError: a value makes no sense.
 
-    >>> PostProcess(smallest_object=20).is_active, PostProcess().is_active
+    >>> PostProcess(smallest_object=20).changes_mask, PostProcess().changes_mask
     (True, False)
     """
 
@@ -51,11 +51,6 @@ class PostProcess:
             )
         for name in ("fill_holes", "smallest_object"):
             _require_pixels(name, getattr(self, name))
-
-    @property
-    def is_active(self) -> bool:
-        """Whether it does anything at all."""
-        return self.threshold is not None or self.changes_mask
 
     @property
     def changes_mask(self) -> bool:

@@ -82,14 +82,15 @@ class _Image:
 
 
 @dataclass(frozen=True)
-class _Part:
-    """A window that was read."""
+class _Place:
+    """A tile of an image."""
 
     image: _Image
-    page: int
     number: int  # of the tile, over all pages
-    window: np.ndarray  # C x h x w float32
-    region: np.ndarray | None  # of the owned part, bool
+
+    @property
+    def page(self) -> int:
+        return self.number // len(self.image.plan.tiles)
 
     @property
     def tile(self) -> Tile:
@@ -97,17 +98,18 @@ class _Part:
 
 
 @dataclass(frozen=True)
-class _Passed:
+class _Part(_Place):
+    """A window that was read."""
+
+    window: np.ndarray  # C x h x w float32
+    region: np.ndarray | None  # of the owned part, bool
+
+
+@dataclass(frozen=True)
+class _Passed(_Place):
     """A tile that is not predicted: an earlier process did, or it is known to be background."""
 
-    image: _Image
-    page: int
-    number: int
     is_done: bool
-
-    @property
-    def tile(self) -> Tile:
-        return self.image.plan.tiles[self.number % len(self.image.plan.tiles)]
 
 
 @dataclass(frozen=True)
@@ -326,10 +328,10 @@ class _Work:
             # What was blended depends on the windows around, so it is done again.
             is_done = image.canvas.is_done(number) and image.blender is None
             if is_done or not wanted[index]:
-                yield _Passed(image, page.number, number, is_done)
+                yield _Passed(image, number, is_done)
                 continue
             inside = None if region is None or page.is_scaled else region.window(tile.y0, tile.y1, tile.x0, tile.x1)
-            yield _Part(image, page.number, number, page.window(image.plan, tile), inside)
+            yield _Part(image, number, page.window(image.plan, tile), inside)
 
     def _wanted(self, image: _Image, page: Page, region: RegionMask | None) -> np.ndarray:
         """Which tiles are to be predicted."""
