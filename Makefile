@@ -25,7 +25,7 @@ check: $(VENV)/ready-dev
 
 bench: $(VENV)/ready-bench
 	$(BIN)/python benchmarks/run.py
-	$(BIN)/python benchmarks/prediction.py speed memory files
+	$(BIN)/python benchmarks/prediction.py speed memory files start
 
 lock: $(BIN)/uv
 	$(UV) compile --universal --python-version 3.11 --all-extras --generate-hashes --upgrade --quiet \

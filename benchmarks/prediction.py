@@ -3,6 +3,7 @@
     python benchmarks/prediction.py speed      U-Net width 32, depth 4, on one image: five ways
     python benchmarks/prediction.py memory     a large TIFF to a Zarr under --max-ram
     python benchmarks/prediction.py files      many small images from PNG to PNG
+    python benchmarks/prediction.py start      processor time of `pixelwise --help`
 
 Ways are interleaved and the medians of the rounds compared, after their results are. Writes
 benchmarks/results/prediction-*.json and prints the tables that docs/benchmarks.md holds.
@@ -10,6 +11,7 @@ benchmarks/results/prediction-*.json and prints the tables that docs/benchmarks.
 
 import argparse
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -213,7 +215,7 @@ def memory(side: int, folder: Path) -> None:
     record("memory", {"rows": rows})
 
 
-def files(count: int, folder: Path) -> None:
+def files(count: int, times: int, folder: Path) -> None:
     """From PNG to PNG: the command's own seconds, and those of a plain loop over the same network."""
     from PIL import Image
 
@@ -235,10 +237,11 @@ def files(count: int, folder: Path) -> None:
 
     first = command("predict", run, images, "--out", folder / "ours")  # compiles and keeps the network
     rows = []
-    for _ in range(3):
+    for _ in range(times):
         told = command("predict", run, images, "--out", folder / "ours")
         ours = count * 256 * 256 / 1e6 / told["megapixels_per_second"]
         rows.append((ours, seconds(lambda: loop(folder / "plain"))))
+        print(f"{rows[-1][0]:.1f} s, plain loop {rows[-1][1]:.1f} s", file=sys.stderr, flush=True)
     equal = [
         float(
             (
@@ -259,9 +262,21 @@ def files(count: int, folder: Path) -> None:
     record("files", {"count": count, "ours": ours, "plain": plain, "ratio": ratio, "engine": first["engine"]})
 
 
+def start(times: int) -> None:
+    """Processor seconds of the command line before any command, the median of some starts."""
+    spent = []
+    for _ in range(times):
+        before = os.times()
+        subprocess.run([sys.executable, "-m", "pixelwise", "--help"], stdout=subprocess.DEVNULL, check=True)
+        after = os.times()
+        spent.append(after.children_user + after.children_system - before.children_user - before.children_system)
+    print(f"pixelwise --help: {statistics.median(spent):.2f} s of processor time (bar 0.4)")
+    record("start", {"seconds": statistics.median(spent)})
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("what", choices=["speed", "memory", "files"], nargs="+")
+    parser.add_argument("what", choices=["speed", "memory", "files", "start"], nargs="+")
     parser.add_argument("--side", type=int, help="of the image, pixels: 2048 for speed, 32768 for memory")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--count", type=int, default=500, help="of files")
@@ -273,8 +288,10 @@ def main() -> None:
                 speed(options.side or 2048, options.rounds)
             if what == "memory":
                 memory(options.side or 32768, Path(folder) / "memory")
+            if what == "start":
+                start(options.rounds)
             if what == "files":
-                files(options.count, Path(folder) / "files")
+                files(options.count, options.rounds, Path(folder) / "files")
 
 
 if __name__ == "__main__":

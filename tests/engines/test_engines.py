@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
+from shutil import which
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from pixelwise import engines
-from pixelwise.engines import ENGINES, Engine, exported, make_engine
+from pixelwise.engines import ENGINES, Engine, TorchEngine, exported, make_engine
 from pixelwise.engines import openvino as openvino_engine
 from pixelwise.errors import ModelError, SettingError
 from pixelwise.models import UNet
@@ -602,3 +603,41 @@ def test_torch_switches_tf32_off_for_the_time_of_a_call(tf32: bool) -> None:
     assert seen == [(False, False)]
     assert torch.backends.cuda.matmul.allow_tf32 is tf32
     assert torch.backends.cudnn.allow_tf32 is tf32
+
+
+@pytest.mark.skipif(not which("g++"), reason="torch.compile on the CPU needs a C++ compiler")
+@pytest.mark.slow
+def test_torch_compiled_gives_the_logits_of_the_network() -> None:
+    network = make_network()
+    engine = make_engine("auto", network, compiled=True)
+    assert engine.name == "torch"
+    for rows, columns in ((4, 5), (2, 7)):  # of two sizes
+        images = noise(network, 2, rows, columns)
+        np.testing.assert_allclose(engine(images), TorchEngine(network)(images), rtol=0, atol=1e-4)
+
+
+def test_what_cannot_be_compiled_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(network: nn.Module) -> Callable[[Tensor], Tensor]:
+        def run(images: Tensor) -> Tensor:
+            raise RuntimeError("no compiler\nand much more")
+
+        return run
+
+    monkeypatch.setattr(torch, "compile", fail)
+    network = make_network()
+    with pytest.raises(
+        ModelError, match=r"^UNet: torch.compile cannot compile it here: no compiler Leave --compile out\.$"
+    ):
+        make_engine("torch", network, compiled=True)(noise(network))
+
+
+def test_a_compiled_network_with_other_logits_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "compile", lambda network: lambda images: network(images) + 1)
+    network = make_network()
+    with pytest.raises(ModelError, match=r"compiled by torch.compile its logits differ from its own by 1\b"):
+        make_engine("torch", network, compiled=True)(noise(network))
+
+
+def test_compiling_is_for_torch_alone() -> None:
+    with pytest.raises(SettingError, match=r"engine openvino: is no engine for torch\.compile; use the engine torch"):
+        make_engine("openvino", make_network(), compiled=True)

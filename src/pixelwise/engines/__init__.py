@@ -52,6 +52,7 @@ def make_engine(
     cache: Path | None = None,
     stride: int = 1,
     amp: bool = False,
+    compiled: bool = False,
 ) -> Engine:
     """The engine of that name for a network, which stays as it is.
 
@@ -66,16 +67,19 @@ def make_engine(
             the sizes that it can take).
         amp: half precision where it serves ("cuda" and "mps" alone): faster, and outside the promise that the
             logits are those of the network within 1e-4.
+        compiled: run it by torch.compile ("torch" alone), which pays for long work on a GPU.
 
     Raises:
         SettingError: there is no such engine, it is not installed, or it does not run on that device.
         ModelError: the named engine cannot run this network.
     """
-    chosen = choose_engine(name, network, device)
+    chosen = "torch" if name == "auto" and (amp or compiled) else choose_engine(name, network, device)
     if amp and chosen != "torch":
         raise SettingError(f"engine {chosen}: has no half precision (amp); use the engine torch, on a GPU.")
+    if compiled and chosen != "torch":
+        raise SettingError(f"engine {chosen}: is no engine for torch.compile; use the engine torch.")
     if chosen == "torch":
-        return TorchEngine(network, device, amp)
+        return TorchEngine(network, device, amp, compiled)
     try:
         return _exported_engine(chosen, network, device, cache, stride)
     except (ModelError, SettingError) as error:

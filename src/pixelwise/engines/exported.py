@@ -16,12 +16,11 @@ import torch
 from torch import nn
 from torch.export import Dim
 
-from pixelwise.engines.torch import TorchEngine, evaluation_mode, on_device
+from pixelwise.engines.torch import TOLERANCE, TorchEngine, evaluation_mode, on_device
 from pixelwise.errors import ModelError, OutputError
 from pixelwise.files import write_with
 from pixelwise.geometry import Geometry
 
-TOLERANCE = 1e-4  # of the largest logit: what float32 is allowed to differ by
 EXAMPLE_SIDE = 64  # pixels, at least: large enough for the kernels of networks that pad nothing
 Run = Callable[[np.ndarray], np.ndarray]
 

@@ -10,9 +10,11 @@ from torch import Tensor, nn
 
 from pixelwise.errors import ModelError, SettingError
 
+TOLERANCE = 1e-4  # of the largest logit: what float32 is allowed to differ by
+
 
 class TorchEngine:
-    """Runs a module eagerly.
+    """Runs a module, eagerly or compiled.
 
     The module stays as it is: one that lives on another device is copied to this one, and the train / eval mode of
     each of its parts is put back after each call.
@@ -21,6 +23,9 @@ class TorchEngine:
         network: takes N x C x H x W, returns N x K x H' x W'.
         device: "cpu", "cuda", "cuda:1", "mps".
         amp: bfloat16 or float16 where autocast takes it to be safe; on a GPU alone.
+        compiled: run it by torch.compile, which takes from seconds to a minute before the first image and as long
+            again when another size of image comes; then the sizes do not matter. Its first logits are compared with
+            the eager ones.
         note: why this engine runs the network.
 
     Raises:
@@ -32,7 +37,9 @@ class TorchEngine:
 
     name = "torch"
 
-    def __init__(self, network: nn.Module, device: str = "cpu", amp: bool = False, note: str = "") -> None:
+    def __init__(
+        self, network: nn.Module, device: str = "cpu", amp: bool = False, compiled: bool = False, note: str = ""
+    ) -> None:
         self._place = torch.device(device)
         if amp and self._place.type == "cpu":
             raise SettingError("amp: half precision runs on a GPU alone; leave it out on the CPU.")
@@ -40,24 +47,60 @@ class TorchEngine:
         self.note = note
         self._network = on_device(network, self._place)
         self._amp = amp
+        self._run = torch.compile(self._network) if compiled else self._network
+        self._unproved = compiled
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
         """N x C x H x W float32 -> N x K x H' x W' logits, float32; a float64 module takes and gives float64.
 
         Raises:
-            ModelError: the device has too little memory, or the network returns no tensor.
+            ModelError: the device has too little memory, the network returns no tensor, or it cannot be compiled.
         """
         try:
             with evaluation_mode(self._network), torch.inference_mode(), _full_precision(), self._autocast():
                 batch = torch.from_numpy(np.require(images, requirements=["C", "W"]))
-                logits = self._network(batch.to(self._place, memory_format=torch.channels_last))
-                return self._checked(logits).cpu().numpy()
+                logits = self._forward(batch.to(self._place, memory_format=torch.channels_last))
+                return logits.cpu().numpy()
         except torch.OutOfMemoryError as error:
             shape = " x ".join(map(str, images.shape))
             raise ModelError(
                 f"{self._place} has too little memory for an image or tile of {shape}: use smaller tiles (--tile), "
                 "or the CPU (--device cpu)."
             ) from error
+
+    def _forward(self, batch: Tensor) -> Tensor:
+        if not self._unproved:
+            return self._checked(self._run(batch))
+        expected = self._checked(self._network(batch))
+        compiled = self._checked(self._compiled(batch))
+        self._prove(compiled, expected)
+        return compiled
+
+    def _compiled(self, batch: Tensor) -> object:
+        """The first call of the compiled network.
+
+        Raises:
+            ModelError: it cannot be compiled here.
+        """
+        try:
+            return self._run(batch)
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:  # whatever torch.compile meets is one
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise ModelError(
+                f"{type(self._network).__name__}: torch.compile cannot compile it here: {reason} Leave --compile out."
+            ) from error
+
+    def _prove(self, compiled: Tensor, expected: Tensor) -> None:
+        """Refuse a compiled network whose logits are others; half precision rounds too much to tell."""
+        difference = float((compiled - expected).abs().max())
+        if not self._amp and difference > TOLERANCE * float(expected.abs().max()):
+            raise ModelError(
+                f"{type(self._network).__name__}: compiled by torch.compile its logits differ from its own by "
+                f"{difference:.2g}. Leave --compile out."
+            )
+        self._unproved = False
 
     def _autocast(self) -> AbstractContextManager[object]:
         return torch.autocast(self._place.type, dtype=self._half()) if self._amp else nullcontext()
