@@ -1,0 +1,120 @@
+"""Train every network on CamVid for the same minutes with the default recipe, and measure it on val.
+
+    python benchmarks/networks.py                      all of them, 8 minutes each
+    python benchmarks/networks.py unet fcn8s           some of them
+    python benchmarks/networks.py --table              the tables of what was recorded
+
+Each run is a command line as a user would type it, and has the machine to itself: what `pixelwise plan` chooses for the
+network is what it gets. What it measured goes to benchmarks/results/networks/NAME.json.
+"""
+
+import argparse
+import json
+import time
+from pathlib import Path
+
+from real_data import DATA, RESULTS, ROOT, pixelwise
+
+FOLDER = RESULTS / "networks"
+MINUTES = 8
+IMAGES = 20  # predicted by the plain network, one after another, for images a second
+
+
+def measure(name: str, minutes: float, runs: Path) -> dict:
+    """Train, evaluate on val, time its prediction, record."""
+    run, data = runs / f"camvid-{name}", str(DATA / "camvid")
+    trained = pixelwise(
+        "train", data, "--out", str(run), "--model", name, "--minutes", str(minutes), "--seed", "0", "--force"
+    )
+    metrics = pixelwise("evaluate", str(run), data, "--split", "val")
+    record = {
+        "command": f"pixelwise train DATA/camvid --out RUN --model {name} --minutes {minutes:g} --seed 0",
+        "name": name,
+        "minutes": trained["minutes"],
+        "epochs": trained["epochs"],
+        "mean_iou": metrics["mean_iou"],
+        "classes": {row["name"]: row["iou"] for row in metrics["classes"]},
+        **look(run),
+    }
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    (FOLDER / f"{name}.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    return record
+
+
+def look(run: Path) -> dict:
+    """What the network is and how fast it labels images that are in memory, each prepared and written as a mask."""
+    from pixelwise.tracing import totals
+
+    import pixelwise as pw
+    from pixelwise.data.folder import open_dataset
+    from pixelwise.data.labels import LabelRule
+    from pixelwise.evaluate import read_truth
+
+    loaded = pw.load(run)
+    samples = open_dataset(DATA / "camvid").split("val")[:IMAGES]
+    rule = LabelRule.from_settings(loaded.config.data)
+    images = [read_truth(sample, rule, None)[0].image for sample in samples]
+    loaded.predict(images[0])  # prepares the engine
+    begin = time.perf_counter()
+    for image in images:
+        loaded.predict(image)
+    seconds = time.perf_counter() - begin
+    counted = totals(loaded.network, loaded.config.data.channels, 512, 512)
+    model = loaded.config.model
+    return {
+        "parameters": counted.parameters,
+        "multiply_adds": counted.multiply_adds,
+        "images_per_second": len(images) / seconds,
+        "width": model.width,
+        "backbone": model.backbone,
+        "output_stride": model.output_stride,
+        "scale": loaded.config.data.scale,
+        "exact": loaded.network.geometry.exact,
+    }
+
+
+def table() -> str:
+    """Two Markdown tables: the networks, and their classes."""
+    records = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(FOLDER.glob("*.json"))]
+    if not records:
+        return f"nothing is recorded in {FOLDER.relative_to(ROOT)} yet"
+    records.sort(key=lambda record: -record["mean_iou"])
+    lines = [
+        "| network | backbone or width | parameters, M | multiply-adds at 512 x 512, G | epochs | mean IoU on val | "
+        "images a second | exact |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for record in records:
+        what = record["backbone"] or f"width {record['width']}"
+        what += f", output stride {record['output_stride']}" if record["output_stride"] else ""
+        lines.append(
+            f"| {record['name']} | {what} | {record['parameters'] / 1e6:.2f} | {record['multiply_adds'] / 1e9:.1f} | "
+            f"{record['epochs']} | {record['mean_iou']:.4f} | {record['images_per_second']:.1f} | "
+            f"{'yes' if record['exact'] else 'no'} |"
+        )
+    classes = list(records[0]["classes"])
+    lines += ["", f"| network | {' | '.join(classes)} |", "|---|" + "---|" * len(classes)]
+    for record in records:
+        values = (record["classes"][name] for name in classes)
+        cells = " | ".join("-" if iou is None else f"{iou:.3f}" for iou in values)
+        lines.append(f"| {record['name']} | {cells} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    from pixelwise.models import MODELS
+
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("names", nargs="*", help="networks; default: all")
+    parser.add_argument("--minutes", type=float, default=MINUTES)
+    parser.add_argument("--runs", type=Path, default=ROOT / "runs")
+    parser.add_argument("--table", action="store_true")
+    options = parser.parse_args()
+    if not options.table:
+        for name in options.names or MODELS:
+            print(json.dumps(measure(name, options.minutes, options.runs)), flush=True)
+    print(table())
+
+
+if __name__ == "__main__":
+    main()
