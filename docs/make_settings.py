@@ -16,6 +16,7 @@ WORDS = {
     "Positive": "above 0",
     "NotNegative": "at least 0",
     "LabelKind": "binary, index, instances, color",
+    "PhaseSettings": "phase",
     "gt=": "above ",
     "ge=": "from ",
     "le=": "to ",
@@ -34,7 +35,8 @@ def row(section: str, line: str) -> str | None:
     for word, meaning in WORDS.items():
         shown = re.sub(rf"\b{word}\b" if word.isalpha() else word, meaning, shown)
     shown = re.sub(r"Literal\[(.*)\]", r"\1", shown).replace("|", "or")
-    return f"| `{section}.{name}` | {shown} | {default or 'planned'} | {comment or ''} |"
+    missing = "planned" if section in config.SECTIONS else "none: give one"
+    return f"| `{section}.{name}` | {shown} | {default or missing} | {comment or ''} |"
 
 
 def page() -> str:
@@ -48,7 +50,7 @@ def page() -> str:
         "that the plan always chooses; it may also choose another value where a default stands. "
         "`pixelwise plan DATA` shows all."
     ]
-    for section, model in config.SECTIONS.items():
+    for section, model in {**config.SECTIONS, "train.schedule": config.PhaseSettings}.items():
         lines += [
             "",
             f"## {section}",

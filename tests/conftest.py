@@ -73,3 +73,21 @@ def real_data() -> Path:
     if not REAL_DATA.is_dir():
         pytest.skip(f"the real data sets are not at {REAL_DATA}")
     return REAL_DATA
+
+
+@pytest.fixture
+def out(tmp_path: Path) -> Path:
+    """The folder that predictions go to."""
+    return tmp_path / "out"
+
+
+@pytest.fixture
+def little_memory(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+    """Called, it leaves no room for masks in memory."""
+    return lambda: monkeypatch.setattr("pixelwise.stream._Work._room_for_masks", lambda *_: 0)
+
+
+@pytest.fixture
+def one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Windows are not run together."""
+    monkeypatch.setattr("pixelwise.stream.BATCH_PIXELS", 1)

@@ -484,7 +484,7 @@ def test_settings_that_make_no_sense(data: Path, tmp_path: Path, setting: str, w
 def test_settings_that_exclude_each_other(data: Path, tmp_path: Path) -> None:
     refused(tmp_path, train(data, "--minutes", "1"), "minutes and epochs exclude each other; set one of them")
     nothing = ("--set", "loss.dice=0", "--set", "loss.cross_entropy=0")
-    refused(tmp_path, train(data, *nothing), "loss.cross_entropy and loss.dice: both are 0")
+    refused(tmp_path, train(data, *nothing), "loss.tversky, loss.lovasz: all are 0")
     refused(tmp_path, train(data, "--set", "model.padding=valid", "--set", "model.residual=true"), "model.residual")
 
 

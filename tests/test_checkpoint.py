@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from pixelwise import checkpoint
 from pixelwise.config import Config, make_config
 from pixelwise.errors import OutputError, RunError, SettingError
+from pixelwise.models import MODELS
 
 
 def make_settings(classes: int = 2, channels: int = 1, **model: Any) -> Config:
@@ -243,6 +244,57 @@ def test_weights_that_do_not_fit_change_nothing() -> None:
 def test_an_unknown_network_is_refused() -> None:
     with pytest.raises(SettingError, match=r"model\.name: there is no network 'nut'; "):
         checkpoint.build_network(make_settings(name="nut"))
+
+
+class Bare(nn.Module):
+    """A network with few settings, and with a backbone where one is named."""
+
+    def __init__(self, in_channels: int, num_classes: int, width: int = 3, backbone: str | None = None) -> None:
+        super().__init__()
+        self.head = nn.Conv2d(in_channels, num_classes + width, 1)
+        self.backbone = nn.Identity() if backbone else None
+
+
+@pytest.fixture
+def bare(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(MODELS, "bare", Bare)
+
+
+@pytest.mark.usefixtures("bare")
+def test_what_is_left_out_is_up_to_the_network() -> None:
+    network = checkpoint.build_network(make_settings(classes=4, name="bare", width=None, depth=None))
+    assert network.get_submodule("head").out_channels == 7
+    with pytest.raises(SettingError, match=r"^model\.depth: bare has no such setting; it has width, backbone\.$"):
+        checkpoint.build_network(make_settings(name="bare", depth=2))
+    with pytest.raises(SettingError, match=r"^model\.image_branch: bare has no such setting; it has w"):
+        checkpoint.build_network(make_settings(name="bare", depth=None, image_branch=False))
+
+
+def test_the_settings_of_a_network_are_those_of_its_constructor() -> None:
+    assert set(checkpoint.settings_of("unet")) >= {"width", "depth", "padding", "norm", "dropout", "stem", "residual"}
+    with pytest.raises(SettingError, match=r"^model\.name: there is no network 'nut'; "):
+        checkpoint.settings_of("nut")
+
+
+@pytest.mark.usefixtures("bare")
+def test_published_weights_need_a_backbone() -> None:
+    message = r"^model\.pretrained: bare, width 4 has no backbone that weights are published for; choose a network with"
+    with pytest.raises(SettingError, match=message):
+        checkpoint.build_network(make_settings(name="bare", depth=None, pretrained=True))
+    checkpoint.build_network(make_settings(name="bare", depth=None, pretrained=True, backbone="resnet18"))
+
+
+def test_a_file_from_before_a_setting_was_added_is_read(model_file: Path) -> None:
+    config = make_settings(padding="same", norm="batch", dropout=0.0, stem=1, residual=False).model_dump(mode="json")
+    for key in ("backbone", "pretrained", "output_stride", "auxiliary", "head", "image_branch"):
+        del config["model"][key]
+    del config["train"]["schedule"]
+    for key in ("focal", "tversky", "lovasz", "focal_gamma", "tversky_alpha", "tversky_beta", "edges", "dual"):
+        del config["loss"][key]
+    rewrite(model_file, {"format": "pixelwise", "version": "2", "content": json.dumps({"config": config})})
+    network, found, _ = checkpoint.load_model(model_file)
+    assert found.model.depth == 2
+    assert network(torch.zeros(1, 1, 8, 8)).shape == (1, 2, 8, 8)
 
 
 @pytest.mark.parametrize(

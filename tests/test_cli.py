@@ -20,7 +20,7 @@ from pixelwise import cli, terminal
 from pixelwise.config import read_config
 from pixelwise.data.readers import read_image, read_mask
 
-COMMANDS = {"train", "plan", "evaluate", "predict", "verify-seams", "demo"}
+COMMANDS = {"train", "pretrain", "plan", "evaluate", "predict", "verify-seams", "models", "demo"}
 TINY = (
     "--epochs", "1", "--device", "cpu", "--set", "train.steps_per_epoch=2", "--set", "model.width=4",
     "--set", "model.depth=2", "--set", "train.batch=2", "--set", "train.patch=[32,32]",

@@ -52,6 +52,8 @@ def whole_tree(changes: dict[str, Any] | None = None) -> dict[str, Any]:
         {"seed": 2**63 - 1, "train.epochs": 7},
         {"train.minutes": 0.1 + 0.2, "train.rate": 1e-7, "model.residual": True, "model.stem": 4},
         {"data.classes": ['quoted "name"', "Zellkern ä \\ b"], "data.ignore": [11, -1]},
+        {"model.backbone": "resnet18", "model.output_stride": 16, "model.pretrained": True, "model.head": "aspp"},
+        {"train.schedule": [{"parts": "decoder", "share": 1, "rate": 1.0}, {"parts": "all", "share": 3, "rate": 0.1}]},
     ],
 )
 def test_a_config_is_the_same_after_a_trip_through_its_file(tmp_path: Path, changes: dict[str, Any]) -> None:
@@ -165,6 +167,25 @@ def test_assignments_win_over_the_file_and_the_last_one_over_all(tmp_path: Path)
     assert overrides == {"": {"seed": 9}, "train": {"batch": 6, "rate": 0.1}, "model": {"width": 8}}
 
 
+def test_phases_come_from_tables_of_a_file_or_from_an_assignment(tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text(
+        '[[train.schedule]]\nparts = "decoder"\nshare = 0.5\nrate = 1.0\n'
+        '[[train.schedule]]\nparts = "all"\nshare = 0.5\nrate = 0.1\n'
+    )
+    text = '[{parts="decoder", share=0.5, rate=1.0}, {parts="all", share=0.5, rate=0.1}]'
+    both = parse_overrides(path, []), parse_overrides(None, [f"train.schedule={text}"])
+    assert both[0] == both[1]
+    schedule = make_config(whole_tree({"train.schedule": both[0]["train"]["schedule"]})).train.schedule
+    assert [(phase.parts, phase.share, phase.rate) for phase in schedule] == [("decoder", 0.5, 1.0), ("all", 0.5, 0.1)]
+
+
+def test_the_network_is_named_with_what_is_known_of_it() -> None:
+    assert make_config(whole_tree()).model.title() == "unet"
+    model = make_config(whole_tree({"model.width": 8, "model.depth": 3})).model
+    assert model.title() == "unet, width 8, depth 3"
+
+
 def test_nothing_chosen_is_an_empty_tree() -> None:
     assert parse_overrides(None, []) == {}
 
@@ -199,6 +220,23 @@ def test_an_assignment_needs_a_value(assignment: str) -> None:
         ({"seed": -1}, r"^here: seed = -1: input should be greater than or equal to 0\.$"),
         ({"seed": 2**63}, r"^here: seed = 9223372036854775808: input should be less than "),
         ({"model": 3}, r"^here: model = 3: input should be a valid dictionary"),
+        ({"model.output_stride": 4}, r"^here: model\.output_stride = 4: input should be 8, 16 or 32\.$"),
+        ({"model.pretrained": None}, r"^here: model\.pretrained = None: input should be a valid boolean"),
+        ({"train.schedule": 3}, r"^here: train\.schedule = 3: input should be a valid list"),
+        ({"train.schedule": [{"parts": "all", "share": 1}]}, r"^here: train\.schedule\.0\.rate is missing\.$"),
+        (
+            {"train.schedule": [{"parts": "head", "share": 1, "rate": 1}]},
+            r"^here: train\.schedule\.0\.parts = 'head': input should be 'encoder', 'decoder' or 'all'\.$",
+        ),
+        (
+            {"train.schedule": [{"parts": "all", "share": 0, "rate": 1}]},
+            r"^here: train\.schedule\.0\.share = 0: input should be greater than 0\.$",
+        ),
+        (
+            {"train.schedule": [{"parts": "all", "share": 1, "rate": 1, "shares": 2}]},
+            r"^here: train\.schedule\.0\.shares is not a setting; did you mean share\?$",
+        ),
+        ({"loss.focal_gamma": -1}, r"^here: loss\.focal_gamma = -1: input should be greater than or equal to 0\.$"),
     ],
 )
 def test_a_value_of_the_wrong_type_or_range_is_named(changes: dict[str, Any], message: str) -> None:

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pixelwise.classes import IGNORE, ClassMap
-from pixelwise.config import SECTIONS, Config, Overrides
+from pixelwise.config import SECTIONS, Config, Overrides, PhaseSettings
 from pixelwise.data.doctor import ImageFacts, Survey, survey
 from pixelwise.data.folder import DataSet, Description, Sample, open_dataset
 from pixelwise.data.labels import LabelRule
@@ -379,6 +379,11 @@ CHOICES = {
     "loss.dice": 0.25,
     "loss.border": 3.0,
     "loss.class_weight_power": 0.75,
+    "loss.focal": 0.5,
+    "loss.auxiliary": 1.5,
+    "model.backbone": "resnet18",
+    "model.output_stride": 16,
+    "train.schedule": [PhaseSettings(parts="decoder", share=2.0, rate=0.5)],
 }
 
 
@@ -424,7 +429,11 @@ def test_whatever_the_user_sets_the_plan_stands_or_names_the_setting(name: str, 
         ({"data": {"std": [0.1, 0.2, 0.3]}}, r"^data\.std: has 3 figures for 1 channels\.$"),
         (
             {"loss": {"cross_entropy": 0, "dice": 0}},
-            r"^loss\.cross_entropy and loss\.dice: both are 0, so there is nothing to minimise\.$",
+            r"^loss\.cross_entropy, loss\.dice, loss\.focal, .*: all are 0, so there is nothing to minimise\. Set at ",
+        ),
+        (
+            {"model": {"auxiliary": True}, "loss": {"auxiliary": 0}},
+            r"^model\.auxiliary: loss\.auxiliary = 0 would leave the auxiliary head untrained; set it above 0, or ",
         ),
         (
             {"loss": {"cross_entropy": 0, "border": 5}},
@@ -435,6 +444,12 @@ def test_whatever_the_user_sets_the_plan_stands_or_names_the_setting(name: str, 
 def test_settings_that_do_not_go_together_are_refused(overrides: Overrides, message: str) -> None:
     with pytest.raises(SettingError, match=message):
         make_plan(USUAL, CPU, overrides)
+
+
+@pytest.mark.parametrize("name", ["focal", "tversky", "lovasz"])
+def test_any_loss_of_classes_is_enough(name: str) -> None:
+    config = make_plan(USUAL, CPU, {"loss": {"cross_entropy": 0, "dice": 0, name: 1}})
+    assert getattr(config.loss, name) == 1
 
 
 def test_without_padding_there_is_neither_stem_nor_shortcut() -> None:

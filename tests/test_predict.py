@@ -98,6 +98,7 @@ def sizes_seen(network: nn.Module) -> list[tuple[int, ...]]:
 
 def test_only_large_images_are_tiled_unasked(monkeypatch: pytest.MonkeyPatch) -> None:
     network, image = make_network(), make_image(70, 90)
+    assert network.geometry.stride == 4  # which is found by a run of its own
     seen = sizes_seen(network)
     small = predict(network, image, logits=True)
     # Padded to the stride, by the edge pixels that the network would take itself; before, a look at its maps.
@@ -330,6 +331,80 @@ def test_half_scale_is_block_means_and_linear_upsampling() -> None:
     logits = torch.stack([-((values + 1) ** 2), -((values - 1) ** 2)])
     expected = F.interpolate(logits[None], (20, 28), mode="bilinear", align_corners=False)[0].numpy()
     np.testing.assert_allclose(bright(scale=0.5).logits(image), expected, rtol=1e-4, atol=1e-4)
+
+
+def literal_scaled(network: nn.Module, image: np.ndarray, scale: float) -> np.ndarray:
+    """K x H x W logits of an H x W image by OpenCV, one plain forward and PyTorch."""
+    height, width = (max(1, round(length * scale)) for length in image.shape)
+    small = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
+    logits = torch.from_numpy(whole(network, (small - 0.5) / 0.25))
+    return F.interpolate(logits[None], image.shape, mode="bilinear", align_corners=False)[0].numpy()
+
+
+def single(**keywords: Any) -> UNet:
+    torch.manual_seed(0)
+    network = UNet(1, 2, width=3, depth=2, **keywords)
+    network(torch.randn(4, 1, 60, 60))
+    return network.eval()
+
+
+SINGLE = {"same": single(), "valid": single(padding="valid"), "stem": single(stem=2)}
+
+
+@pytest.mark.parametrize("scale", [0.5, 0.37, 1.5])
+@pytest.mark.parametrize("name", ["same", "stem"])
+def test_a_scaled_image_goes_the_way_that_others_go(name: str, scale: float) -> None:
+    image = np.random.default_rng(0).random((100, 160), dtype=np.float32)
+    logits = Predictor(SINGLE[name], make_settings(scale=scale), engine="torch", tile=None).logits(image[..., None])
+    np.testing.assert_allclose(logits, literal_scaled(SINGLE[name], image, scale), rtol=0, atol=2e-4)
+
+
+@pytest.mark.parametrize(("height", "width"), [(61, 90), (64, 37), (3, 50)])
+@pytest.mark.parametrize("scale", [0.5, 0.37, 1.5])
+@pytest.mark.parametrize("name", SINGLE)
+def test_scaled_tiles_give_what_the_whole_image_gives(name: str, scale: float, height: int, width: int) -> None:
+    network, image = SINGLE[name], noise(height, width)
+    config = make_settings(scale=scale)
+    expected = Predictor(network, config, engine="torch", tile=None).logits(image)
+    size = 1e-4 * np.abs(expected).max()
+    for strides in (2, 5):
+        tiles = Predictor(network, config, engine="torch", tile=strides * network.geometry.stride)
+        logits = tiles.logits(image)
+        np.testing.assert_allclose(logits, expected, rtol=0, atol=size)
+        flipped = logits.argmax(0) != expected.argmax(0)
+        assert (np.abs(expected[0] - expected[1])[flipped] < 2 * size).all()
+    np.testing.assert_array_equal(tiles.labels(image), logits.argmax(0))
+
+
+@pytest.mark.parametrize("views", ["flips", "turns"])
+@pytest.mark.parametrize("name", ["same", "valid"])
+def test_views_of_scaled_tiles(name: str, views: str) -> None:
+    network, image = SINGLE[name], noise(70, 91)
+    one, many = (
+        Predictor(network, make_settings(scale=0.5), engine="torch", tile=tile, views=views).logits(image)
+        for tile in (None, 8)
+    )
+    np.testing.assert_allclose(many, one, rtol=0, atol=1e-4 * np.abs(one).max())
+
+
+def test_a_margin_without_the_pixel_beyond_leaves_seams(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The tests above can fail."""
+    network, image = single(), noise(101, 150)
+    network.geometry = replace(network.geometry, margin=16)
+    one, many = (Predictor(network, make_settings(scale=0.5), engine="torch", tile=tile) for tile in (None, 8))
+    assert np.abs(many.logits(image) - one.logits(image)).max() > 1e-3
+
+
+@pytest.mark.parametrize("scale", [0.5, 1.5])
+def test_scaled_tiles_that_are_blended_have_no_seams(scale: float) -> None:
+    """Windows of a network that is exact, but says that it is not, are equal where they overlap."""
+    image, network = noise(130, 101), Brightness(-1.0, 1.0)
+    network.geometry = Geometry(stride=4, halo=0, margin=0, exact=False, reason="it says so")
+    exact = Predictor(Brightness(-1.0, 1.0), make_settings(scale=scale), engine="torch", tile=None)
+    blended = Predictor(network, make_settings(scale=scale), engine="torch", tile=16)
+    with pytest.warns(ApproximateWarning, match="it says so"):
+        logits = blended.logits(image)
+    np.testing.assert_allclose(logits, exact.logits(image), rtol=0, atol=1e-5)
 
 
 @given(st.integers(1, 60), st.integers(1, 60), st.sampled_from([0.25, 0.5, 0.7, 1.0, 2.0]))

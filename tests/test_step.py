@@ -16,21 +16,27 @@ from PIL import Image
 from torch import Tensor, nn
 
 from pixelwise.classes import IGNORE
-from pixelwise.config import Config, make_config
+from pixelwise.config import Config, PhaseSettings, make_config
 from pixelwise.data.doctor import Survey, survey
 from pixelwise.data.folder import open_dataset
 from pixelwise.data.sampling import Batch
+from pixelwise.errors import SettingError
+from pixelwise.losses import dual_task_loss, edge_loss, focal_loss
 from pixelwise.models import UNet
 from pixelwise.plan import Machine, make_plan
 from pixelwise.step import (
     FINAL_RATE,
     Average,
     Criterion,
+    Parts,
     make_optimizer,
     make_sampler,
+    outputs_of,
+    phase_at,
     pixel_counts,
     rate_factor,
     set_rate,
+    set_up,
     to_tensors,
     training_step,
 )
@@ -89,6 +95,11 @@ def literal_dice(logits: np.ndarray, labels: np.ndarray) -> float:
     return float(np.mean(losses))
 
 
+def logits_alone(logits: np.ndarray) -> dict[str, Tensor]:
+    """The outputs of a network without other heads."""
+    return {"logits": torch.from_numpy(logits)}
+
+
 def random_case(seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     rng = np.random.default_rng(seed)
     labels = rng.choice([0, 1, 2, IGNORE], (2, 4, 5), p=[0.4, 0.3, 0.2, 0.1])
@@ -102,7 +113,7 @@ def random_case(seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 def test_loss_with_class_weights(seed: int, power: float, factors: tuple[float, float]) -> None:
     logits, labels, _ = random_case(seed)
     chosen = {"cross_entropy": factors[0], "dice": factors[1], "class_weight_power": power}
-    loss = Criterion(make_settings(loss=chosen), COUNTS)(torch.from_numpy(logits), torch.from_numpy(labels))
+    loss = Criterion(make_settings(loss=chosen), COUNTS)(logits_alone(logits), torch.from_numpy(labels))
     entropy = literal_entropy(logits, labels, literal_class_weights(COUNTS, power), None)
     assert loss.item() == pytest.approx(factors[0] * entropy + factors[1] * literal_dice(logits, labels), rel=1e-5)
 
@@ -112,7 +123,7 @@ def test_loss_with_class_weights(seed: int, power: float, factors: tuple[float, 
 def test_loss_with_the_papers_weight_map(seed: int, power: float) -> None:
     logits, labels, border = random_case(seed)
     criterion = Criterion(make_settings(loss={"dice": 0.0, "border": 10.0, "class_weight_power": power}), COUNTS)
-    loss = criterion(torch.from_numpy(logits), torch.from_numpy(labels), torch.from_numpy(border))
+    loss = criterion(logits_alone(logits), torch.from_numpy(labels), torch.from_numpy(border))
     expected = literal_entropy(logits, labels, literal_class_weights(COUNTS, power), border)
     assert loss.item() == pytest.approx(expected, rel=1e-5)
 
@@ -120,7 +131,7 @@ def test_loss_with_the_papers_weight_map(seed: int, power: float) -> None:
 def test_border_weights_do_not_touch_the_dice_loss() -> None:
     logits, labels, border = random_case(1)
     criterion = Criterion(make_settings(loss={"border": 10.0}), COUNTS)
-    loss = criterion(torch.from_numpy(logits), torch.from_numpy(labels), torch.from_numpy(border))
+    loss = criterion(logits_alone(logits), torch.from_numpy(labels), torch.from_numpy(border))
     entropy = literal_entropy(logits, labels, literal_class_weights(COUNTS, 0.35), border)
     assert loss.item() == pytest.approx(entropy + literal_dice(logits, labels), rel=1e-5)
 
@@ -131,6 +142,38 @@ def test_the_criterion_takes_its_weights_along() -> None:
     assert not Criterion(make_settings(), COUNTS).has_border
     assert dict(criterion.named_buffers())["class_weights"].tolist()[-1] == 0  # what an ignored pixel gets
     assert list(criterion.parameters()) == []
+
+
+def test_the_focal_loss_keeps_the_class_weights_where_borders_weigh_the_cross_entropy() -> None:
+    logits, labels, border = random_case(2)
+    criterion = Criterion(make_settings(loss={"dice": 0.0, "focal": 2.0, "border": 10.0}), COUNTS)
+    loss = criterion(logits_alone(logits), torch.from_numpy(labels), torch.from_numpy(border))
+    weights = literal_class_weights(COUNTS, 0.35)
+    focal = focal_loss(torch.from_numpy(logits), torch.from_numpy(labels), class_weights=torch.tensor(weights))
+    entropy = literal_entropy(logits, labels, weights, border)
+    assert loss.item() == pytest.approx(entropy + 2 * focal.item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("border", [0.0, 10.0])
+def test_other_heads_have_losses_of_their_own(border: float) -> None:
+    logits, numbers, weights = random_case(4)
+    labels = torch.from_numpy(numbers)
+    maps = torch.from_numpy(weights) if border else None
+    rng = np.random.default_rng(4)
+    other, edges = torch.from_numpy(rng.normal(size=logits.shape)), torch.from_numpy(rng.normal(0, 4, (2, 1, 4, 5)))
+    outputs = {**logits_alone(logits), "auxiliary": other, "edges": edges}
+
+    def loss(outputs: dict[str, Tensor], **factors: float) -> float:
+        return Criterion(make_settings(loss={"border": border, **factors}), COUNTS)(outputs, labels, maps).item()
+
+    plain, auxiliary = loss(logits_alone(logits)), loss({"logits": other})
+    drawn, agreed = edge_loss(edges, labels).item(), dual_task_loss(outputs["logits"], edges, labels).item()
+    assert min(auxiliary, drawn, agreed) > 0.1
+    assert loss(outputs) == pytest.approx(plain + 0.4 * auxiliary + 20 * drawn + agreed)
+    assert loss(outputs, auxiliary=2.0, edges=3.0, dual=0.5) == pytest.approx(
+        plain + 2 * auxiliary + 3 * drawn + 0.5 * agreed
+    )
+    assert loss(outputs, auxiliary=0.0, edges=0.0, dual=0.0) == pytest.approx(plain)
 
 
 @given(st.floats(0, 1.5), st.floats(0, 0.9))
@@ -199,9 +242,11 @@ def test_a_batch_becomes_tensors() -> None:
     assert to_tensors(Batch(images, labels, None), torch.device("cpu"))[2] is None
 
 
-def a_batch(border: bool = False) -> Batch:
+def a_batch(border: bool = False, halves: bool = False) -> Batch:
     rng = np.random.default_rng(3)
     labels = rng.choice([0, 1, 2, IGNORE], (2, 8, 8)).astype(np.uint8)
+    if halves:  # so that some pixels are at a boundary and some are not
+        labels[:] = [0, 0, 0, 0, 1, 1, 1, 1]
     weights = rng.random((2, 8, 8)).astype(np.float32) if border else None
     return Batch(rng.normal(size=(2, 1, 8, 8)).astype(np.float32), labels, weights)
 
@@ -215,7 +260,7 @@ def test_a_step_is_gradient_clip_and_descent(clip: float, border: bool) -> None:
     network, batch, criterion = tiny_network(), a_batch(border), Criterion(config, COUNTS)
     twin = copy.deepcopy(network)
     loss = criterion(
-        twin(torch.from_numpy(batch.images)),
+        {"logits": twin(torch.from_numpy(batch.images))},
         torch.from_numpy(batch.labels.astype(np.int64)),
         None if batch.weights is None else torch.from_numpy(batch.weights),
     )
@@ -228,7 +273,7 @@ def test_a_step_is_gradient_clip_and_descent(clip: float, border: bool) -> None:
         for p, gradient in zip(twin.parameters(), gradients, strict=True)
     ]
     fabric = Fabric(accelerator="cpu", devices=1)
-    wrapped, optimizer = fabric.setup(network, make_optimizer(network, config.train))
+    wrapped, optimizer = set_up(fabric, network, make_optimizer(network, config.train))
     told = training_step(fabric, wrapped, optimizer, criterion, batch, clip)
     assert not told.requires_grad
     assert told.item() == pytest.approx(loss.item(), rel=1e-5)
@@ -240,13 +285,115 @@ def test_gradients_of_one_step_do_not_reach_the_next() -> None:
     config = make_settings({"optimizer": "sgd", "momentum": 0.0, "rate": 1e-12, "weight_decay": 0.0})
     fabric = Fabric(accelerator="cpu", devices=1)
     network = tiny_network()
-    wrapped, optimizer = fabric.setup(network, make_optimizer(network, config.train))
+    wrapped, optimizer = set_up(fabric, network, make_optimizer(network, config.train))
     seen = []
     for _ in range(2):
         training_step(fabric, wrapped, optimizer, Criterion(config, COUNTS), a_batch(), clip=0.0)
         seen.append([p.grad.clone() for p in network.parameters() if p.grad is not None])
     for first, second in zip(*seen, strict=True):
         torch.testing.assert_close(first, second)
+
+
+class TwoHeaded(nn.Module):
+    """An encoder and a decoder with batch norm, an auxiliary head, and edges."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.deep = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU())
+        self.mix = nn.Sequential(nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4), nn.Dropout(0.5))
+        self.head, self.auxiliary, self.draw = nn.Conv2d(4, 3, 1), nn.Conv2d(4, 3, 1), nn.Conv2d(4, 1, 1)
+        self.fixed = nn.Parameter(torch.ones(1), requires_grad=False)
+
+    def outputs(self, images: Tensor) -> dict[str, Tensor]:
+        deep = self.deep(images)
+        mixed = self.mix(deep)
+        return {"logits": self.head(mixed) * self.fixed, "auxiliary": self.auxiliary(deep), "edges": self.draw(mixed)}
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.outputs(images)["logits"]
+
+    def encoder(self) -> list[nn.Module]:
+        return [self.deep]
+
+
+def test_a_network_gives_its_outputs_or_else_its_logits() -> None:
+    images = torch.randn(2, 1, 8, 8)
+    both = TwoHeaded().eval()
+    outputs = outputs_of(both, images)
+    assert list(outputs) == ["logits", "auxiliary", "edges"]
+    assert torch.equal(outputs["logits"], both(images))
+    plain = tiny_network().eval()
+    assert list(outputs_of(plain, images)) == ["logits"]
+    assert torch.equal(outputs_of(plain, images)["logits"], plain(images))
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_a_step_trains_every_head_in_the_chosen_precision(precision: Any) -> None:
+    torch.manual_seed(0)
+    network, seen = TwoHeaded(), []
+    network.auxiliary.register_forward_hook(lambda _, __, output: seen.append(output.dtype))
+    fabric = Fabric(accelerator="cpu", devices=1, precision=precision)
+    wrapped, optimizer = set_up(fabric, network, make_optimizer(network, make_settings().train))
+    before = {name: tensor.clone() for name, tensor in network.named_parameters()}
+    training_step(fabric, wrapped, optimizer, Criterion(make_settings(), COUNTS), a_batch(halves=True), clip=1.0)
+    changed = {name for name, tensor in network.named_parameters() if not torch.equal(tensor, before[name])}
+    assert changed == before.keys() - {"fixed"}
+    assert seen == [torch.bfloat16 if precision == "bf16-mixed" else torch.float32]
+
+
+@pytest.mark.parametrize("parts", ["encoder", "decoder", "all"])
+def test_what_is_frozen_keeps_its_weights_and_statistics(parts: str) -> None:
+    torch.manual_seed(0)
+    network = TwoHeaded()
+    fabric = Fabric(accelerator="cpu", devices=1)
+    config = make_settings({"weight_decay": 0.1})
+    wrapped, optimizer = set_up(fabric, network, make_optimizer(network, config.train))
+    switch = Parts(network)
+    for each in ("all", parts):
+        switch.train(each)
+        before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+        training_step(fabric, wrapped, optimizer, Criterion(config, COUNTS), a_batch(halves=True), clip=1.0)
+    changed = {name for name, tensor in network.state_dict().items() if not torch.equal(tensor, before[name])}
+    encoder = {name for name in before if name.startswith("deep.")}
+    decoder = before.keys() - encoder - {"fixed"}
+    assert changed == {"encoder": encoder, "decoder": decoder, "all": encoder | decoder}[parts]
+    assert network.mix[2].training
+    switch.train("all")
+    assert all(module.training for module in network.modules())
+    assert [name for name, p in network.named_parameters() if not p.requires_grad] == ["fixed"]
+
+
+def phases(*rows: tuple[str, float, float]) -> list[PhaseSettings]:
+    return [PhaseSettings(parts=parts, share=share, rate=rate) for parts, share, rate in rows]  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("network", "parts", "message"),
+    [
+        (tiny_network, "encoder", 'parts = "encoder": this network has no encoder that could train; use "all"'),
+        (lambda: TwoHeaded().requires_grad_(False), "all", 'parts = "all": this network has no all'),
+    ],
+)
+def test_a_phase_in_which_nothing_trains_is_refused(network: Any, parts: str, message: str) -> None:
+    Parts(TwoHeaded()).check(phases(("encoder", 1, 1), ("decoder", 1, 1), ("all", 1, 1)))
+    with pytest.raises(SettingError, match=rf"^train\.schedule: {message}"):
+        Parts(network()).check(phases((parts, 1.0, 1.0)))
+
+
+@given(st.lists(st.floats(0.01, 10), min_size=1, max_size=5), st.floats(0, 1))
+@settings(deadline=None, max_examples=50)
+def test_phases_follow_one_another_by_their_shares(shares: list[float], progress: float) -> None:
+    schedule = phases(*(("all", share, 1.0) for share in shares))
+    index, done = phase_at(schedule, progress)
+    assert 0 <= done <= 1
+    assert (sum(shares[:index]) + done * shares[index]) / sum(shares) == pytest.approx(progress, abs=1e-9)
+    assert phase_at(schedule, 0.0) == (0, 0.0)
+    assert phase_at(schedule, 1.5) == (len(shares) - 1, 1.0)
+
+
+def test_one_phase_is_the_whole_run() -> None:
+    for progress in np.linspace(0, 1, 50):
+        assert phase_at(phases(("all", 1.0, 1.0)), float(progress)) == (0, float(progress))
 
 
 def drift(network: nn.Module) -> None:

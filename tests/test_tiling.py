@@ -8,10 +8,11 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional
 
+from pixelwise.data.scaling import Scaling
 from pixelwise.errors import DataError, SettingError
 from pixelwise.geometry import round_up
 from pixelwise.models import UNet
-from pixelwise.tiling import Tile, plan_overlapping_tiles, plan_tiles, plan_unpadded_tiles
+from pixelwise.tiling import Plan, Tile, of_scaled, plan_overlapping_tiles, plan_tiles, plan_unpadded_tiles
 
 SIZES = st.integers(1, 120)
 
@@ -95,6 +96,46 @@ def test_a_plan_with_overlaps(height: int, width: int, strides: int, stride: int
         assert (tile.window_height, tile.window_width) == plan.window_shape
         assert y1 >= height or y1 - plan.overlap in starts  # neighbours share the overlap
     assert (owners == 1).all()
+
+
+def scaled_plans(height: int, width: int, tile: int, stride: int) -> list[Plan]:
+    """A plan of each kind, right for one pixel more than a tile owns."""
+    return [
+        plan_tiles(height, width, tile, stride, 5 + 1),
+        plan_unpadded_tiles(height, width, tile, stride, 6, lambda length: length + 12, more=1),
+        plan_overlapping_tiles(height, width, tile, stride),
+    ]
+
+
+@given(SIZES, SIZES, st.sampled_from([0.5, 0.37, 0.1, 1.5]), st.integers(2, 4), st.sampled_from([4, 16]))
+@settings(deadline=None, max_examples=20)
+def test_tiles_of_an_image_that_is_scaled(height: int, width: int, scale: float, strides: int, stride: int) -> None:
+    scaling = Scaling.by(height, width, scale)
+    for small in scaled_plans(scaling.height, scaling.width, strides * stride, stride):
+        plan = of_scaled(small, scaling)
+        assert plan.seen_shape == (scaling.height, scaling.width)
+        assert (plan.window_shape, plan.tile) == (small.window_shape, small.tile)
+        owners = np.zeros((height, width), int)
+        logits = np.random.default_rng(0).normal(size=(1, scaling.height + 200, scaling.width + 200))
+        whole = scaling.back(logits, 0, 0, (0, height, 0, width))
+        for tile in plan.tiles:
+            owners[tile.owned] += 1
+            assert tile.y0 < tile.y1
+            assert tile.x0 < tile.x1
+            y0, y1, x0, x1 = (edge + plan.lost * sign for edge, sign in zip(tile.window, (1, -1, 1, -1), strict=True))
+            np.testing.assert_array_equal(plan.part(tile, logits[:, y0:y1, x0:x1]), whole[:, *tile.owned])
+            top, bottom, left, right = plan.source(tile)
+            assert 0 <= top <= tile.y0 < tile.y1 <= bottom <= height
+            assert 0 <= left <= tile.x0 < tile.x1 <= right <= width
+        assert (owners == 1).all()
+
+
+def test_the_windows_of_scaled_tiles_hold_the_margin_of_one_pixel_more() -> None:
+    plan = of_scaled(plan_tiles(100, 100, tile=16, stride=8, margin=8 + 1), Scaling.by(200, 200, 0.5))
+    tile = plan.tiles[8]
+    assert (tile.y0, tile.y1, tile.x0, tile.x1) == (33, 65, 33, 65)  # the centre of pixel 33 lies behind that of 16
+    assert tile.window == (0, 48, 0, 48)  # 16 to 32 with a margin of 16
+    assert plan.source(tile) == (0, 96, 0, 96)
 
 
 @pytest.mark.parametrize(

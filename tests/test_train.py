@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,15 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch import nn
 
 from pixelwise import checkpoint
 from pixelwise.api import load
 from pixelwise.checkpoint import MODEL_FILE
-from pixelwise.config import Overrides
+from pixelwise.config import Config, Overrides
 from pixelwise.errors import OutputError, RunError, SettingError
+from pixelwise.models import UNet
+from pixelwise.step import rate_factor
 from pixelwise.train import STATE_FILE, Clock, Result, Silent, StepReport, train
 
 MakeDataset = Callable[..., Path]
@@ -277,6 +281,163 @@ def test_init_starts_from_another_runs_weights(data: Path, make_dataset: MakeDat
     assert not (tmp_path / "fourth").exists()
 
 
+PHASES = [
+    {"parts": "decoder", "share": 3, "rate": 1.0},
+    {"parts": "encoder", "share": 2, "rate": 0.5},
+    {"parts": "all", "share": 3, "rate": 0.1},
+]
+
+
+class Watcher(Listener):
+    """Remembers the weights after each step, too; `training` looks at a network as it is made."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        super().__init__()
+        self.networks: list[nn.Module] = []
+        self.states: list[dict[str, torch.Tensor]] = []
+        build = checkpoint.build_network
+
+        def remember(config: Config) -> nn.Module:
+            self.networks.append(build(config))
+            return self.networks[-1]
+
+        monkeypatch.setattr("pixelwise.checkpoint.build_network", remember)
+
+    def stepped(self, report: StepReport) -> None:
+        super().stepped(report)
+        self.states.append({name: tensor.clone() for name, tensor in self.networks[-1].state_dict().items()})
+
+
+def test_a_schedule_trains_the_parts_by_turns(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    watcher = Watcher(monkeypatch)
+    overrides = small(steps_per_epoch=8, schedule=PHASES, rate=0.01, warmup=0.0, average=0.0)
+    train(data, tmp_path / "run", overrides, epochs=2, callbacks=watcher)
+    network: Any = watcher.networks[-1]
+    inside = {id(tensor) for part in network.encoder() for tensor in part.state_dict(keep_vars=True).values()}
+    names: dict[str, set[str]] = {"encoder": set(), "decoder": set()}
+    for name, tensor in network.state_dict(keep_vars=True).items():
+        names["encoder" if id(tensor) in inside else "decoder"].add(name)
+    assert names["encoder"]
+    assert names["decoder"]
+    changed = [
+        {name for name, tensor in after.items() if not torch.equal(tensor, before[name])}
+        for before, after in pairwise(watcher.states)
+    ]
+    for step, moved in enumerate(changed, start=1):
+        phase = 0 if step < 6 else 1 if step < 10 else 2
+        assert moved == (names[PHASES[phase]["parts"]] if phase < 2 else names["encoder"] | names["decoder"])
+    expected = [
+        0.01 * PHASES[index]["rate"] * rate_factor(step / count, 0.0)
+        for index, count in enumerate((6, 4, 6))
+        for step in range(count)
+    ]
+    assert watcher.rates == pytest.approx(expected)
+    assert [note for note in watcher.notes if note.startswith("phase ")] == [
+        "phase 1 of 3: parts decoder, 1 of the rate",
+        "phase 2 of 3: parts encoder, 0.5 of the rate",
+        "phase 3 of 3: parts all, 0.1 of the rate",
+    ]
+    assert [(line["phase"], line["parts"]) for line in watcher.lines] == [(2, "encoder"), (3, "all")]
+
+
+def test_a_run_with_a_schedule_stopped_anywhere_ends_with_the_same_bits(data: Path, tmp_path: Path) -> None:
+    overrides = small(checkpoint_seconds=0.0, schedule=PHASES)  # 3, 2 and 3 of the 8 steps
+    train(data, tmp_path / "whole", overrides, epochs=2, seed=1)
+    out = tmp_path / "stopped"
+    for sitting, step in enumerate((2, 4, 6, 7)):  # in each phase, and across each of their borders
+        with pytest.raises(KeyboardInterrupt):
+            train(data, out, overrides, epochs=2, seed=1, resume=sitting > 0, callbacks=StopAt(step))
+    train(data, out, overrides, epochs=2, seed=1, resume=True)
+    assert_same_run(tmp_path / "whole", out)
+    with pytest.raises(RunError, match="exists already"):
+        train(data, out, overrides, epochs=2)
+
+
+def test_phases_follow_minutes_too(data: Path, tmp_path: Path) -> None:
+    listener = Listener()
+    train(data, tmp_path / "run", small(schedule=PHASES), minutes=0.08, callbacks=listener)
+    assert len([note for note in listener.notes if note.startswith("phase ")]) == 3
+    assert listener.lines[-1]["parts"] == "all"
+
+
+def test_a_schedule_that_trains_nothing_leaves_nothing_behind(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(UNet, "encoder", lambda _: [])
+    with pytest.raises(SettingError, match=r'^train\.schedule: parts = "encoder": this network has no encoder'):
+        train(data, tmp_path / "run", small(schedule=PHASES), epochs=1)
+    assert not (tmp_path / "run").exists()
+
+
+TRAINING = sys.modules["pixelwise.train"]  # the package's attribute of that name is the function
+
+
+@pytest.fixture
+def fetched(monkeypatch: pytest.MonkeyPatch) -> list[nn.Module]:
+    """The backbones whose published weights were asked for; all of these are 7."""
+    asked: list[nn.Module] = []
+
+    def load_pretrained(backbone: nn.Module) -> str:
+        asked.append(backbone)
+        for parameter in backbone.parameters():
+            nn.init.constant_(parameter, 7.0)
+        return "weights of sevens"
+
+    monkeypatch.setattr(TRAINING, "load_pretrained", load_pretrained)
+    return asked
+
+
+def pretrained() -> Overrides:
+    overrides = small(rate=1e-9, weight_decay=0.0, checkpoint_seconds=1e6)
+    overrides["model"] |= {"pretrained": True, "backbone": "lenet", "depth": 1, "residual": False}
+    return overrides
+
+
+def sevens(run: Path) -> bool:
+    tensors = [t for name, t in load_file(run / MODEL_FILE).items() if "backbone" in name and "weight" in name]
+    return len(tensors) > 0 and all(torch.allclose(tensor, torch.tensor(7.0)) for tensor in tensors)
+
+
+def test_a_run_starts_from_published_weights_and_never_fetches_them_again(
+    data: Path, tmp_path: Path, fetched: list[nn.Module]
+) -> None:
+    listener, out = Listener(), tmp_path / "run"
+    with pytest.raises(KeyboardInterrupt):
+        train(data, out, pretrained(), epochs=1, callbacks=StopAt(1))
+    train(data, out, resume=True)
+    assert len(fetched) == 1
+    assert sevens(out)
+    assert load(out).config.model.pretrained
+    train(data, tmp_path / "tuned", pretrained(), epochs=1, init=out, callbacks=listener)
+    assert len(fetched) == 1
+    assert sevens(tmp_path / "tuned")
+    train(data, tmp_path / "again", pretrained(), epochs=1, callbacks=listener)
+    assert len(fetched) == 2
+    assert "weights of sevens" in listener.notes
+
+
+def test_weights_that_cannot_be_fetched_leave_nothing_behind(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def offline(_: nn.Module) -> str:
+        raise SettingError("no internet")
+
+    monkeypatch.setattr(TRAINING, "load_pretrained", offline)
+    with pytest.raises(SettingError, match="no internet"):
+        train(data, tmp_path / "run", pretrained(), epochs=1)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_from_other_weights_that_stopped_at_once_still_starts_from_them(data: Path, tmp_path: Path) -> None:
+    train(data, tmp_path / "first", small(steps_per_epoch=10, rate=0.01), epochs=1)
+    overrides = small(checkpoint_seconds=1e6)
+    train(data, tmp_path / "whole", overrides, epochs=1, init=tmp_path / "first")
+    with pytest.raises(KeyboardInterrupt):
+        train(data, tmp_path / "stopped", overrides, epochs=1, init=tmp_path / "first", callbacks=StopAt(2))
+    train(data, tmp_path / "stopped", resume=True)
+    assert_same_run(tmp_path / "whole", tmp_path / "stopped")
+
+
 def test_a_diverging_training_stops_with_advice(data: Path, tmp_path: Path) -> None:
     overrides = small(optimizer="sgd", rate=1e30, clip=0.0, warmup=0.0, momentum=0.0, steps_per_epoch=20)
     overrides["model"]["norm"] = "none"
@@ -336,6 +497,23 @@ def test_two_processes_over_gloo(data: Path, tmp_path: Path) -> None:
     assert metadata["state"]["step"] == 90
     with pytest.raises(RunError, match=r"was written by 2 processes, not 1"):
         _resume_alone(data, out)
+
+
+@pytest.mark.slow
+def test_two_processes_freeze_the_same_parts(data: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    schedule = ", ".join(f'{{parts="{parts}", share=1, rate=1.0}}' for parts in ("decoder", "encoder", "all"))
+    settings = ["train.devices=2", "train.steps_per_epoch=3", f"train.schedule=[{schedule}]", "train.average=0"]
+    more = [part for setting in settings for part in ("--set", setting)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        train_command(data, out, *more, "--json"), capture_output=True, text=True, env=environment, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    lines = [json.loads(line) for line in (out / "history.jsonl").read_text().splitlines()]
+    assert [line["parts"] for line in lines] == ["decoder", "encoder", "all"]
+    steps = {int(t) for name, t in load_file(out / STATE_FILE).items() if name.endswith("/step")}
+    assert steps == {6}  # of 9: every part sat out one phase
 
 
 def _resume_alone(data: Path, out: Path) -> None:

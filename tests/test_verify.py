@@ -19,12 +19,12 @@ from pixelwise.predict import Predictor
 from pixelwise.verify import verify_seams
 
 
-def settings() -> Config:
+def settings(scale: float = 1.0) -> Config:
     return make_config(
         {
             "data": {
                 "labels": "binary", "classes": ["background", "cell"], "colors": [[0, 0, 0], [250, 120, 10]],
-                "values": [0, 255], "ignore": [], "channels": 1, "scale": 1.0, "normalization": "fixed",
+                "values": [0, 255], "ignore": [], "channels": 1, "scale": scale, "normalization": "fixed",
                 "mean": [0.5], "std": [0.25],
             },
             "model": {},
@@ -35,8 +35,8 @@ def settings() -> Config:
     )  # fmt: skip
 
 
-def predictor(network: nn.Module, **keywords: Any) -> Predictor:
-    return Predictor(network, settings(), engine="torch", **keywords)
+def predictor(network: nn.Module, scale: float = 1.0, **keywords: Any) -> Predictor:
+    return Predictor(network, settings(scale), engine="torch", **keywords)
 
 
 def make_network(**keywords: Any) -> UNet:
@@ -65,6 +65,23 @@ def test_exact_networks_have_no_seams(padding: Any, tile: Any, tmp_path: Path) -
     assert (found["stride"], found["halo"], found["margin"]) == (geometry.stride, geometry.halo, geometry.margin)
     assert found["exact"] is True
     assert found["engine"] == "torch"
+
+
+@pytest.mark.parametrize("scale", [0.5, 1.5])
+@pytest.mark.parametrize("padding", ["same", "valid"])
+def test_exact_networks_have_none_where_images_are_scaled(padding: Any, scale: float, tmp_path: Path) -> None:
+    found = verify_seams(predictor(make_network(padding=padding), scale), save(tmp_path / "x.tif"))
+    assert 0 <= found["max_relative_difference"] < 2e-6
+    assert found["flipped_pixels"] == 0
+    assert (found["whole"], found["height"], found["width"]) == (True, 130, 170)
+    assert found["tiles"] >= 3 * 3
+
+
+def test_a_margin_that_is_short_shows_where_images_are_scaled(tmp_path: Path) -> None:
+    network = make_network()
+    network.geometry = replace(network.geometry, margin=4, halo=4)
+    found = verify_seams(predictor(network, 0.5), save(tmp_path / "x.tif"), 16)
+    assert found["max_relative_difference"] > 10 * found["tolerance"]
 
 
 def test_the_differences_are_those_of_the_logits(tmp_path: Path) -> None:

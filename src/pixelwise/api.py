@@ -67,6 +67,7 @@ class Run:
         limit: int | None = None,
         pixels: int | None = None,
         amp: bool = False,
+        compiled: bool = False,
     ) -> Predictor:
         """The network with its preprocessing, on a device; the compiled network is kept beside the run.
 
@@ -77,12 +78,13 @@ class Run:
         stride = self.network.geometry.stride if isinstance(self.network.geometry, Geometry) else 1
         is_cached = ExportedEngine.is_kept(self.network, cache, stride)
         few = pixels is not None and pixels < WORTH_PREPARING and not is_cached
-        if engine == "auto" and (few or amp):
+        if engine == "auto" and (few or amp or compiled):
             engine = "torch"
         chosen = choose_engine(engine, self.network, pick_device(device))
         if limit is not None and chosen != "torch" and not is_cached:
             self._export_elsewhere(engine)
-        return Predictor(self.network, self.config, pick_device(device), engine, tile, views, cache, limit, amp)
+        place = pick_device(device)
+        return Predictor(self.network, self.config, place, engine, tile, views, cache, limit, amp, compiled)
 
     def _export_elsewhere(self, engine: str) -> None:
         """Export the network in a process of its own, whose memory is free again when it ends.
@@ -202,7 +204,7 @@ class Run:
         parameters = sum(p.numel() for p in self.network.parameters())
         length = f"{train.minutes:g} minutes" if train.minutes else f"{train.epochs} epochs"
         return {
-            "Network": f"{model.name}, width {model.width}, depth {model.depth}, {parameters:,} parameters",
+            "Network": f"{model.title()}, {parameters:,} parameters",
             "Best epoch": f"{self.facts.get('epoch')} (mean IoU on val {self.facts.get('mean_iou', float('nan')):.4f})",
             "Training": f"{length}, batches of {train.batch} patches of {train.patch[0]} x {train.patch[1]}",
             "Images": f"{metrics['images']} measured, scale {data.scale:g}, normalisation {data.normalization}",

@@ -7,7 +7,8 @@ import hashlib
 import json
 import math
 import shutil
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -19,9 +20,9 @@ from pixelwise.data.inputs import Job
 from pixelwise.data.sinks import ZarrMask, write_pyramid_tiff
 from pixelwise.data.sources import Source, is_zarr, open_source
 from pixelwise.data.targets import objects
-from pixelwise.data.writers import job_of, write_image, write_mask, write_probabilities
+from pixelwise.data.writers import TIFF_BUFFER, job_of, write_image, write_mask, write_probabilities
 from pixelwise.errors import DataError, OutputError
-from pixelwise.inference import enlarge, softmax
+from pixelwise.inference import softmax
 from pixelwise.memory import size_text
 from pixelwise.pictures import overlay, to_display
 from pixelwise.postprocess import PostProcess, choose_classes, clean, clean_tiles
@@ -87,25 +88,40 @@ class Task:
         target = outputs.target(self.job, ".zarr")
         return any(ZarrMask.job_of(path) is not None for path in (target, growing(target)))
 
+    def record(self, details: Entry) -> str:
+        """What a finished PNG or TIFF carries: its name, and what its entry says beside paths and sizes."""
+        return json.dumps({"name": self.name, **details})
+
     def finished(self, outputs: Outputs) -> Entry | None:
         """What an earlier process wrote for this image and these settings, if it came to an end."""
         if not self.job.source.exists():
             return None
-        masks = [path for suffix in (".png", ".tif") if job_of(path := outputs.target(self.job, suffix)) == self.name]
-        store = outputs.target(self.job, ".zarr")
-        begun = ZarrMask.job_of(store)
-        if begun is not None and begun.get("name") == self.name and ZarrMask.resume(store, begun).complete:
-            masks.append(store)
+        targets = [outputs.target(self.job, suffix) for suffix in (".png", ".tif", ".zarr")]
+        masks = {path: record for path in targets if (record := _record_of(path)).get("name") == self.name}
         if not masks:
             return None
-        entry: Entry = {"input": str(self.job.source), "mask": str(masks[0])}
+        path, record = next(iter(masks.items()))
+        entry: Entry = {"input": str(self.job.source), "mask": str(path)}
         for kind, folder in (("instances", "instances"), ("probabilities", "probabilities"), ("overlay", "overlays")):
             paths = [outputs.target(self.job, suffix, folder) for suffix in (".png", ".tif", ".zarr")]
             if there := [path for path in paths if path.exists()]:
                 entry[kind] = str(there[0])
-        with open_source(masks[0]) as mask:
+        with open_source(path) as mask:
             entry |= {"width": mask.width, "height": mask.height}
-            return entry if mask.pages == 1 else entry | {"pages": mask.pages}
+        return entry | {key: value for key, value in record.items() if key != "name"}
+
+
+def _record_of(path: Path) -> Entry:
+    """What `Task.record` left in a finished mask; nothing in what is none of ours, or not finished."""
+    if path.suffix == ".zarr":
+        begun = ZarrMask.job_of(path)
+        if begun is None or not (found := ZarrMask.resume(path, begun)).complete:
+            return {}
+        return {"name": begun.get("name"), **found.details}
+    with suppress(ValueError):
+        record = json.loads(job_of(path) or "{}")
+        return record if isinstance(record, dict) else {}
+    return {}
 
 
 def growing(target: Path) -> Path:
@@ -128,8 +144,11 @@ class Canvas(Protocol):
         """Take in K x h x w logits of what a tile owns; outside of `region` (h x w bool) they count as background."""
         ...
 
-    def finish(self, note: Note, tick: Progress) -> Entry:
-        """Write what is to be written; the paths, by what they are. `tick` is called often, and may raise."""
+    def finish(self, details: Entry, note: Note, tick: Progress) -> Entry:
+        """Write what is to be written; the paths, by what they are.
+
+        `details` are what else an entry says, which is kept with the mask; `tick` is called often, and may raise.
+        """
         ...
 
 
@@ -142,13 +161,10 @@ class MemoryCanvas:
         source: Source,
         outputs: Outputs,
         classes: ClassMap,
-        plan: Plan,
-        region: np.ndarray | None = None,
         instances: bool = False,
     ) -> None:
-        self._task, self._job, self._outputs, self._classes, self._plan = task, task.job, outputs, classes, plan
+        self._task, self._job, self._outputs, self._classes = task, task.job, outputs, classes
         self._shape = source.pages, source.height, source.width
-        self._region = region  # H x W bool of an image that is scaled; other tiles bring their own
         self._instances = instances
         self._suffix = ".png" if outputs.format_of(task.job, source) == "png" and source.pages == 1 else ".tif"
         self._target = outputs.target(task.job, self._suffix)
@@ -159,19 +175,16 @@ class MemoryCanvas:
             count = len(classes)
             self._probabilities = np.zeros((source.pages, count, *self._shape[1:]), outputs.probability_type)
         self._picture = to_display(source.read(0, 0, source.height, 0, source.width)) if outputs.overlay else None
-        self._small: dict[int, tuple[np.ndarray, list[int]]] = {}  # page -> scaled logits, tiles that are in
 
     @staticmethod
-    def bytes_needed(source: Source, outputs: Outputs, classes: int, plan: Plan, instances: bool) -> int:
-        """What it holds at most: masks and what is beside them of all pages, and what is needed to write a page."""
-        pixels, small = source.height * source.width, plan.height * plan.width
+    def bytes_needed(source: Source, outputs: Outputs, classes: int, instances: bool) -> int:
+        """What it holds at most: masks and what is beside them of all pages, and what is needed to write them."""
+        pixels = source.height * source.width
         each = 1 + (8 if instances else 0)
         each += classes * np.dtype(outputs.probability_type).itemsize if outputs.probabilities else 0
         working = 16 + (48 if outputs.overlay else 0)
-        if small != pixels:
-            all_at_once = outputs.probabilities or outputs.clean.threshold is not None or outputs.inside is not None
-            working += 8 * classes if all_at_once else 12
-        return source.pages * pixels * each + pixels * working + (4 * classes * small if small != pixels else 0)
+        encoder = min(2 * TIFF_BUFFER, 2 * source.pages * pixels * each)  # what is compressed, and was
+        return source.pages * pixels * each + pixels * working + encoder
 
     def is_done(self, number: int) -> bool:
         """Nothing is kept from an earlier process."""
@@ -183,36 +196,20 @@ class MemoryCanvas:
         self.put(number, page, tile, _only_inside(logits, np.zeros(logits.shape[1:], bool)), None)
 
     def put(self, number: int, page: int, tile: Tile, logits: np.ndarray, region: np.ndarray | None) -> None:
-        """Take in what a tile owns; an image that was scaled waits for its last tile to be scaled back."""
-        if (self._plan.height, self._plan.width) == self._shape[1:]:
-            self._take(page, tile.owned, logits, region)
-            return
-        if page not in self._small:
-            self._small[page] = np.empty((len(logits), self._plan.height, self._plan.width), logits.dtype), []
-        small, arrived = self._small[page]
-        small[:, *tile.owned] = logits
-        arrived.append(number)
-        if len(arrived) == len(self._plan.tiles):
-            del self._small[page]
-            self._take(page, (slice(None), slice(None)), enlarge(small, *self._shape[1:]), self._region)
-
-    def _take(
-        self, page: int, place: tuple[slice, slice], planes: Iterable[np.ndarray], region: np.ndarray | None
-    ) -> None:
-        if self._probabilities is not None or self._outputs.clean.threshold is not None or region is not None:
-            planes = np.stack(list(planes))
+        """Take in what a tile owns."""
         if region is not None:
-            planes = _only_inside(np.asarray(planes), region)
-        self._masks[page][place] = choose_classes(planes, self._outputs.clean)
+            logits = _only_inside(logits, region)
+        self._masks[page][tile.owned] = choose_classes(logits, self._outputs.clean)
         if self._probabilities is not None:
-            stored = _stored_probabilities(np.asarray(planes), self._outputs.probability_type)
-            self._probabilities[page][:, *place] = stored
+            stored = _stored_probabilities(logits, self._outputs.probability_type)
+            self._probabilities[page][:, *tile.owned] = stored
 
-    def finish(self, note: Note, tick: Progress) -> Entry:
+    def finish(self, details: Entry, note: Note, tick: Progress) -> Entry:
         """Write the mask and what was asked for beside it."""
         outputs = self._outputs
         if outputs.clean.changes_mask:
-            self._masks = np.stack([clean(mask, outputs.clean) for mask in self._masks])
+            for mask in self._masks:
+                mask[:] = clean(mask, outputs.clean)
         entry: Entry = {"mask": str(self._target)}
         if self._instances:
             entry["instances"] = str(self._write_instances())
@@ -225,7 +222,8 @@ class MemoryCanvas:
             write_image(target, overlay(self._picture, self._masks[0], self._classes))
             entry["overlay"] = str(target)
         # Last, because it says that all is done.
-        write_mask(self._target, _flat(self._masks), self._classes.palette, self._pixel_size, self._task.name)
+        record = self._task.record(details)
+        write_mask(self._target, _flat(self._masks), self._classes.palette, self._pixel_size, record)
         return entry
 
     def _write_instances(self) -> Path:
@@ -295,17 +293,17 @@ class ZarrCanvas:
         classes = choose_classes(logits, self._outputs.clean)
         self._mask.write(number, page, tile.y0, tile.x0, classes)  # last: its record says that the tile is done
 
-    def finish(self, note: Note, tick: Progress) -> Entry:
+    def finish(self, details: Entry, note: Note, tick: Progress) -> Entry:
         """Clean the mask, add its pyramid, assemble the TIFF."""
         entry: Entry = {"mask": str(self._target)}
         if self._probabilities is not None:
             self._probabilities.finish(tick)
             entry["probabilities"] = str(self._probabilities.path)
         mask = self._cleaned(note, tick) if self._outputs.clean.changes_mask else self._mask
-        mask.finish(tick)
+        mask.finish(tick, details)
         if self._wants_tiff:
             note(f"{self._target}: assembling the TIFF")
-            write_pyramid_tiff(self._target, mask, self._classes.palette, self._task.name, tick)
+            write_pyramid_tiff(self._target, mask, self._classes.palette, self._task.record(details), tick)
         for path in {self._grows, mask.path} - {self._target}:
             shutil.rmtree(path, ignore_errors=True)
         return entry
@@ -343,42 +341,36 @@ def open_canvas(
     classes: ClassMap,
     plan: Plan,
     room: int,
-    region: np.ndarray | None,
     instances: bool,
     note: Note,
 ) -> Canvas:
     """A canvas in memory where the format and the memory let one, else a Zarr.
 
     Raises:
-        DataError: the image must be held in memory, because it is scaled or a PNG is wanted, and is too large.
+        DataError: a PNG is wanted, whose mask must be held in memory, and is too large.
     """
     job = task.job
     kind = outputs.format_of(job, source)
-    is_scaled = (plan.height, plan.width) != (source.height, source.width)
-    needed = MemoryCanvas.bytes_needed(source, outputs, len(classes), plan, instances)
-    if outputs.format == "auto" and ((is_scaled and kind == "zarr") or (not is_scaled and needed > room)):
-        outputs = replace(outputs, format="tiff") if kind != "zarr" or is_scaled else outputs
-        kind = outputs.format_of(job, source)
-    if is_scaled and kind == "zarr":
-        raise DataError(f"{job.source}: a network with data.scale other than 1 writes PNG or TIFF, not Zarr.")
-    if is_scaled or kind == "png":
+    needed = MemoryCanvas.bytes_needed(source, outputs, len(classes), instances)
+    if outputs.format == "auto" and kind == "png" and needed > room:
+        outputs, kind = replace(outputs, format="tiff"), "tiff"
+    if kind == "png":
         if needed > room:
-            what = "a network with data.scale other than 1" if is_scaled else "a PNG"
-            raise _too_large(source, needed, room, what)
-        return MemoryCanvas(task, source, outputs, classes, plan, region, instances)
+            raise _too_large(source, needed, room)
+        return MemoryCanvas(task, source, outputs, classes, instances)
     # What was begun by tiles goes on so; what takes long can only be resumed if it is written by tiles.
     begun = outputs.resume and ZarrMask.job_of(ZarrCanvas.growing_path(job, source, outputs)) is not None
     is_long = source.pages * source.height * source.width > PNG_PIXELS and not (instances or outputs.overlay)
     if kind == "tiff" and needed <= room and not begun and not is_long:
-        return MemoryCanvas(task, source, outputs, classes, plan, region, instances)
+        return MemoryCanvas(task, source, outputs, classes, instances)
     if instances or outputs.overlay:
         note(f"{job.source}: is written by tiles; instances and overlays are made of images in memory alone.")
     return ZarrCanvas(task, source, outputs, classes, plan)
 
 
-def _too_large(source: Source, needed: int, room: int, what: str) -> DataError:
+def _too_large(source: Source, needed: int, room: int) -> DataError:
     return DataError(
-        f"{what} holds the whole mask of {source.height} x {source.width} pixels in memory, which takes "
+        f"a PNG holds the whole mask of {source.height} x {source.width} pixels in memory, which takes "
         f"{size_text(needed)}, and {size_text(max(room, 0))} are left; take --format tiff or zarr, or allow more."
     )
 
@@ -392,7 +384,10 @@ def _only_inside(logits: np.ndarray, region: np.ndarray) -> np.ndarray:
 
 def _stored_probabilities(logits: np.ndarray, dtype: str) -> np.ndarray:
     probabilities = softmax(logits)
-    return np.rint(probabilities * 255).astype(np.uint8) if dtype == "uint8" else probabilities.astype(np.float16)
+    if dtype == "uint8":
+        probabilities *= 255
+        return np.rint(probabilities, out=probabilities).astype(np.uint8)
+    return probabilities.astype(np.float16)
 
 
 def _flat(pages: np.ndarray) -> np.ndarray:

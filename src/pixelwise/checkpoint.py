@@ -5,6 +5,7 @@ resume needs. Both are single files, renamed when whole, so that they are never 
 """
 
 import hashlib
+import inspect
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,10 +16,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from pixelwise.config import Config, make_config
-from pixelwise.errors import ModelError, RunError, SettingError
+from pixelwise.config import Config, ModelSettings, make_config
+from pixelwise.errors import ModelError, RunError, SettingError, near
 from pixelwise.files import write_with
-from pixelwise.models import build
+from pixelwise.models import MODELS, Segmenter, build
 
 FORMAT = "pixelwise"
 MODEL_FILE = "model.safetensors"  # in a run's folder
@@ -71,15 +72,43 @@ def _check_header(path: Path, header: Mapping[str, str]) -> None:
         )
 
 
-def build_network(config: Config) -> nn.Module:
+def build_network(config: Config) -> Segmenter:
     """The network that a config describes, freshly initialised from torch's current random state.
 
+    Settings that are None are left to the network; `model.pretrained` is up to the training, so that a run can be read
+    without the published weights.
+
     Raises:
-        SettingError, ModelError: the settings make no network.
+        SettingError, ModelError: the settings make no network, or one that lacks what they ask for.
     """
-    settings = config.model
-    keywords = settings.model_dump(exclude={"name"})
-    return build(settings.name, in_channels=config.data.channels, num_classes=len(config.data.classes), **keywords)
+    settings, classes = config.model, len(config.data.classes)
+    keywords = settings.model_dump(exclude={"name", "pretrained"}, exclude_none=True)
+    own = settings_of(settings.name)
+    for key in keywords:
+        if key not in own:
+            raise SettingError(f"model.{key}: {settings.name} has no such setting; it has {', '.join(own)}.")
+    network = build(settings.name, in_channels=config.data.channels, num_classes=classes, **keywords)
+    if settings.pretrained and getattr(network, "backbone", None) is None:
+        raise SettingError(
+            f"model.pretrained: {settings.title()} has no backbone that weights are published for; "
+            "choose a network with a model.backbone, or leave the setting out."
+        )
+    return network
+
+
+def settings_of(name: str) -> list[str]:
+    """The model's settings that the network called `name` has.
+
+    Raises:
+        SettingError: there is no such network.
+
+    >>> "padding" in settings_of("unet")
+    True
+    """
+    if name not in MODELS:
+        raise SettingError(f"model.name: there is no network {name!r}; {near(name, MODELS)}.")
+    parameters = inspect.signature(MODELS[name]).parameters
+    return [key for key in ModelSettings.model_fields if key in parameters]
 
 
 def save_model(path: Path, network: nn.Module, config: Config, facts: Mapping[str, Any]) -> None:

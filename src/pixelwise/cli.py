@@ -158,6 +158,51 @@ def train(
         _print(as_json, quiet, value, lines)
 
 
+@app.command(epilog="Example: pixelwise pretrain cells/ --out runs/encoder --task autoencode --minutes 5")
+@guarded
+def pretrain(
+    data: Data,
+    out: Annotated[Path, typer.Option(help="Folder to make; `train --init` starts from it.")],
+    task: Annotated[str, typer.Option(help="classify (the pixel in a patch's middle), autoencode or stacked.")] = (
+        "classify"
+    ),
+    model: Annotated[str | None, typer.Option(help="Architecture whose encoder is trained.")] = None,
+    minutes: Minutes = None,
+    epochs: Epochs = None,
+    config: ConfigFile = None,
+    assignments: Settings = None,
+    seed: Seed = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace what is in --out.")] = False,
+    allow: Allow = None,
+    device: Device = "auto",
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Train an encoder alone, as a start for train --init."""
+    overrides = _overrides(config, assignments)
+    if model is not None:
+        overrides.setdefault("model", {})["name"] = model
+    from pixelwise.pretrain import pretrain
+
+    with Progress("pretraining", quiet) as progress:
+        result = pretrain(
+            data, out, task, overrides, minutes=minutes, epochs=epochs, seed=seed, force=force, allow=allow or [],
+            device=device, callbacks=TrainingProgress(progress, out), started=_started(),
+        )  # fmt: skip
+    value = {
+        "run": str(result.run),
+        "task": result.task,
+        "minutes": result.minutes,
+        "steps": result.steps,
+        "loss": result.loss,
+    }
+    lines = [
+        f"{result.run}: encoder trained by {result.task} in {result.minutes:.1f} min, {result.steps} steps, last loss "
+        f"{result.loss:.4f}; start from it with: pixelwise train {data} --init {result.run} --out NEW"
+    ]
+    _print(as_json, quiet, value, lines)
+
+
 @app.command(epilog="Example: pixelwise plan cells/ --set train.batch=4")
 @guarded
 def plan(
@@ -247,6 +292,9 @@ def predict(
     overlay: Annotated[bool, typer.Option("--overlay", help="Write pictures of the masks over the images.")] = False,
     tta: Annotated[str, typer.Option(help="Test-time augmentation: none, flips (4 runs) or turns (8 runs).")] = "none",
     amp: Annotated[bool, typer.Option("--amp", help="Half precision on a GPU: faster, and no longer exact.")] = False,
+    compiled: Annotated[
+        bool, typer.Option("--compile", help="PyTorch's compiler: takes a minute first, pays for long work on a GPU.")
+    ] = False,
     threshold: Annotated[
         float | None, typer.Option(help="Probability that class 1 of 2 must reach; default: the likelier class.")
     ] = None,
@@ -277,7 +325,7 @@ def predict(
         out, file_format, probabilities, overlay, probability_type, clean, inside, skip_background, resume  # type: ignore[arg-type]
     )  # fmt: skip
     pixels = count_pixels(find_inputs(inputs), WORTH_PREPARING)
-    predictor = load(run).predictor(device, engine, tile or "auto", tta, _bytes(max_ram), pixels, amp)
+    predictor = load(run).predictor(device, engine, tile or "auto", tta, _bytes(max_ram), pixels, amp, compiled)
     with Progress("predicting", quiet) as progress:
         if predictor.runner.engine.note:
             progress.note(predictor.runner.engine.note)
@@ -359,6 +407,76 @@ def verify_seams(
     if found["exact"] and (found["flipped_pixels"] or found["max_relative_difference"] > found["tolerance"]):
         print("error: the tiles of a network that is exact differ; please report this.", file=sys.stderr)
         raise typer.Exit(OUR_FAILURE)
+
+
+@app.command(epilog="Example: pixelwise models unet --set model.width=16")
+@guarded
+def models(
+    name: Annotated[str | None, typer.Argument(metavar="NAME", help="One architecture; default: all.")] = None,
+    assignments: Settings = None,
+    channels: Annotated[int, typer.Option(min=1, help="Channels of the image.")] = 3,
+    classes: Annotated[int, typer.Option(min=1, help="Number of classes.")] = 2,
+    size: Annotated[int, typer.Option(min=1, help="Side of the image that is counted for, in pixels.")] = 512,
+    features: Annotated[
+        tuple[Path, Path] | None,
+        typer.Option(metavar="RUN IMAGE", help="Draw filters and feature maps of a run of NAME for an image."),
+    ] = None,
+    layer: Annotated[
+        list[str] | None, typer.Option(metavar="LAYER", help="A layer to draw; may be repeated; default: some.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Picture to write; default RUN/features-IMAGE.png.")] = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """List the architectures with their size, cost and geometry, or the layers of one of them."""
+    settings = _model_settings(name, assignments, features is not None, layer or out)
+    from pixelwise.models import summary
+
+    if features is not None:
+        assert name is not None
+        _draw_features(name, *features, layer or [], out, as_json, quiet)
+    elif name is None:
+        found = summary.summarize_all(channels, classes, size)
+        _print(as_json, quiet, {"models": [one.totals() for one in found]}, summary.describe_all(found))
+    else:
+        one = summary.summarize(name, settings, channels, classes, size)
+        _print(as_json, quiet, one.to_json(), summary.describe(one))
+
+
+def _model_settings(name: str | None, assignments: list[str] | None, draws: bool, drawn: object) -> dict[str, Any]:
+    """The settings of section `model`; options that need another one are refused."""
+    from pixelwise.errors import SettingError
+
+    overrides = _overrides(None, assignments)
+    if name is None and (draws or overrides):
+        raise SettingError(f"{'--features' if draws else '--set'}: name the network, as in `pixelwise models unet`.")
+    if drawn and not draws:
+        raise SettingError("--layer and --out belong to --features RUN IMAGE.")
+    if draws and overrides:
+        raise SettingError("--set: a run has its settings; leave it out beside --features.")
+    if set(overrides) - {"model"}:
+        raise SettingError("--set: only settings of the network, model.*, count here.")
+    return overrides.get("model", {})
+
+
+def _draw_features(
+    name: str, run: Path, image: Path, layers: list[str], out: Path | None, as_json: bool, quiet: bool
+) -> None:
+    """Write the picture, and tell where."""
+    from pixelwise.api import load
+    from pixelwise.errors import SettingError
+    from pixelwise.files import write_with
+    from pixelwise.report.features import draw_features
+
+    loaded = load(run)
+    if loaded.config.model.name != name:
+        raise SettingError(f"{run}: is a run of {loaded.config.model.name}, not of {name}; name that one.")
+    predictor = loaded.predictor("cpu", "torch")
+    picture, drawn = draw_features(predictor, image, layers, f"{name}: {run.resolve().name}")
+    path = out or run / f"features-{image.stem}.png"
+    write_with(path, lambda temporary: temporary.write_bytes(picture))
+    rows = [{"name": one.name, "kind": one.kind, "shape": list(one.maps.shape)} for one in drawn]
+    _print(as_json, quiet, {"features": str(path), "layers": rows}, [str(path)])
 
 
 @app.command(epilog="Example: pixelwise demo --out demo")

@@ -49,16 +49,43 @@ class DataSettings(Section):
 
 
 class ModelSettings(Section):
-    """The network. Keys that a network does not have stay at their defaults."""
+    """The network. What is left out is up to the plan or the network; what a network does not have is refused."""
 
     name: str = "unet"
-    width: Count = 32  # channels of the first level
-    depth: Count = 4  # number of poolings
-    padding: Literal["same", "valid"] = "same"
-    norm: Literal["batch", "group", "none"] = "batch"
-    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    stem: Literal[1, 2, 4] = 1  # the image is folded by this before the first level
-    residual: bool = False  # a shortcut beside each level's two convolutions
+    width: Count | None = None  # channels of the first level, or of the layers behind a backbone
+    depth: Count | None = None  # number of poolings
+    padding: Literal["same", "valid"] | None = None
+    norm: Literal["batch", "group", "none"] | None = None
+    dropout: Annotated[float, Field(ge=0, lt=1)] | None = None
+    stem: Literal[1, 2, 4] | None = None  # the image is folded by this before the first level
+    residual: bool | None = None  # a shortcut beside each level's two convolutions
+    backbone: str | None = None  # the encoder by name: resnet50, vgg16, any timm encoder
+    pretrained: bool = False  # the training starts from the backbone's published weights; they need internet once
+    output_stride: Literal[8, 16, 32] | None = None  # image pixels of a cell at the backbone's deepest level
+    auxiliary: bool | None = None  # a second head on an earlier level, for the training alone
+    head: Literal["aspp", "largefov"] | None = None  # of DeepLabV2
+    image_branch: bool | None = None  # pooling over the whole image beside the atrous convolutions
+
+    def title(self) -> str:
+        """The network in a few words.
+
+        >>> ModelSettings(name="pspnet", backbone="resnet18", width=64).title()
+        'pspnet, backbone resnet18, width 64'
+        """
+        known = {key: getattr(self, key) for key in ("backbone", "width", "depth")}
+        return ", ".join([self.name, *(f"{key} {value}" for key, value in known.items() if value is not None)])
+
+
+class PhaseSettings(Section):
+    """A phase of the training, a `[[train.schedule]]` table; without any, all parts train throughout.
+
+    Phases follow one another in their order. In each, the rate rises and falls as it does in a run without phases.
+    What does not train keeps its weights, and its batch norm the statistics that it has.
+    """
+
+    parts: Literal["encoder", "decoder", "all"]  # which parts of the network train; the others are frozen
+    share: Positive  # of the run's length, relative to the sum of all phases' shares
+    rate: Positive  # factor of train.rate
 
 
 class TrainSettings(Section):
@@ -74,7 +101,7 @@ class TrainSettings(Section):
     rate: Positive  # highest learning rate
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9  # sgd only
     weight_decay: NotNegative = 0.01
-    warmup: Annotated[float, Field(ge=0, lt=1)] = 0.05  # part of the run in which the rate rises
+    warmup: Annotated[float, Field(ge=0, lt=1)] = 0.05  # part of the run, or of each phase, in which the rate rises
     clip: NotNegative = 1.0  # largest norm of the gradient; 0 is off
     average: Annotated[float, Field(ge=0, lt=1)] = 0.99  # decay of the averaged weights; 0 is off
     balance: Unit = 0.0  # part of the patches that are centred on a class drawn evenly
@@ -85,6 +112,7 @@ class TrainSettings(Section):
     nodes: Count = 1
     strategy: Literal["auto", "ddp"] = "auto"  # of Lightning Fabric; auto is ddp where there are several devices
     checkpoint_seconds: NotNegative = 30.0  # how often all that a resume needs is saved inside an epoch
+    schedule: list[PhaseSettings] = []  # phases of the run, see train.schedule below; none is one phase of all parts
 
 
 class AugmentSettings(Section):
@@ -112,11 +140,20 @@ class AugmentSettings(Section):
 class LossSettings(Section):
     """What is minimised."""
 
-    cross_entropy: NotNegative = 1.0
+    cross_entropy: NotNegative = 1.0  # factor, as the next four; 0 is off
     dice: NotNegative = 1.0
+    focal: NotNegative = 0.0
+    tversky: NotNegative = 0.0
+    lovasz: NotNegative = 0.0
+    focal_gamma: NotNegative = 2.0  # focus on the pixels that are not known yet; 0 is cross entropy
+    tversky_alpha: NotNegative = 0.3  # weight of what is predicted wrongly
+    tversky_beta: NotNegative = 0.7  # weight of what is missed
     class_weight_power: Unit = 0.35  # class weights are inverse frequencies to this power
     border: NotNegative = 0.0  # w0 of the border weights; 0 is off
     border_sigma: Positive = 5.0  # pixels
+    auxiliary: NotNegative = 0.4  # factor of the same sum for the auxiliary head, where the network has one
+    edges: NotNegative = 20.0  # factor of the loss of class boundaries, where the network draws them
+    dual: NotNegative = 1.0  # factor of the agreement between classes and boundaries, where the network draws them
 
 
 class Config(Section):
@@ -182,7 +219,9 @@ def _explain_one(problem: dict[str, Any]) -> str:
     location = [str(part) for part in problem["loc"] if not str(part).startswith(("function-", "tuple["))]
     name = ".".join(location)
     if problem["type"] == "extra_forbidden":
-        section = SECTIONS.get(location[0]) if len(location) > 1 else None
+        home = ".".join(part for part in location[:-1] if not part.isdigit())
+        sections: dict[str, type[Section]] = {**SECTIONS, "train.schedule": PhaseSettings}
+        section = sections.get(home)
         known = section.model_fields if section else Config.model_fields
         return f"{name} is not a setting; {near(location[-1], known)}"
     if problem["type"] == "missing":

@@ -11,7 +11,7 @@ from pixelwise.config import Config
 from pixelwise.data.doctor import Survey
 from pixelwise.memory import peak_ram_bytes
 from pixelwise.plan import pick_device
-from pixelwise.step import Average, Criterion, make_optimizer, make_sampler, pixel_counts, training_step
+from pixelwise.step import Average, Criterion, make_optimizer, make_sampler, pixel_counts, set_up, training_step
 
 WARM_STEPS, STEPS = 2, 4
 VALIDATION_COST = 1.1  # validation, checkpoints and start-up come on top of the steps
@@ -30,7 +30,7 @@ def forecast(config: Config, surveyed: Survey, device: str = "auto") -> dict[str
         network = checkpoint.build_network(config).to(memory_format=torch.channels_last)
         optimizer = make_optimizer(network, config.train)
         criterion = Criterion(config, pixel_counts(surveyed)).to(fabric.device)
-        wrapped, wrapped_optimizer = fabric.setup(network, optimizer)
+        wrapped, wrapped_optimizer = set_up(fabric, network, optimizer)
         average = Average(network, checkpoint.build_network(config).to(fabric.device), config.train.average)
         sampler = make_sampler(config, surveyed, network)
         for number in range(WARM_STEPS + STEPS):

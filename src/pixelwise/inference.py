@@ -6,32 +6,34 @@ neither files nor threads, so that arrays, files and streams are predicted by th
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
 from weakref import WeakKeyDictionary
 
-import cv2
 import numpy as np
 import torch
 from torch import nn
 
+from pixelwise.data.scaling import Scaling
 from pixelwise.engines import Engine, TorchEngine
 from pixelwise.errors import ModelError, SettingError
 from pixelwise.geometry import Geometry, round_up
 from pixelwise.memory import growth, held_bytes, release_free_memory, size_text
 from pixelwise.probing import Probed, probe_geometry
-from pixelwise.tiling import Plan, Tile, overlap_of, plan_overlapping_tiles, plan_tiles, plan_unpadded_tiles
+from pixelwise.tiling import Plan, Tile, of_scaled, overlap_of, plan_overlapping_tiles, plan_tiles, plan_unpadded_tiles
 
 TileSize = int | Literal["auto"] | None
 Read = Callable[[int, int, int, int], np.ndarray]  # first and last row, first and last column -> H x W x C
+WindowOf = Callable[[Tile], np.ndarray]  # C x h x w, normalised
 
 WHOLE_PIXELS = 2048 * 2048  # "auto" runs a larger image by tiles
 LARGEST_TILE = 2048  # of "auto": the margin costs little beyond
 PROBE_SIDE = 768
 SAFE_MAPS = 12  # times its largest map: more than a network holds at once, with all that waits
 WAITING = 7  # windows and logits that wait between reading, network and writing, each
+SCALED_BACK = 4  # times the logits of a tile at the size of the image: with probabilities and what makes them
 FIXED_BYTES = 64 * 2**20  # for all that does not grow with a window
 VIEWS = {"none": 1, "flips": 4, "turns": 8}  # test-time augmentation -> network runs a window
 
@@ -65,6 +67,7 @@ class Runner:
         views: "none", or test-time augmentation: the mean of the logits over the 4 "flips" or the 8 "turns" (flips
             and right-angle turns) of the window. As windows begin and end on the stride grid, so do their views:
             tiles still give what the whole image gives.
+        scale: images are resized by this for the network, and their logits back.
     """
 
     engine: Engine
@@ -73,6 +76,7 @@ class Runner:
     channels: int
     views: str = "none"
     any_size: bool = False
+    scale: float = 1.0
 
     @property
     def is_padded(self) -> bool:
@@ -84,9 +88,9 @@ class Runner:
 
         Args:
             height, width: of the image, in pixels.
-            tile: side of the part that a tile owns; None: the whole image at once; "auto": the whole image where it is
-                small or the network not exact, else the largest tiles that make sense, in both cases as far as the
-                memory goes.
+            tile: side of the part that a tile owns, in pixels of the network (after `scale`); None: the whole image at
+                once; "auto": the whole image where it is small or the network not exact, else the largest tiles that
+                make sense, in both cases as far as the memory goes.
             limit: bytes that this process may hold.
 
         Raises:
@@ -103,14 +107,29 @@ class Runner:
 
     def tiles(self, height: int, width: int, tile: int | None) -> Plan:
         """The plan with such tiles, or of the whole image for None, whatever the memory."""
+        if self.scale == 1:
+            return self._tiles(height, width, tile)
+        scaling = Scaling.by(height, width, self.scale)
+        if tile is not None:  # where an image is enlarged, a tile must not fall between its pixels
+            tile = max(tile, round_up(math.ceil(self.scale), self.geometry.stride))
+        return of_scaled(self._tiles(scaling.height, scaling.width, tile), scaling)
+
+    def _tiles(self, height: int, width: int, tile: int | None) -> Plan:
+        """The plan of what the network sees."""
         stride, margin = self.geometry.stride, self.geometry.margin
         if not self.is_padded:
-            return plan_unpadded_tiles(height, width, tile, stride, margin, self.network.valid_input_size)  # type: ignore[arg-type]
+            size = self.network.valid_input_size
+            return plan_unpadded_tiles(height, width, tile, stride, margin, size, self._beyond)  # type: ignore[arg-type]
         if self.geometry.exact or tile is None or tile >= max(height, width):
             # A view of a window that ends off the stride grid would begin there.
             any_size = self.any_size and self.views == "none"
-            return plan_tiles(height, width, tile, stride, margin, any_size)
+            return plan_tiles(height, width, tile, stride, margin + self._beyond, any_size)
         return plan_overlapping_tiles(height, width, tile, stride)
+
+    @property
+    def _beyond(self) -> int:
+        """Logits that are needed beside those that a tile owns, to scale them back."""
+        return 0 if self.scale == 1 else 1
 
     def _auto_tile(self, height: int, width: int, limit: int) -> int | None:
         pixels = math.prod(self.tiles(height, width, None).window_shape)
@@ -151,7 +170,15 @@ class Runner:
 
     def _safe_bytes(self, pixels: int) -> float:
         """More than a window takes."""
-        return FIXED_BYTES + SAFE_MAPS * self.largest_map * pixels
+        return FIXED_BYTES + (SAFE_MAPS * self.largest_map + self.bytes_scaled_back) * pixels
+
+    @cached_property
+    def bytes_scaled_back(self) -> float:
+        """Bytes a pixel of a window that its logits take at the image's size, with what is made of them there."""
+        if self.scale == 1:
+            return 0.0
+        logits = TorchEngine(self.network)(self._smallest_images())
+        return SCALED_BACK * logits.shape[1] * logits.itemsize / self.scale**2
 
     @cached_property
     def largest_map(self) -> float:
@@ -173,7 +200,8 @@ class Runner:
     def _around(self) -> int:
         """Pixels that a window is larger than its tile, along an axis; the smallest tile, where windows are blended."""
         stride = self.geometry.stride
-        return 2 * round_up(self.geometry.margin, stride) if self._has_margins else overlap_of(stride, stride)
+        margin = self.geometry.margin + self._beyond
+        return 2 * round_up(margin, stride) if self._has_margins else overlap_of(stride, stride)
 
     @property
     def _has_margins(self) -> bool:
@@ -203,7 +231,7 @@ class Runner:
         measured = growth(lambda: self.engine(probe)) / side**2
         # Beside the engine's own maps, windows and logits wait for their turn before and behind it.
         waiting = probe.itemsize * (WAITING + (self.views != "none")) * (channels + classes)
-        return 1.1 * max(measured, 2 * self.largest_map) + waiting
+        return 1.1 * max(measured, 2 * self.largest_map) + waiting + self.bytes_scaled_back
 
     @cached_property
     def seconds_per_pixel(self) -> float:
@@ -253,25 +281,38 @@ class Runner:
             )
         return logits
 
-    def run(self, image: np.ndarray, plan: Plan) -> Iterator[tuple[Tile, np.ndarray]]:
-        """The tiles of a normalised H x W x C image with their K x h x w logits, in the plan's order."""
+    def run(self, window_of: WindowOf, plan: Plan) -> Iterator[tuple[Tile, np.ndarray]]:
+        """The tiles with the K x h x w logits that they own, in the plan's order."""
         blend = Blender(plan) if plan.overlap else None
         for tile in plan.tiles:
-            window = cut(lambda y0, y1, x0, x1: image[y0:y1, x0:x1], plan, tile)
-            logits = self(np.ascontiguousarray(window.transpose(2, 0, 1))[None])[0]
-            yield tile, blend.add(tile, logits) if blend else logits[:, *tile.inside(plan.lost)]
+            logits = self(window_of(tile)[None])[0]
+            yield tile, blend.add(tile, logits) if blend else plan.part(tile, logits)
 
     def logits(self, image: np.ndarray, plan: Plan) -> np.ndarray:
         """K x H x W logits of a normalised H x W x C image."""
-        out: np.ndarray | None = None
-        for part, logits in self.run(image, plan):
-            if len(plan.tiles) == 1:
-                return np.ascontiguousarray(logits)
-            if out is None:
-                out = np.empty((len(logits), plan.height, plan.width), logits.dtype)
-            out[:, *part.owned] = logits
-        assert out is not None
-        return out
+
+        def window_of(tile: Tile) -> np.ndarray:
+            return planes_of(cut(lambda y0, y1, x0, x1: image[y0:y1, x0:x1], plan, tile))
+
+        return assembled(self.run(window_of, plan), plan)
+
+
+def assembled(parts: Iterable[tuple[Tile, np.ndarray]], plan: Plan) -> np.ndarray:
+    """What tiles own, ... x h x w each, put together to ... x H x W."""
+    out: np.ndarray | None = None
+    for tile, part in parts:
+        if len(plan.tiles) == 1:
+            return np.ascontiguousarray(part)
+        if out is None:
+            out = np.empty((*part.shape[:-2], plan.height, plan.width), part.dtype)
+        out[..., *tile.owned] = part
+    assert out is not None
+    return out
+
+
+def planes_of(image: np.ndarray) -> np.ndarray:
+    """H x W x C -> C x H x W, as a network takes it."""
+    return np.ascontiguousarray(image.transpose(2, 0, 1))
 
 
 def dtype_of(network: nn.Module) -> type[np.floating[Any]]:
@@ -281,11 +322,13 @@ def dtype_of(network: nn.Module) -> type[np.floating[Any]]:
 
 
 def cut(read: Read, plan: Plan, tile: Tile) -> np.ndarray:
-    """The tile's window of an image, h x w x C, extended beyond the image's border as the plan says."""
+    """The tile's window of an image, h x w x C, scaled and extended beyond the image's border as the plan says."""
     y0, y1, x0, x1 = tile.window
-    rows, columns = _inside(y0, y1, plan.height, plan.border), _inside(x0, x1, plan.width, plan.border)
+    height, width = plan.seen_shape
+    rows, columns = _inside(y0, y1, height, plan.border), _inside(x0, x1, width, plan.border)
     top, left = rows.min(), columns.min()
-    block = read(int(top), int(rows.max()) + 1, int(left), int(columns.max()) + 1)
+    needed = int(top), int(rows.max()) + 1, int(left), int(columns.max()) + 1
+    block = read(*needed) if plan.scaling is None else plan.scaling.read(read, *needed)
     if block.shape[:2] == (len(rows), len(columns)) and rows[0] == top and columns[0] == left:
         return block
     return block[(rows - top)[:, None], columns - left]
@@ -316,12 +359,6 @@ def _turned_back(logits: np.ndarray, view: int) -> np.ndarray:
     return straight[:, :, :: -1 if view & 1 else 1, :: -1 if view & 2 else 1]
 
 
-def enlarge(logits: np.ndarray, height: int, width: int) -> Iterator[np.ndarray]:
-    """Planes of K x h x w logits, each brought to the image's size, linearly."""
-    for plane in logits:
-        yield cv2.resize(plane, (width, height), interpolation=cv2.INTER_LINEAR)
-
-
 def largest_map(network: nn.Module, images: np.ndarray) -> float:
     """Bytes a pixel of the image of the largest array that a part of the network gives."""
     largest = 0
@@ -346,8 +383,10 @@ def softmax(logits: np.ndarray) -> np.ndarray:
     >>> softmax(np.zeros((2, 1, 1))).ravel().tolist()
     [0.5, 0.5]
     """
-    shifted = np.exp(logits - logits.max(0, keepdims=True))
-    return shifted / shifted.sum(0, keepdims=True)
+    shares = logits - logits.max(0, keepdims=True)
+    np.exp(shares, out=shares)
+    shares /= shares.sum(0, keepdims=True)
+    return shares
 
 
 class Blender:
@@ -355,6 +394,8 @@ class Blender:
 
     Tiles come row by row, from left to right. What a window shares with those after it is kept as strips: one of the
     image's width at the bottom, one of a window's height at the right; so the memory grows with the width alone.
+    Of what a tile owns and one row and column more, all is known when its window has come: there the weights of later
+    windows are 0.
     """
 
     def __init__(self, plan: Plan) -> None:
@@ -378,18 +419,26 @@ class Blender:
             self._beside = mixed[:, :, width - overlap :].copy()
         if not is_bottom:
             strip = mixed[:, height - overlap :].copy()
-            if not is_right:  # its last columns go on to the right, and come down from there
-                strip[:, :, width - overlap :] = 0
+            if not is_right:  # its last columns but the first of them go on to the right, and come down from there
+                strip[:, :, width - overlap + 1 :] = 0
+            if not is_left:
+                strip[:, :, 0] = 0
             self._below[tile.window_x] = strip
-        return mixed[:, *tile.inside(0)]
+        return self._plan.part(tile, mixed)
 
 
 def _fade(length: int, overlap: int, is_first: bool, is_last: bool) -> np.ndarray:
-    """Weights along a window that sum to 1 with those of its neighbours."""
+    """Weights along a window that sum to 1 with those of its neighbours.
+
+    They begin with 0, so that one pixel beyond what a tile owns is not changed by the tiles after it either.
+
+    >>> _fade(6, 3, is_first=True, is_last=False).tolist(), _fade(6, 3, is_first=False, is_last=True).tolist()
+    ([1.0, 1.0, 1.0, 1.0, 0.5, 0.0], [0.0, 0.5, 1.0, 1.0, 1.0, 1.0])
+    """
     weights = np.ones(length)
-    ramp = (np.arange(overlap) + 0.5) / overlap
+    ramp = np.linspace(0, 1, overlap)
     if not is_first:
         weights[:overlap] = ramp
     if not is_last:
-        weights[length - overlap :] = ramp[::-1]
+        weights[length - overlap :] = 1 - ramp
     return weights

@@ -17,6 +17,7 @@ from pixelwise.config import MAX_CHANNELS, Config, Overrides, make_config
 from pixelwise.data.doctor import ImageFacts, Survey
 from pixelwise.data.normalize import HIGH, LOW
 from pixelwise.errors import SettingError
+from pixelwise.losses import check_factors
 
 UPRIGHT = 0.2  # share of pixels whose class would have to move for the top third to look like the bottom third
 VARYING = 0.25  # spread of the images' contrast or level, relative to the mean contrast
@@ -32,6 +33,36 @@ FEW_AUGMENTATION = {
     "contrast": 0.4,
     "noise": 0.3,
 }
+SMALL: dict[str, dict[str, Any]] = {
+    "patch": {"width": 16},
+    "fcn32s": {"backbone": "vgg16", "width": 16},
+    "fcn16s": {"backbone": "vgg16", "width": 16},
+    "fcn8s": {"backbone": "vgg16", "width": 16},
+    "unet": {"width": 32},
+    "deconvnet": {"width": 16},
+    "segnet": {"width": 16},
+    "pspnet": {"backbone": "resnet18", "output_stride": 8, "width": 128, "auxiliary": True},
+    "deeplabv2": {"backbone": "resnet18", "output_stride": 8, "width": 128},
+    "deeplabv3plus": {"backbone": "resnet18", "output_stride": 16, "width": 128},
+    "gscnn": {"backbone": "resnet18", "output_stride": 8, "width": 64},
+}
+"""What 2 cores train within minutes, by network; `unet` here is one on a backbone that the user chose."""
+
+LARGE: dict[str, dict[str, Any]] = {
+    "patch": {"width": 32},
+    "fcn32s": {"backbone": "vgg16", "width": 32},
+    "fcn16s": {"backbone": "vgg16", "width": 32},
+    "fcn8s": {"backbone": "vgg16", "width": 32},
+    "unet": {"width": 32},
+    "deconvnet": {"width": 32},
+    "segnet": {"width": 32},
+    "pspnet": {"backbone": "resnet50", "output_stride": 8, "width": 512, "auxiliary": True},
+    "deeplabv2": {"backbone": "resnet50", "output_stride": 8},
+    "deeplabv3plus": {"backbone": "resnet50", "output_stride": 16, "width": 256},
+    "gscnn": {"backbone": "resnet50", "output_stride": 8},
+}
+"""The same for a GPU: the published layouts, with backbones that a single one has room for."""
+
 Value = TypeVar("Value")
 
 
@@ -162,8 +193,13 @@ class _Planner:
 
     def _plan_model(self) -> None:
         name = self.default("model", "name", "unet")
-        if name != "unet":
-            return
+        if name == "unet" and self.chosen["model"].get("backbone") is None:
+            self._plan_unet()
+        elif isinstance(name, str):
+            for key, value in (SMALL if self.machine.device == "cpu" else LARGE).get(name, {}).items():
+                self.default("model", key, value)
+
+    def _plan_unet(self) -> None:
         padding = self.default("model", "padding", "valid" if self.paper else "same")
         small = min(self._typical_size()) < 64
         fold = self.machine.device != "cuda" and not small and padding == "same"
@@ -260,8 +296,12 @@ def _check(config: Config) -> None:
         raise SettingError(
             f"data.values = {config.data.values}: binary labels have two values, of class 0 and class 1."
         )
-    if config.loss.cross_entropy == 0 and config.loss.dice == 0:
-        raise SettingError("loss.cross_entropy and loss.dice: both are 0, so there is nothing to minimise.")
+    check_factors(config.loss)
+    if config.model.auxiliary and not config.loss.auxiliary:
+        raise SettingError(
+            "model.auxiliary: loss.auxiliary = 0 would leave the auxiliary head untrained; "
+            "set it above 0, or model.auxiliary to false."
+        )
     if config.loss.border and config.loss.cross_entropy == 0:
         raise SettingError("loss.border: weights the cross entropy, which loss.cross_entropy = 0 switches off.")
 
@@ -324,6 +364,6 @@ def describe(config: Config, survey: Survey) -> list[str]:
         f"labels: {config.data.labels} ({', '.join(config.data.classes)}); {len(facts)} training images",
         normalization,
         scene,
-        f"{config.model.name}, width {config.model.width}, depth {config.model.depth}; {config.train.batch} patches of "
+        f"{config.model.title()}; {config.train.batch} patches of "
         f"{config.train.patch[0]} x {config.train.patch[1]} a step, at scale {config.data.scale:g}",
     ]

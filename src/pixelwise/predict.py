@@ -1,7 +1,6 @@
 """Image of any size in, classes of its pixels out: `predict` for arrays and networks, `Predictor` for a trained run."""
 
 import warnings
-from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -10,13 +9,24 @@ from torch import nn
 from pixelwise.classes import ClassMap
 from pixelwise.config import Config
 from pixelwise.data.normalize import Normalization, match_channels, require_finite
-from pixelwise.data.sampling import resize
 from pixelwise.engines import TorchEngine, make_engine
 from pixelwise.errors import DataError, SettingError, near
 from pixelwise.geometry import Geometry
-from pixelwise.inference import FIXED_BYTES, VIEWS, Runner, TileSize, dtype_of, enlarge, geometry_of
+from pixelwise.inference import (
+    FIXED_BYTES,
+    VIEWS,
+    Runner,
+    TileSize,
+    WindowOf,
+    assembled,
+    cut,
+    dtype_of,
+    geometry_of,
+    planes_of,
+)
 from pixelwise.memory import default_limit, size_text
 from pixelwise.postprocess import argmax
+from pixelwise.tiling import Plan, Tile
 
 # A smaller array is predicted sooner than another engine could be prepared for it.
 _EXPORT_PIXELS = 2048 * 2048
@@ -101,8 +111,10 @@ def make_runner(
     views: str = "none",
     cache: Path | None = None,
     amp: bool = False,
+    scale: float = 1.0,
+    compiled: bool = False,
 ) -> Runner:
-    """A network with an engine to run it; half precision (`amp`) is PyTorch's, on a GPU.
+    """A network with an engine to run it; `amp` and `compiled` as of `make_engine`, `scale` as in `Runner`.
 
     Raises:
         SettingError: there is no such engine or test-time augmentation. ModelError: they do not fit the network.
@@ -111,8 +123,8 @@ def make_runner(
         raise SettingError(f"views {views}: is no test-time augmentation; {near(views, VIEWS)}")
     probed = geometry_of(network, channels)
     stride = 1 if probed.any_size else probed.geometry.stride
-    running = make_engine("torch" if amp and engine == "auto" else engine, network, device, cache, stride, amp)
-    runner = Runner(running, network, probed.geometry, channels, views, probed.any_size)
+    running = make_engine(engine, network, device, cache, stride, amp, compiled)
+    runner = Runner(running, network, probed.geometry, channels, views, probed.any_size, scale)
     runner.base  # noqa: B018 (looked at now, before the first window)
     return runner
 
@@ -139,6 +151,7 @@ class Predictor:
         cache: folder that keeps the compiled network.
         limit: bytes that the process may hold; None takes a share of what is free.
         amp: half precision on a GPU, which is outside the promise that tiles equal the whole image within 1e-4.
+        compiled: run the network by torch.compile.
     """
 
     def __init__(
@@ -152,6 +165,7 @@ class Predictor:
         cache: Path | None = None,
         limit: int | None = None,
         amp: bool = False,
+        compiled: bool = False,
     ) -> None:
         self.network = network
         self.config = config
@@ -160,7 +174,9 @@ class Predictor:
         self.limit = limit if limit is not None else default_limit()
         self.classes = ClassMap(tuple(config.data.classes), tuple(config.data.colors))
         self.normalization = Normalization.from_settings(config.data)
-        self.runner = make_runner(network, config.data.channels, device, engine, views, cache, amp)
+        scale = config.data.scale
+        channels = config.data.channels
+        self.runner = make_runner(network, channels, device, engine, views, cache, amp, scale, compiled)
         if self.limit < self.runner.base + FIXED_BYTES:
             raise SettingError(
                 f"{size_text(self.limit)} of memory is not enough: the process holds {size_text(self.runner.base)} "
@@ -177,20 +193,25 @@ class Predictor:
         Raises:
             DataError: NaN pixels. ModelError: the channels do not fit.
         """
-        return np.stack(list(self._planes(image)))
+        window_of, plan = self._prepared(image)
+        return assembled(self.runner.run(window_of, plan), plan)
 
     def labels(self, image: np.ndarray) -> np.ndarray:
         """H x W x C image -> H x W class indices, uint8; errors as in `logits`."""
-        return argmax(self._planes(image))
+        window_of, plan = self._prepared(image)
+        return assembled(((tile, argmax(logits)) for tile, logits in self.runner.run(window_of, plan)), plan)
 
-    def _planes(self, image: np.ndarray) -> Iterable[np.ndarray]:
+    def _prepared(self, image: np.ndarray) -> tuple[WindowOf, Plan]:
+        """The windows of an image, scaled and then normalised, and its tiles."""
         fitted = match_channels(image, self.config.data.channels)
         require_finite(fitted)
         gain, offset = self.normalization.gain_and_offset(fitted)
-        small = resize(fitted, self.config.data.scale).astype(np.float32) * gain + offset
-        plan = self.runner.plan(small.shape[0], small.shape[1], self.tile, self.limit)
+        plan = self.runner.plan(fitted.shape[0], fitted.shape[1], self.tile, self.limit)
         if len(plan.tiles) > 1 and not self.runner.geometry.exact:
             warnings.warn(approximation(self.network, self.runner), ApproximateWarning, stacklevel=4)
-        logits = self.runner.logits(small, plan)
-        height, width = image.shape[:2]
-        return logits if logits.shape[1:] == (height, width) else enlarge(logits, height, width)
+
+        def window_of(tile: Tile) -> np.ndarray:
+            window = cut(lambda y0, y1, x0, x1: fitted[y0:y1, x0:x1], plan, tile)
+            return planes_of(window.astype(np.float32) * gain + offset)
+
+        return window_of, plan

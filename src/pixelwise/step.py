@@ -1,26 +1,35 @@
 """One optimisation step: batch -> loss -> gradients -> weights. Training runs it; the plan's forecast measures it."""
 
 import math
-from collections.abc import Sequence
+import time
+from bisect import bisect_right
+from collections.abc import Callable, Mapping, Sequence
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
 import psutil
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from pixelwise.classes import IGNORE
-from pixelwise.config import Config, TrainSettings
+from pixelwise.config import Config, PhaseSettings, TrainSettings
 from pixelwise.data.doctor import Survey
 from pixelwise.data.sampling import Batch, PatchSampler, Store
-from pixelwise.losses import SegmentationLoss, class_weights
+from pixelwise.errors import SettingError
+from pixelwise.losses import SegmentationLoss, class_weights, dual_task_loss, edge_loss
 from pixelwise.models import UNet
 
 FINAL_RATE = 1e-3  # of the highest; the cosine ends here
 
 
 class Criterion(nn.Module):
-    """The loss that a config describes.
+    """The loss that a config describes, of all outputs that a network has.
+
+    The sum of: the loss of the logits; that of the auxiliary logits, times `loss.auxiliary` (Zhao et al. 2017,
+    arXiv:1612.01105, section 3.3); that of the edges, times `loss.edges`, and what classes and edges disagree about,
+    times `loss.dual` (Takikawa et al. 2019, arXiv:1907.05740, equations 3 and 7).
 
     With border weights the paper's sum w(x) = w_c(x) + w_0 exp(...) (Ronneberger et al. 2015, eq. 2) is formed here
     and handed to the cross entropy as one weight a pixel; without them the class weights act alone.
@@ -31,17 +40,127 @@ class Criterion(nn.Module):
     def __init__(self, config: Config, pixel_counts: Sequence[int]) -> None:
         super().__init__()
         weights = class_weights(pixel_counts, config.loss.class_weight_power)
+        self.settings = config.loss
         self.has_border = config.loss.border > 0
         self.register_buffer("class_weights", torch.from_numpy(np.append(weights, 0).astype(np.float32)))
-        chosen = None if self.has_border else weights.tolist()
-        self.loss = SegmentationLoss(config.loss.cross_entropy, config.loss.dice, chosen)
+        self.loss = SegmentationLoss(config.loss, weights.tolist())
 
-    def forward(self, logits: Tensor, labels: Tensor, border: Tensor | None = None) -> Tensor:
-        """N x K x H x W logits, N x H x W int64 labels, N x H x W border weights -> scalar."""
-        if border is None:
-            return self.loss(logits, labels)
-        index = labels.where(labels != IGNORE, torch.tensor(len(self.class_weights) - 1, device=labels.device))
-        return self.loss(logits, labels, self.class_weights[index] + border)
+    def forward(self, outputs: Mapping[str, Tensor], labels: Tensor, border: Tensor | None = None) -> Tensor:
+        """Outputs by name (`outputs_of`), N x H x W int64 labels, N x H x W border weights -> scalar."""
+        weights = None
+        if border is not None:
+            index = labels.where(labels != IGNORE, torch.tensor(len(self.class_weights) - 1, device=labels.device))
+            weights = self.class_weights[index] + border
+        settings, logits, edges = self.settings, outputs["logits"], outputs.get("edges")
+        total = self.loss(logits, labels, weights)
+        if "auxiliary" in outputs and settings.auxiliary:
+            total = total + settings.auxiliary * self.loss(outputs["auxiliary"], labels, weights)
+        if edges is not None and settings.edges:
+            total = total + settings.edges * edge_loss(edges, labels)
+        if edges is not None and settings.dual:
+            total = total + settings.dual * dual_task_loss(logits, edges, labels)
+        return total
+
+
+def outputs_of(network: nn.Module, images: Tensor) -> dict[str, Tensor]:
+    """What a network gives to its training: its `outputs`, or its logits alone where it has no such method."""
+    outputs = getattr(network, "outputs", None)
+    return {"logits": network(images)} if outputs is None else outputs(images)
+
+
+class WithOutputs(nn.Module):
+    """A network whose call gives all of its outputs, so that precision and the other processes see each of them."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        """N x C x H x W images -> outputs by name."""
+        return outputs_of(self.network, images)
+
+
+def set_up(fabric: Any, network: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[nn.Module, Any]:
+    """The network and the optimiser as Lightning Fabric runs them, ready for `training_step`."""
+    wrapped, wrapped_optimizer = fabric.setup(WithOutputs(network), optimizer)
+    return wrapped, wrapped_optimizer
+
+
+class Parts:
+    """The parts of a network that train: gradients, and the statistics of batch norm, are turned on and off by part.
+
+    The encoder is what `network.encoder()` lists, the decoder everything else. A parameter that did not train when this
+    was made never does.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        self.network = network
+        self.trainable = [parameter for parameter in network.parameters() if parameter.requires_grad]
+        listed: list[nn.Module] = getattr(network, "encoder", list)()
+        self._encoder = {id(module) for part in listed for module in part.modules()}
+        self._encoder |= {id(parameter) for part in listed for parameter in part.parameters()}
+
+    def train(self, parts: str) -> None:
+        """Put the network in training mode, and freeze what is not in `parts`: "encoder", "decoder" or "all"."""
+        self.network.train()
+        for parameter in self.trainable:
+            parameter.requires_grad_(self._is_in(parameter, parts))
+        for module in self.network.modules():
+            if isinstance(module, _BatchNorm) and not self._is_in(module, parts):
+                module.eval()
+
+    def check(self, schedule: Sequence[PhaseSettings]) -> None:
+        """Refuse a phase in which nothing would train.
+
+        Raises:
+            SettingError: there is one.
+        """
+        for phase in schedule:
+            if not any(self._is_in(parameter, phase.parts) for parameter in self.trainable):
+                raise SettingError(
+                    f'train.schedule: parts = "{phase.parts}": this network has no {phase.parts} that could train; '
+                    'use "all".'
+                )
+
+    def _is_in(self, thing: nn.Module | nn.Parameter, parts: str) -> bool:
+        return parts == "all" or (id(thing) in self._encoder) == (parts == "encoder")
+
+
+class Clock:
+    """The time that a run has spent, over all its sittings, and how far it is."""
+
+    def __init__(self, config: Config, started: float, spent: float, first: float | None = None) -> None:
+        self._minutes = config.train.minutes
+        self._total_steps = (config.train.epochs or 0) * config.train.steps_per_epoch
+        self._started = started
+        self.spent_before = spent
+        self.first = self.seconds() if first is None else first
+        self.reserve = 0.05 * 60 * (self._minutes or 0)  # for the last validation, until one was measured
+
+    def seconds(self) -> float:
+        """Wall clock of the whole command so far."""
+        return self.spent_before + time.monotonic() - self._started
+
+    def progress(self, step: int) -> float:
+        """0 at the first step, 1 at the end."""
+        if self._minutes is None:
+            return step / self._total_steps
+        end = 60 * self._minutes - self.reserve
+        return max(0.0, (self.seconds() - self.first) / max(end - self.first, 1e-9))
+
+
+def phase_at(schedule: Sequence[PhaseSettings], progress: float) -> tuple[int, float]:
+    """Which phase is under way at a progress of 0 .. 1 of the run, and how far it is, 0 .. 1.
+
+    >>> halves = [PhaseSettings(parts="decoder", share=1, rate=1.0), PhaseSettings(parts="all", share=1, rate=0.1)]
+    >>> phase_at(halves, 0.25), phase_at(halves, 0.5), phase_at(halves, 1.0)
+    ((0, 0.5), (1, 0.0), (1, 1.0))
+    """
+    ends = list(accumulate(phase.share for phase in schedule))
+    place = progress * ends[-1]
+    index = min(bisect_right(ends, place), len(ends) - 1)
+    begin = ends[index - 1] if index else 0.0
+    return index, min(1.0, (place - begin) / schedule[index].share)
 
 
 def make_optimizer(network: nn.Module, settings: TrainSettings) -> torch.optim.Optimizer:
@@ -87,11 +206,14 @@ def training_step(
     fabric: Any,
     network: nn.Module,
     optimizer: torch.optim.Optimizer,
-    criterion: Criterion,
+    criterion: Callable[..., Tensor],
     batch: Batch,
     clip: float,
 ) -> Tensor:
-    """Forward, backward, clip, step; the loss, detached, still on the device."""
+    """Forward, backward, clip, step; the loss, detached, still on the device.
+
+    What the network (as `set_up` gives it) returns goes to the criterion with the labels and the border weights.
+    """
     images, labels, border = to_tensors(batch, fabric.device)
     loss = criterion(network(images), labels, border)
     optimizer.zero_grad(set_to_none=True)

@@ -80,6 +80,16 @@ class _Image:
     def tiles(self) -> int:
         return self.pages * len(self.plan.tiles)
 
+    def details(self) -> Entry:
+        """What its entry says beside paths and sizes."""
+        found = {
+            "pages": self.pages if self.pages > 1 else None,
+            "tiles": self.tiles if len(self.plan.tiles) > 1 else None,
+            "skipped_tiles": self.skipped or None,
+            "approximate": self.is_approximate or None,
+        }
+        return {key: value for key, value in found.items() if value is not None}
+
 
 @dataclass(frozen=True)
 class _Place:
@@ -110,6 +120,7 @@ class _Passed(_Place):
     """A tile that is not predicted: an earlier process did, or it is known to be background."""
 
     is_done: bool
+    is_skipped: bool
 
 
 @dataclass(frozen=True)
@@ -240,10 +251,9 @@ class _Work:
                     left = self.predictor.limit - held_bytes()
                     source = stack.enter_context(open_source(job.source, self.axes, cache, left))
                     region = self._region(job, source, stack)
-                    first = Page(self.predictor, source, 0, self._check)
-                    image = self._begin(task, source, first, region)
+                    image = self._begin(task, source)
                     for number in range(source.pages):
-                        page = Page(self.predictor, source, number, self._check) if number else first
+                        page = Page(self.predictor, source, number, self._check)
                         yield from self._read_page(image, page, region)
                 yield _End(job, image)
             except (DataError, ModelError) as error:
@@ -271,21 +281,18 @@ class _Work:
             source.width,
         )
 
-    def _begin(self, task: Task, source: Source, first: Page, region: RegionMask | None) -> _Image:
+    def _begin(self, task: Task, source: Source) -> _Image:
         """Plan the image, and make the place for its mask."""
         runner, job = self.predictor.runner, task.job
-        limit = self.predictor.limit - source.bytes_needed - first.bytes_held
+        limit = self.predictor.limit - source.bytes_needed
         with self.engine_lock:
-            plan = runner.plan(first.height, first.width, self._tile(job, source), limit)
+            plan = runner.plan(source.height, source.width, self._tile(job, source), limit)
             cost = int(runner.cost(plan))
-        whole = None
-        if region is not None and first.is_scaled:
-            whole = region.window(0, source.height, 0, source.width)
         room = self._room_for_masks(limit, cost)
+        instances = self.predictor.config.data.labels == "instances"
         canvas = open_canvas(
-            task, source, self.outputs, self.predictor.classes, plan, room, whole,
-            self.predictor.config.data.labels == "instances", self.progress.note,
-        )  # fmt: skip
+            task, source, self.outputs, self.predictor.classes, plan, room, instances, self.progress.note
+        )
         is_approximate = len(plan.tiles) > 1 and not runner.geometry.exact
         blender = Blender(plan) if plan.overlap else None
         image = _Image(job, source.pages, source.height, source.width, plan, canvas, blender, is_approximate)
@@ -328,16 +335,16 @@ class _Work:
             # What was blended depends on the windows around, so it is done again.
             is_done = image.canvas.is_done(number) and image.blender is None
             if is_done or not wanted[index]:
-                yield _Passed(image, number, is_done)
+                yield _Passed(image, number, is_done, not wanted[index])
                 continue
-            inside = None if region is None or page.is_scaled else region.window(tile.y0, tile.y1, tile.x0, tile.x1)
+            inside = None if region is None else region.window(tile.y0, tile.y1, tile.x0, tile.x1)
             yield _Part(image, number, page.window(image.plan, tile), inside)
 
     def _wanted(self, image: _Image, page: Page, region: RegionMask | None) -> np.ndarray:
         """Which tiles are to be predicted."""
         tiles = image.plan.tiles
         wanted = np.ones(len(tiles), bool)
-        if len(tiles) == 1 or image.blender is not None or page.is_scaled:
+        if len(tiles) == 1 or image.blender is not None:
             if self.outputs.skip_background:
                 self.progress.note(f"{image.job.source}: is predicted whole; --skip-background works by tiles alone.")
             return wanted
@@ -345,8 +352,7 @@ class _Work:
             wanted &= [region.touches(tile.y0, tile.y1, tile.x0, tile.x1) for tile in tiles]
         if self.outputs.skip_background:
             small = thumbnail(page.read, page.height, page.width)
-            windows = [_clipped(tile, image.plan) for tile in tiles]
-            wanted &= ~empty_tiles(small, windows)
+            wanted &= ~empty_tiles(small, [image.plan.source(tile) for tile in tiles])
         return wanted
 
     # The writing thread
@@ -377,7 +383,7 @@ class _Work:
         count = len(self.predictor.classes)
         if len(logits) != count:
             raise ModelError(f"the network returned {len(logits)} classes, and the run has {count}.")
-        owned = image.blender.add(tile, logits) if image.blender else logits[:, *tile.inside(image.plan.lost)]
+        owned = image.blender.add(tile, logits) if image.blender else image.plan.part(tile, logits)
         image.canvas.put(part.number, part.page, tile, owned, part.region)
         image.left -= 1
         self.summary.pixels += (tile.y1 - tile.y0) * (tile.x1 - tile.x0)
@@ -387,9 +393,9 @@ class _Work:
         if image.is_failed:
             return
         image.left -= 1
+        image.skipped += passed.is_skipped
         if not passed.is_done:
             image.canvas.skip(passed.number, passed.page, passed.tile)
-            image.skipped += 1
 
     def _end(self, end: _End) -> None:
         if end.image is not None and end.image.is_failed:
@@ -400,21 +406,14 @@ class _Work:
             return
         image = end.image
         assert image.left == 0, (end.job, image.left)
+        details = image.details()
         try:
-            written = image.canvas.finish(self.progress.note, lambda done, total: self._check())
+            written = image.canvas.finish(details, self.progress.note, lambda done, total: self._check())
         except (DataError, ModelError) as error:
             self._fail(end.job, image, error)
             return
-        entry = {"input": str(end.job.source), **written, "width": image.width, "height": image.height}
-        if image.pages > 1:
-            entry["pages"] = image.pages
-        if len(image.plan.tiles) > 1:
-            entry["tiles"] = image.tiles
-        if image.skipped:
-            entry["skipped_tiles"] = image.skipped
-        if image.is_approximate:
-            entry["approximate"] = True
-        self.summary.outputs.append(entry)
+        sizes = {"width": image.width, "height": image.height}
+        self.summary.outputs.append({"input": str(end.job.source), **written, **sizes, **details})
 
     def _fail(self, job: Job, image: _Image | None, error: Exception) -> None:
         if image is not None:
@@ -422,12 +421,6 @@ class _Work:
         text = str(error)
         message = text if text.startswith(str(job.source)) else f"{job.source}: {text}"
         self.summary.failed.append({"input": str(job.source), "message": message})
-
-
-def _clipped(tile: Tile, plan: Plan) -> tuple[int, int, int, int]:
-    """A tile's window within the image."""
-    y0, y1, x0, x1 = tile.window
-    return max(y0, 0), min(y1, plan.height), max(x0, 0), min(x1, plan.width)
 
 
 def _settings(predictor: Predictor, outputs: Outputs) -> dict[str, Any]:

@@ -1,15 +1,21 @@
-"""Tiles of an image: which part each owns and which window it reads. Pure whole numbers, no torch.
+"""Tiles of an image: which part each owns and which window it reads. Whole numbers, no torch.
 
 Tiles sit on the network's stride grid and read their margin, so that what the network gives on a tile's owned part
 is what it gives there on the whole image. The windows of a plan have one size, so that an engine prepares itself
 once; a window that would stick out of the image is moved inwards, so that the borders of the image stay the
 network's own borders.
+
+Of an image that is scaled for the network (`data.scale`), the windows are those of the scaled image, and the tiles own
+pixels of the image itself: `of_scaled`.
 """
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+import numpy as np
+
+from pixelwise.data.scaling import Scaling
 from pixelwise.errors import DataError, SettingError
 from pixelwise.geometry import round_up
 
@@ -19,10 +25,11 @@ Span = tuple[int, int, int, int]  # along one axis: owned start and end, window 
 
 @dataclass(frozen=True)
 class Tile:
-    """One tile in pixels of the image; every interval holds its start and not its end.
+    """One tile: what it owns in pixels of the image, its window in pixels of what the network sees.
 
-    The window may reach beyond the image: by less than a stride at the right and bottom where the network pads to its
-    stride, by the margin on all sides where it has no padding.
+    These are the same but for an image that is scaled. Every interval holds its start and not its end. The window may
+    reach beyond the image: by less than a stride at the right and bottom where the network pads to its stride, by the
+    margin on all sides where it has no padding.
 
     >>> tile = plan_tiles(100, 100, tile=32, stride=16, margin=10).tiles[5]
     >>> tile.owned, tile.window
@@ -33,7 +40,7 @@ class Tile:
     y1: int
     x0: int
     x1: int
-    window_y: int  # the first row and column that the network reads
+    window_y: int  # the first row and column that the network sees
     window_x: int
     window_height: int
     window_width: int
@@ -45,12 +52,15 @@ class Tile:
 
     @property
     def window(self) -> tuple[int, int, int, int]:
-        """First and last row, first and last column (exclusive) that the network needs."""
+        """First and last row, first and last column (exclusive) that the network sees."""
         y, x = self.window_y, self.window_x
         return y, y + self.window_height, x, x + self.window_width
 
     def inside(self, lost: int) -> Slices:
-        """Rows and columns of the owned part within the logits, which are `lost` pixels smaller on each side."""
+        """Rows and columns of the owned part within the logits, which are `lost` pixels smaller on each side.
+
+        Of an image that is not scaled; `Plan.part` is for both.
+        """
         y, x = self.window_y + lost, self.window_x + lost
         return slice(self.y0 - y, self.y1 - y), slice(self.x0 - x, self.x1 - x)
 
@@ -60,7 +70,7 @@ class Plan:
     """The tiles of an image, row by row.
 
     Take `window` of the image, extended beyond its border as `border` says, through the network, and put
-    `logits[..., *tile.inside(plan.lost)]` at `tile.owned`.
+    `plan.part(tile, logits)` at `tile.owned`.
     """
 
     height: int  # of the image
@@ -70,6 +80,12 @@ class Plan:
     lost: int = 0  # pixels that the logits are smaller than the window, on each side
     border: str = "edge"  # or "reflect"
     overlap: int = 0  # pixels that neighbouring windows share and blend; the tiles are approximate then
+    scaling: Scaling | None = None  # of the image for the network
+
+    @property
+    def seen_shape(self) -> tuple[int, int]:
+        """Height and width of what the network sees: the image, or the scaled one."""
+        return (self.height, self.width) if self.scaling is None else (self.scaling.height, self.scaling.width)
 
     @property
     def window_shape(self) -> tuple[int, int]:
@@ -80,6 +96,39 @@ class Plan:
     def window_pixels(self) -> int:
         """Pixels that the network computes in all; the image has `height * width`."""
         return len(self.tiles) * math.prod(self.window_shape)
+
+    def part(self, tile: Tile, logits: np.ndarray) -> np.ndarray:
+        """K x h x w logits of what the tile owns, from those of its window."""
+        if self.scaling is None:
+            return logits[:, *tile.inside(self.lost)]
+        owned = tile.y0, tile.y1, tile.x0, tile.x1
+        return self.scaling.back(logits, tile.window_y + self.lost, tile.window_x + self.lost, owned)
+
+    def source(self, tile: Tile) -> tuple[int, int, int, int]:
+        """The window of the image, y0, y1, x0, x1, that the tile depends on."""
+        height, width = self.seen_shape
+        y0, y1, x0, x1 = tile.window
+        inside = max(y0, 0), min(y1, height), max(x0, 0), min(x1, width)
+        return inside if self.scaling is None else self.scaling.source(*inside)
+
+
+def of_scaled(plan: Plan, scaling: Scaling) -> Plan:
+    """The plan of an image from that of its scaled one: the same windows, of which the tiles own pixels of the image.
+
+    The logits of `plan` must be right for one pixel more than a tile owns, at its right and bottom. Where the image
+    is the smaller one of the two, tiles that own nothing are left out.
+
+    >>> plan = of_scaled(plan_tiles(3, 50, tile=16, stride=16, margin=11), Scaling.by(6, 100, 0.5))
+    >>> [(tile.x0, tile.x1, tile.window_x, tile.window_width) for tile in plan.tiles]
+    [(0, 33, 0, 48), (33, 65, 0, 48), (65, 97, 16, 48), (97, 100, 16, 48)]
+    """
+    owned = [scaling.owned(tile.y0, tile.y1, tile.x0, tile.x1) for tile in plan.tiles]
+    tiles = tuple(
+        replace(tile, y0=y0, y1=y1, x0=x0, x1=x1)
+        for tile, (y0, y1, x0, x1) in zip(plan.tiles, owned, strict=True)
+        if y0 < y1 and x0 < x1
+    )
+    return replace(plan, height=scaling.rows[0], width=scaling.columns[0], tiles=tiles, scaling=scaling)
 
 
 def plan_tiles(height: int, width: int, tile: int | None, stride: int, margin: int, any_size: bool = False) -> Plan:
@@ -114,18 +163,25 @@ def plan_tiles(height: int, width: int, tile: int | None, stride: int, margin: i
 
 
 def plan_unpadded_tiles(
-    height: int, width: int, tile: int | None, stride: int, margin: int, input_size: Callable[[int], int]
+    height: int,
+    width: int,
+    tile: int | None,
+    stride: int,
+    margin: int,
+    input_size: Callable[[int], int],
+    more: int = 0,
 ) -> Plan:
     """Cut an image for a network without padding, whose logits are `margin` pixels smaller on each side.
 
-    `input_size` gives the side of the window that it needs for a number of logits (`UNet.valid_input_size`). Owned
-    parts start on multiples of `stride`. The image is to be mirrored at its border. Errors as in `plan_tiles`.
+    `input_size` gives the side of the window that it needs for a number of logits (`UNet.valid_input_size`); there are
+    to be `more` of them than a tile owns, at its right and bottom. Owned parts start on multiples of `stride`. The
+    image is to be mirrored at its border. Errors as in `plan_tiles`.
     """
     _check(height, width, tile, stride)
     spans = []
     for length in (height, width):
         owned = length if tile is None else min(_even(length, tile, stride), length)
-        window = input_size(owned)
+        window = input_size(owned if owned == length else owned + more)
         spans.append([(y, min(y + owned, length), y - margin, window) for y in range(0, length, owned)])
     return Plan(height, width, _cross(*spans), tile, lost=margin, border="reflect")
 

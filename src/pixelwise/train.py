@@ -12,16 +12,17 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Any, Protocol, TypeVar, cast
 
 import numpy as np
 import torch
 from lightning_fabric import Fabric
-from torch import Tensor
+from torch import Tensor, nn
 
 from pixelwise import checkpoint
+from pixelwise.backbones import load_pretrained
 from pixelwise.checkpoint import MODEL_FILE
-from pixelwise.config import Config, Overrides
+from pixelwise.config import Config, Overrides, PhaseSettings
 from pixelwise.data.doctor import Survey
 from pixelwise.data.sampling import Batch, Prefetcher
 from pixelwise.errors import RunError, SettingError
@@ -33,18 +34,25 @@ from pixelwise.predict import Predictor
 from pixelwise.prepare import check_folder, make_folder, prepare, resumed_config
 from pixelwise.step import (
     Average,
+    Clock,
     Criterion,
+    Parts,
     make_optimizer,
     make_sampler,
+    phase_at,
     pixel_counts,
     rate_factor,
     set_rate,
+    set_up,
     training_step,
 )
 
 STATE_FILE = "last/state.safetensors"
 VALIDATION_SHARE = 0.06  # of the time, when minutes count
 """With a budget of minutes, an epoch is validated only while validation has taken less than this share."""
+
+WHOLE_RUN = (PhaseSettings(parts="all", share=1.0, rate=1.0),)  # the schedule of a run that sets none
+Value = TypeVar("Value")
 
 
 class Callbacks(Protocol):
@@ -165,19 +173,36 @@ def train(
         progress=callbacks.surveyed, known=known,
     )  # fmt: skip
     start_weights = checkpoint.load(init / MODEL_FILE)[0] if init and not resume else None
-    fabric = _launch(config, pick_device(device))
+    begun = resume and (out / STATE_FILE).exists()
+    network, told = start_network(config, fetch=config.model.pretrained and not init and not begun)
+    fabric = launch(config, pick_device(device))
     if not resume and fabric.global_rank == 0:
         make_folder(out, config, force)
     fabric.barrier()
-    for line in [f"{problem.severity}: {problem}" for problem in surveyed.problems] + describe(config, surveyed):
+    problems = [f"{problem.severity}: {problem}" for problem in surveyed.problems]
+    for line in problems + describe(config, surveyed) + told:
         callbacks.note(line)  # now that there is a folder for the log
-    training = Training(fabric, config, surveyed, out, callbacks, started)
+    training = Training(fabric, config, network, surveyed, out, callbacks, started)
     if start_weights is not None:
         left = training.start_from(start_weights)
         callbacks.note(f"--init: {len(left)} of {len(training.network.state_dict())} tensors start afresh")
     if resume:
         training.restore()
+    elif start_weights is not None or config.model.pretrained:
+        training.save()  # so that a resume finds these weights, wherever the run stops
     return training.run()
+
+
+def start_network(config: Config, fetch: bool) -> tuple[nn.Module, list[str]]:
+    """The network with the weights of the seed or, with `fetch`, the published ones; and what there is to say of them.
+
+    Raises:
+        SettingError: the schedule has a phase in which nothing would train, or the published weights cannot be had.
+    """
+    torch.manual_seed(config.seed)
+    network = checkpoint.build_network(config)
+    Parts(network).check(config.train.schedule)
+    return network, [load_pretrained(cast(Any, network).backbone)] if fetch else []
 
 
 def _finished(out: Path) -> Result:
@@ -185,42 +210,23 @@ def _finished(out: Path) -> Result:
     return Result(out, facts["minutes"], facts["epochs"], facts["best_epoch"], facts["best_mean_iou"], True)
 
 
-def _launch(config: Config, device: str) -> Fabric:
+def launch(config: Config, device: str) -> Fabric:
+    """Lightning Fabric as the settings ask for it, its processes started."""
     settings = config.train
+    several = settings.devices * settings.nodes > 1
+    # Where parts are frozen by turns, DDP must look which parameters a step has left out.
+    strategy = "ddp_find_unused_parameters_true" if several and settings.schedule else settings.strategy
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # its greetings are no news to our users
     fabric = Fabric(
         accelerator=device,
         devices=settings.devices,
         num_nodes=settings.nodes,
-        strategy=settings.strategy,
+        strategy=strategy,
         precision=settings.precision,
     )
-    if settings.devices * settings.nodes > 1:
+    if several:
         fabric.launch()
     return fabric
-
-
-class Clock:
-    """The time that a run has spent, over all its sittings, and how far it is."""
-
-    def __init__(self, config: Config, started: float, spent: float, first: float | None = None) -> None:
-        self._minutes = config.train.minutes
-        self._total_steps = (config.train.epochs or 0) * config.train.steps_per_epoch
-        self._started = started
-        self.spent_before = spent
-        self.first = self.seconds() if first is None else first
-        self.reserve = 0.05 * 60 * (self._minutes or 0)  # for the last validation, until one was measured
-
-    def seconds(self) -> float:
-        """Wall clock of the whole command so far."""
-        return self.spent_before + time.monotonic() - self._started
-
-    def progress(self, step: int) -> float:
-        """0 at the first step, 1 at the end."""
-        if self._minutes is None:
-            return step / self._total_steps
-        end = 60 * self._minutes - self.reserve
-        return max(0.0, (self.seconds() - self.first) / max(end - self.first, 1e-9))
 
 
 class Training:
@@ -230,6 +236,7 @@ class Training:
         self,
         fabric: Fabric,
         config: Config,
+        network: nn.Module,
         surveyed: Survey,
         out: Path,
         callbacks: Callbacks,
@@ -238,11 +245,13 @@ class Training:
         self.fabric, self.config, self.out, self.callbacks = fabric, config, out, callbacks
         self.started = started
         self.state = State()
-        torch.manual_seed(config.seed)
-        self.network = checkpoint.build_network(config).to(memory_format=torch.channels_last)
+        self.network = network.to(memory_format=torch.channels_last)
+        self.parts = Parts(self.network)
+        self.schedule = config.train.schedule or WHOLE_RUN
+        self.phase: int | None = None  # of the schedule; none before the first step of this sitting
         self.optimizer = make_optimizer(self.network, config.train)
         self.criterion = Criterion(config, pixel_counts(surveyed)).to(fabric.device)
-        self.wrapped, self.wrapped_optimizer = fabric.setup(self.network, self.optimizer)
+        self.wrapped, self.wrapped_optimizer = set_up(fabric, self.network, self.optimizer)
         self.average = Average(self.network, copy.deepcopy(self.network), config.train.average)
         torch.manual_seed(config.seed + 1 + fabric.global_rank)  # dropout differs between processes
         self.sampler = make_sampler(config, surveyed, self.network)
@@ -284,18 +293,22 @@ class Training:
         stale = settings.patience and state.epoch - max(state.best_epoch, 0) >= settings.patience
         return self._agreed(self.clock.progress(state.step) >= 1.0 or bool(stale))
 
-    def _agreed(self, decision: bool) -> bool:
-        """The first process's decision, in all of them (clocks differ)."""
-        return bool(self.fabric.broadcast(decision)) if self.fabric.world_size > 1 else decision
+    def _agreed(self, value: Value) -> Value:
+        """The first process's value, in all of them (clocks differ)."""
+        return self.fabric.broadcast(value) if self.fabric.world_size > 1 else value
+
+    def _progress(self) -> float:
+        """0 .. 1 of the run, the same in all processes."""
+        progress = self.clock.progress(self.state.step)
+        return progress if self.config.train.minutes is None else self._agreed(progress)
 
     def _train_epoch(self, batches: Iterator[Batch]) -> bool:
         """Steps up to the epoch's end, or the time's; whether any step was made."""
-        settings, state = self.config.train, self.state
-        end = (state.epoch + 1) * settings.steps_per_epoch
-        self.wrapped.train()
+        state = self.state
+        end = (state.epoch + 1) * self.config.train.steps_per_epoch
         while state.step < end:
-            progress = self.clock.progress(state.step)
-            if settings.minutes is not None and self._agreed(progress >= 1.0):
+            progress = self._progress()
+            if progress >= 1.0:
                 break
             self._step(next(batches), progress)
             if state.step < end:
@@ -304,7 +317,10 @@ class Training:
 
     def _step(self, batch: Batch, progress: float) -> None:
         settings, state = self.config.train, self.state
-        rate = settings.rate * rate_factor(progress, settings.warmup)
+        phase, done = phase_at(self.schedule, progress)
+        if phase != self.phase:
+            self._begin_phase(phase)
+        rate = settings.rate * self.schedule[phase].rate * rate_factor(done, settings.warmup)
         set_rate(self.optimizer, rate)
         loss = training_step(self.fabric, self.wrapped, self.wrapped_optimizer, self.criterion, batch, settings.clip)
         state.step += 1
@@ -319,6 +335,14 @@ class Training:
         state.loss_steps += 1
         self.callbacks.stepped(StepReport(state.epoch + 1, state.step, progress, value, rate, self.clock.seconds()))
 
+    def _begin_phase(self, index: int) -> None:
+        """Freeze and train what the phase says; a run without a schedule has one phase and says nothing of it."""
+        phase, self.phase = self.schedule[index], index
+        self.parts.train(phase.parts)
+        if self.config.train.schedule:
+            number = f"phase {index + 1} of {len(self.schedule)}"
+            self.callbacks.note(f"{number}: parts {phase.parts}, {phase.rate:g} of the rate")
+
     def _end_epoch(self) -> None:
         state = self.state
         state.epoch += 1
@@ -329,6 +353,8 @@ class Training:
             "loss": state.loss_sum / state.loss_steps,
             "rate": self.optimizer.param_groups[0]["lr"],
         }
+        if self.config.train.schedule and self.phase is not None:
+            line |= {"phase": self.phase + 1, "parts": self.schedule[self.phase].parts}
         state.history.append(line)
         state.loss_sum, state.loss_steps = 0.0, 0
         if self._agreed(self._should_validate()):

@@ -10,7 +10,7 @@ import numpy as np
 from pixelwise.data.sources import open_source
 from pixelwise.engines import TorchEngine
 from pixelwise.errors import DataError
-from pixelwise.inference import Runner, TileSize
+from pixelwise.inference import Runner, TileSize, assembled
 from pixelwise.memory import held_bytes, size_text
 from pixelwise.page import Page
 from pixelwise.postprocess import argmax
@@ -45,9 +45,8 @@ def verify_seams(predictor: Predictor, path: Path, tile: TileSize = "auto", axes
         runner = predictor.runner
         plan = runner.plan(height, width, _several(runner, height, width) if tile == "auto" else tile, predictor.limit)
         whole_plan = plain.tiles(height, width, None)
-        whole = plain(page.window(whole_plan, whole_plan.tiles[0])[None])[0][:, :height, :width]
-        image = page.normalized(height, width)
-    tiled = runner.logits(image, plan)
+        whole = whole_plan.part(whole_plan.tiles[0], plain(page.window(whole_plan, whole_plan.tiles[0])[None])[0])
+        tiled = assembled(runner.run(lambda tile: page.window(plan, tile), plan), plan)
     return {
         **_differences(whole, tiled),
         "tolerance": TOLERANCE,
@@ -70,7 +69,7 @@ def _crop(plain: Runner, page: Page, limit: int) -> tuple[int, int]:
     pixels = page.height * page.width
     if pixels <= 512 * 512:
         return page.height, page.width
-    room = (limit - held_bytes()) / plain.bytes_per_pixel
+    room = (limit - held_bytes()) / (plain.bytes_per_pixel * plain.scale**2)
     if pixels <= room:
         return page.height, page.width
     side = int(math.sqrt(max(room, 0))) // plain.geometry.stride * plain.geometry.stride
@@ -82,8 +81,8 @@ def _crop(plain: Runner, page: Page, limit: int) -> tuple[int, int]:
 
 def _several(runner: Runner, height: int, width: int) -> int:
     """A tile that cuts the image at least twice along its longer side, if the stride lets it."""
-    stride = runner.geometry.stride
-    return max(stride, min(512, max(height, width) // 3) // stride * stride)
+    stride, longest = runner.geometry.stride, int(max(height, width) * runner.scale)
+    return max(stride, min(512, longest // 3) // stride * stride)
 
 
 def _differences(whole: np.ndarray, tiled: np.ndarray) -> dict[str, Any]:

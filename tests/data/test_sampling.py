@@ -17,7 +17,7 @@ from pixelwise.classes import IGNORE
 from pixelwise.config import Config, make_config
 from pixelwise.data import targets
 from pixelwise.data.folder import Sample
-from pixelwise.data.sampling import PIXELS_KEPT, Batch, PatchSampler, Prefetcher, Store, open_pages, resize
+from pixelwise.data.sampling import PIXELS_KEPT, Batch, PatchSampler, Prefetcher, Store, open_pages
 from pixelwise.errors import DataError, ModelError
 
 STILL: dict[str, Any] = {
@@ -476,44 +476,6 @@ def test_images_and_masks_that_cannot_be_used_are_named(tmp_path: Path) -> None:
     sample.mask.unlink()
     with pytest.raises(DataError, match=r"color_mask\.tif: no such file"):
         Store([(sample, 0)], config_of(channels=3))[0]
-
-
-# Scaling
-
-
-def test_halving_takes_the_mean_of_four_pixels() -> None:
-    image = np.random.default_rng(0).random((20, 30, 6)).astype(np.float32)
-    expected = image.reshape(10, 2, 15, 2, 6).mean((1, 3))
-    np.testing.assert_allclose(resize(image, 0.5), expected, atol=1e-6)
-    wide = (image * 60_000).astype(np.int32)
-    np.testing.assert_allclose(resize(wide, 0.5), wide.reshape(10, 2, 15, 2, 6).mean((1, 3)), atol=0.01)
-
-
-@pytest.mark.parametrize("scale", [1.5, 2, 3])
-def test_enlarging_is_linear(scale: float) -> None:
-    image = np.random.default_rng(0).random((20, 30, 2)).astype(np.float32)
-    expected = ndimage.zoom(image, (scale, scale, 1), order=1, mode="nearest", grid_mode=True)
-    np.testing.assert_allclose(resize(image, scale), expected, atol=2e-3)
-
-
-@settings(deadline=None, max_examples=20)
-@given(st.integers(0, 2**32 - 1), st.floats(0.05, 3))
-def test_labels_are_scaled_to_the_nearest_pixel(seed: int, scale: float) -> None:
-    rng = np.random.default_rng(seed)
-    labels = rng.integers(0, 256, rng.integers(1, 30, 2)).astype(np.uint8)
-    result = resize(labels, scale, nearest=True)
-    assert result.dtype == np.uint8
-    assert result.shape == resize(labels[..., None], scale).shape[:2]  # as large as the image
-    assert result.shape == tuple(max(1, round(length * scale)) for length in labels.shape)
-    rows, columns = ((np.arange(new) + 0.5) * old / new for new, old in zip(result.shape, labels.shape, strict=True))
-    sure = [np.abs(centres - np.rint(centres)) > 1e-3 for centres in (rows, columns)]  # not midway between two pixels
-    exact = labels[np.ix_(rows.astype(int), columns.astype(int))]
-    assert np.array_equal(result[np.ix_(*sure)], exact[np.ix_(*sure)])
-
-
-def test_a_scale_of_1_is_the_image_itself() -> None:
-    image = np.zeros((3, 4, 1), np.uint32)
-    assert resize(image, 1) is image
 
 
 def test_png_images_are_read_as_well(tmp_path: Path) -> None:

@@ -99,9 +99,10 @@ def test_the_metadata_are_those_of_ome_zarr(tmp_path: Path) -> None:
     assert [level["path"] for level in before["ome"]["multiscales"][0]["datasets"]] == ["0"]
     assert before["pixelwise"] == {"complete": False, "job": JOB}
     fill(mask, np.ones((2, 600, 1100), np.uint8), 256)
-    mask.finish()
+    mask.finish(details={"tiles": 3})
     after = attributes(tmp_path / "a.zarr")
-    assert after["pixelwise"] == {"complete": True, "job": JOB}
+    assert after["pixelwise"] == {"complete": True, "job": JOB, "details": {"tiles": 3}}
+    assert mask.details == ZarrMask.resume(tmp_path / "a.zarr", JOB).details == {"tiles": 3}
     ome = after["ome"]
     assert ome["version"] == "0.5"
     assert ome["image-label"]["colors"][1] == {"label-value": 1, "rgba": [255, 128, 0, 255]}

@@ -18,6 +18,7 @@ from pixelwise.layers import (
     GlobalMaxPool,
     PyramidPooling,
 )
+from pixelwise.layers.context import GridAveragePool
 
 
 @pytest.fixture(autouse=True)
@@ -132,3 +133,30 @@ def test_any_size_and_a_batch_of_one_in_training(size: tuple[int, int], norm: st
 def test_settings_that_make_no_sense(call: Callable[[], nn.Module], message: str) -> None:
     with pytest.raises(SettingError, match="^" + re.escape(message) + "$"):
         call()
+
+
+@pytest.mark.parametrize("image_branch", [False, True])
+def test_a_branch_of_its_own_for_another_map(image_branch: bool) -> None:
+    """Without weights for that map the pyramid is the plain one; with them it is not."""
+    ours = AtrousSpatialPyramidPooling(6, 4, (2, 3), image_branch, norm="group", extra_channels=1).double()
+    plain = AtrousSpatialPyramidPooling(6, 4, (2, 3), image_branch, norm="group").double()
+    plain.branches.load_state_dict(ours.branches.state_dict())
+    if image_branch:
+        plain.image.load_state_dict(ours.image.state_dict())
+    features, edges = draw(2, 6, 9, 7), draw(2, 1, 9, 7, seed=1).sigmoid()
+    with torch.no_grad():
+        weights = ours.mix[0].weight
+        weights[:, 12:16] = 0
+        plain.mix[0].weight.copy_(torch.cat([weights[:, :12], weights[:, 16:]], dim=1))
+        torch.testing.assert_close(ours(features, edges), plain(features), rtol=0, atol=1e-10)
+        weights[:, 12:16] = 1
+        assert (ours(features, edges) - plain(features)).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("bins", [1, 2, 3, 6])
+@pytest.mark.parametrize("size", [(1, 1), (5, 7), (13, 6), (24, 3)], ids=str)
+def test_means_over_a_grid(bins: int, size: tuple[int, int]) -> None:
+    features = draw(2, 3, *size)
+    torch.testing.assert_close(
+        GridAveragePool(bins)(features), F.adaptive_avg_pool2d(features, bins), rtol=0, atol=1e-12
+    )

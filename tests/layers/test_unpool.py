@@ -101,3 +101,19 @@ def test_what_was_not_pooled_cannot_be_unpooled(values: Tensor, height: int, mes
 def test_a_factor_of_nothing_is_refused(call) -> None:  # type: ignore[no-untyped-def]
     with pytest.raises(SettingError, match=r"^factor: must be at least 1, not 0\.$"):
         call(0)
+
+
+@pytest.mark.parametrize(("dtype", "noise"), [(torch.float64, 1e-13), (torch.float32, 1e-6)], ids=str)
+def test_rounding_moves_no_position_where_the_image_is_flat(dtype: torch.dtype, noise: float) -> None:
+    flat = torch.full((1, 1, 64, 64), 1.2345, dtype=dtype)
+    rounded = flat * (1 + noise * torch.randn(flat.shape, dtype=dtype, generator=torch.Generator().manual_seed(0)))
+    assert not torch.equal(rounded, flat)
+    assert torch.equal(MaxPoolPositions()(rounded)[1], MaxPoolPositions()(flat)[1])
+
+
+def test_half_precision_is_pooled_as_it_is() -> None:
+    features = torch.randn(1, 2, 6, 6, generator=torch.Generator().manual_seed(0)).bfloat16()
+    pooled, positions = MaxPoolPositions()(features)
+    expected = F.max_pool2d(features, 2, return_indices=True)
+    assert torch.equal(pooled, expected[0])
+    assert torch.equal(positions, expected[1])

@@ -13,8 +13,9 @@ from scipy import ndimage
 from torch import Tensor, nn
 
 from pixelwise.errors import ModelError, SettingError
-from pixelwise.geometry import output_size, round_up, transposed_output_size
+from pixelwise.geometry import Reach, output_size, parameters, round_up, transposed_output_size
 from pixelwise.models import UNet
+from pixelwise.probing import probe_geometry
 from pixelwise.tiling import plan_unpadded_tiles
 
 
@@ -203,9 +204,10 @@ def test_features_stay_channels_last() -> None:
     network = small(in_channels=3, num_classes=4, stem=2).to(memory_format=torch.channels_last)
     strays = []
 
-    def check(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        if not output.is_contiguous(memory_format=torch.channels_last):
-            strays.append(module)
+    def check(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor | list[Tensor]) -> None:
+        for features in [output] if isinstance(output, Tensor) else output:
+            if not features.is_contiguous(memory_format=torch.channels_last):
+                strays.append(module)
 
     for module in network.modules():
         if module is not network:  # whose logits are a crop
@@ -264,6 +266,140 @@ def test_one_cell_cannot_be_normalised() -> None:
 def test_settings_that_make_no_sense_are_refused(keywords: dict[str, Any], message: str) -> None:
     with pytest.raises(SettingError, match=message):
         small(**keywords)
+
+
+def reach_by_hand(network: UNet) -> Reach:
+    """The operators of the form with padding, one after the other, on the reach of one axis."""
+    stem = network.stride // 2**network.depth
+    reach = Reach.of_input(network.stride).pooling(stem)
+    skips = []
+    for _ in range(network.depth):
+        skips.append(reach.convolution(3).convolution(3))
+        reach = skips[-1].pooling(2)
+    reach = reach.convolution(3).convolution(3)
+    for skip in reversed(skips):
+        reach = reach.upsampling(2).concatenation(skip).convolution(3).convolution(3)
+    return reach.bilinear(stem)
+
+
+@pytest.mark.parametrize("depth", [1, 2, 4])
+@pytest.mark.parametrize("stem", [1, 2, 4])
+def test_geometry_with_padding_is_derived_by_hand(depth: int, stem: int) -> None:
+    network = small(depth=depth, stem=stem)
+    assert network.geometry == reach_by_hand(network).geometry()
+
+
+def literal_expansion(network: UNet, skips: list[Tensor]) -> Tensor:
+    """The expanding path without a norm, written out on the network's own weights, and the enlarged logits."""
+    features = skips.pop()
+    for up, block in zip(network.up, network.expanding, strict=True):
+        larger = F.conv_transpose2d(features, up.up.weight, up.up.bias, stride=2)
+        features = torch.cat([skips.pop(), larger], dim=1)
+        for convolution in (block[0][0], block[1][0]):
+            features = F.relu(F.conv2d(features, convolution.weight, convolution.bias, padding=1))
+    logits = F.conv2d(features, network.head.weight, network.head.bias)
+    return F.interpolate(logits, scale_factor=network.finest, mode="bilinear")
+
+
+@pytest.mark.parametrize(("backbone", "finest"), [("vgg16", 1), ("alexnet", 4)])
+def test_on_a_backbone_its_features_are_the_contracting_path(backbone: str, finest: int) -> None:
+    network = small(depth=None, backbone=backbone, norm="none", num_classes=3).double().eval()
+    images = draw(1, 1, 2 * network.stride, network.stride)
+    assert network.backbone is not None
+    assert network.finest == finest
+    expected = literal_expansion(network, network.backbone(images))
+    torch.testing.assert_close(network(images), expected, rtol=0, atol=1e-12)
+
+
+def test_the_expanding_path_does_not_grow_with_the_backbone() -> None:
+    """Beside 2048 channels it has the levels that it has beside 512."""
+    with torch.device("meta"):
+        networks = [UNet(width=32, backbone=name) for name in ("resnet18", "resnet50")]
+    assert [network.levels for network in networks] == [[32, 64, 128, 256, 512]] * 2
+    for network, skips, deepest in zip(networks, [(256, 128, 64, 64), (1024, 512, 256, 64)], (512, 2048), strict=True):
+        assert network.backbone is not None
+        assert network.backbone.channels == [*skips[::-1], deepest]
+        before, weights = deepest, 0
+        for skip, after in zip(skips, (256, 128, 64, 32), strict=True):
+            weights += parameters(before, after, kernel=2)
+            weights += parameters(skip + after, after, kernel=3, bias=False) + parameters(after, after, 3, bias=False)
+            weights, before = weights + 4 * after, after  # scales and shifts of two batch norms
+        total = sum(parameter.numel() for parameter in network.parameters())
+        assert total - sum(value.numel() for value in network.backbone.parameters()) == weights + parameters(32, 2)
+
+
+@pytest.mark.parametrize("backbone", ["vgg16", "resnet18"])
+@pytest.mark.parametrize("size", [(1, 1), (31, 17), (70, 45)], ids=str)
+def test_on_a_backbone_logits_have_the_size_of_the_image(backbone: str, size: tuple[int, int]) -> None:
+    network = small(depth=None, in_channels=3, num_classes=5, backbone=backbone)
+    assert network(torch.rand(2, 3, *size)).shape == (2, 5, *size)
+
+
+@pytest.mark.parametrize(
+    ("depth", "levels"), [(None, [4, 8, 16, 32, 64, 128]), (5, [4, 8, 16, 32, 64, 128]), (1, [4, 8])]
+)
+def test_depth_says_which_of_a_backbones_features_are_used(depth: int | None, levels: list[int]) -> None:
+    network = small(depth=depth, backbone="vgg16").eval()
+    assert network.levels == levels
+    assert network.depth == len(network.up) == len(levels) - 1
+    assert network.stride == 32
+    assert [features.shape[1] for features in network.encode(torch.rand(1, 1, 32, 32))] == [4, 8, 16, 32, 32, 32][
+        : len(levels)
+    ]
+
+
+@pytest.mark.parametrize("backbone", [None, "vgg16"])
+def test_the_gradient_reaches_every_parameter(backbone: str | None) -> None:
+    network = small(depth=None, backbone=backbone)
+    network(torch.rand(2, 1, 70, 45)).square().sum().backward()
+    assert [name for name, value in network.named_parameters() if value.grad is None or not value.grad.any()] == []
+
+
+def test_on_a_backbone_geometry_is_what_probing_shows() -> None:
+    network = small(depth=None, width=2, backbone="vgg16").eval()
+    assert network.geometry.exact
+    assert probe_geometry(network, channels=1).geometry == network.geometry
+
+
+def test_on_a_backbone_dropout_acts_at_the_two_deepest_features() -> None:
+    network, images = small(depth=None, backbone="vgg16", dropout=0.5, norm="none"), torch.rand(1, 1, 64, 64)
+    seen: list[Tensor] = []
+    network.drop.register_forward_hook(lambda module, inputs, output: seen.append(output))
+    network(images)
+    assert [features.shape[-1] for features in seen] == [4, 2]
+    assert not torch.equal(network(images), network(images))
+    network.eval()
+    assert torch.equal(network(images), network(images))
+
+
+def test_the_encoder_is_the_contracting_path_or_the_backbone() -> None:
+    plain, network = small(), small(depth=None, backbone="vgg16")
+    assert plain.backbone is None
+    assert plain.encoder() == list(plain.contracting)
+    assert len(plain.encoder()) == len(plain.encode(torch.rand(1, 1, 8, 8))) == 3
+    assert network.encoder() == [network.backbone]
+
+
+@pytest.mark.parametrize(
+    ("keywords", "message"),
+    [
+        (
+            {"padding": "valid"},
+            r'model.backbone: vgg16 pads its convolutions, so it needs model.padding "same", or none for "valid"',
+        ),
+        ({"stem": 2}, r"model.stem: 2 folds the image .* with the backbone vgg16, .* it must be 1"),
+        (
+            {"depth": 6},
+            r"model.depth: vgg16 has features at the strides 1, 2, 4, 8, 16, 32, which are 5 halvings, not 6: take at "
+            r"most 5, or leave it out",
+        ),
+        ({"backbone": "vgg61"}, r"model.backbone: there is no backbone 'vgg61'; did you mean .*vgg16"),
+        ({"backbone": "resnet18", "norm": "none"}, r"model.norm: resnet18 does not train without a normalisation"),
+    ],
+)
+def test_settings_that_make_no_sense_with_a_backbone_are_refused(keywords: dict[str, Any], message: str) -> None:
+    with pytest.raises(SettingError, match=message):
+        small(**{"depth": None, "backbone": "vgg16"} | keywords)
 
 
 def test_residual_blocks_are_their_formula_and_need_padding() -> None:

@@ -16,6 +16,7 @@ from pixelwise.data.folder import Sample
 from pixelwise.data.labels import LabelRule
 from pixelwise.data.normalize import Normalization, match_channels
 from pixelwise.data.readers import read_image, read_mask
+from pixelwise.data.scaling import resize
 from pixelwise.errors import DataError, ModelError
 
 PIXELS_KEPT = 256  # of each class and image, to centre patches on
@@ -40,22 +41,6 @@ class Batch:
     images: np.ndarray
     labels: np.ndarray
     weights: np.ndarray | None
-
-
-def resize(image: np.ndarray, scale: float, nearest: bool = False) -> np.ndarray:
-    """H x W (x C) times `scale`, at least one pixel; by area when it shrinks, else linearly."""
-    if scale == 1:
-        return image
-    height, width = (max(1, round(length * scale)) for length in image.shape[:2])
-    method = cv2.INTER_NEAREST_EXACT if nearest else cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
-    wide = image if image.dtype in (np.uint8, np.uint16, np.float32) else image.astype(np.float32)
-    if wide.ndim == 2:
-        return cv2.resize(wide, (width, height), interpolation=method)
-    planes = [
-        cv2.resize(np.ascontiguousarray(wide[..., c]), (width, height), interpolation=method)
-        for c in range(wide.shape[2])
-    ]
-    return np.stack(planes, axis=2)
 
 
 def open_pages(sample: Sample, channels: int, axes: str | None) -> np.ndarray:

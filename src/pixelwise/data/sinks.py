@@ -46,6 +46,7 @@ class ZarrMask:
         path: the folder.
         done: numbers of the tiles that are written.
         complete: `finish` has ended; nothing is left to write.
+        details: that `finish` was told to keep.
         axes: of the array: "yx", "zyx", "cyx" or "czyx".
         levels: the array, and, once complete, the smaller ones of its pyramid.
         pixel_size: in micrometres, or None.
@@ -64,6 +65,7 @@ class ZarrMask:
         self.path = path
         self.done = done
         self.complete: bool = attributes[_OURS]["complete"]
+        self.details: Mapping[str, Any] = attributes[_OURS].get("details", {})
         self._attributes = attributes
         multiscale = attributes["ome"]["multiscales"][0]
         self.axes = "".join(axis["name"] for axis in multiscale["axes"])
@@ -172,10 +174,10 @@ class ZarrMask:
                 record.write(b"%d\n" % number)
         self.done.add(number)
 
-    def finish(self, progress: Progress | None = None) -> None:
+    def finish(self, progress: Progress | None = None, details: Mapping[str, Any] | None = None) -> None:
         """Add the pyramid, of every second pixel again and again, and mark the Zarr complete.
 
-        `progress` is called with (chunks done, all chunks).
+        `progress` is called with (chunks done, all chunks); `details`, for JSON, are kept.
 
         Raises:
             OutputError: the disk is full or the folder cannot be written; it can be finished again later.
@@ -188,7 +190,8 @@ class ZarrMask:
             self.levels = [self.levels[0], *self._make_levels(shapes[1:], progress)]
             multiscale = _multiscale(self.path.stem, self.axes, len(shapes), self.pixel_size)
             ome = {**self._attributes["ome"], "multiscales": [multiscale]}
-            own = {**self._attributes[_OURS], "complete": True}
+            self.details = dict(details or {})
+            own = {**self._attributes[_OURS], "complete": True, "details": self.details}
             _write_attributes(self.path, {"ome": ome, _OURS: own})
             self.complete = True
             (self.path / "0" / _DONE).unlink(missing_ok=True)

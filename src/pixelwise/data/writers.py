@@ -16,6 +16,7 @@ from pixelwise.errors import OutputError
 from pixelwise.files import whole
 
 _TILE = (256, 256)
+TIFF_BUFFER = 2**24  # bytes that are compressed at a time; tifffile would take half a gigabyte
 _JOB = "pixelwise"  # the key of a job in a file's metadata
 # Half of what a classic TIFF can address, since compressed tiles may be a little larger than raw ones.
 _BIG_BYTES = 2**31
@@ -158,6 +159,7 @@ def _write_tiff(
             bigtiff=array.nbytes > _BIG_BYTES,
             tile=_TILE,
             compression="zlib",
+            buffersize=TIFF_BUFFER,
             metadata={"axes": axes} if job is None else {"axes": axes, _JOB: job},
             software=False,
             **options,

@@ -13,10 +13,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pixelwise.errors import SettingError
+from pixelwise.geometry import Reach
 from pixelwise.layers.conv import ConvNormAct, DepthwiseSeparable
-
-WHOLE_IMAGE = "pooling over the whole image: an output pixel depends on every input pixel"
-"""Why a network with such a pooling is not exact, for its geometry."""
+from pixelwise.tracing import WHOLE_IMAGE, described_by
+from pixelwise.tracing.seen import NotLocalError
 
 
 class GlobalAveragePool(nn.Module):
@@ -51,6 +51,44 @@ class GlobalMaxPool(nn.Module):
         return features.amax(dim=(-2, -1), keepdim=True)
 
 
+def _reach_all(*arguments: object) -> Reach:
+    raise NotLocalError(WHOLE_IMAGE)
+
+
+class GridAveragePool(nn.Module):
+    """The means over a grid of regions: N x C x H x W gives N x C x bins x bins, whatever H and W.
+
+    Region i of an axis begins at floor(i size / bins) and ends before ceil((i + 1) size / bins), as those of
+    `torch.nn.AdaptiveAvgPool2d`. That one cannot be exported for images of varying size; here the means are products
+    with two matrices, which can.
+
+    Args:
+        bins: regions along each axis.
+
+    >>> GridAveragePool(2)(torch.tensor([[[[1.0, 2.0, 6.0]]]]))[0, 0, 0]
+    tensor([1.5000, 4.0000])
+    """
+
+    reason = WHOLE_IMAGE
+
+    def __init__(self, bins: int) -> None:
+        super().__init__()
+        self.bins = bins
+
+    @described_by(_reach_all)
+    def forward(self, features: Tensor) -> Tensor:
+        """The mean of each region."""
+        rows, columns = (self._weights(size, features) for size in features.shape[-2:])
+        return rows @ features @ columns.T
+
+    def _weights(self, size: int, features: Tensor) -> Tensor:
+        """Bins x size: what each row or column adds to each mean."""
+        places = torch.arange(size, device=features.device)
+        bins = torch.arange(self.bins, device=features.device)[:, None]
+        first, end = bins * size // self.bins, -(-(bins + 1) * size // self.bins)
+        return ((places >= first) & (places < end)).to(features.dtype) / (end - first)
+
+
 class AtrousSpatialPyramidPooling(nn.Module):
     """A 1 x 1 convolution, one 3 x 3 convolution for each rate, and the image's mean, joined and mixed.
 
@@ -68,6 +106,8 @@ class AtrousSpatialPyramidPooling(nn.Module):
         image_branch: join the mean over the image, too; the network is not exact then.
         separable: make the 3 x 3 convolutions depthwise separable, as DeepLabV3+ does.
         norm: a name in `NORMS`.
+        extra_channels: of another map that a branch of its own takes, as the boundaries of Takikawa et al. 2019,
+            arXiv:1907.05740; 0 for none.
 
     Attributes:
         reason: why a network with this module is not exact; "" where it is.
@@ -87,6 +127,7 @@ class AtrousSpatialPyramidPooling(nn.Module):
         image_branch: bool = True,
         separable: bool = False,
         norm: str = "batch",
+        extra_channels: int = 0,
     ) -> None:
         super().__init__()
         if min(rates, default=1) < 1:
@@ -95,13 +136,16 @@ class AtrousSpatialPyramidPooling(nn.Module):
         self.branches = nn.ModuleList([ConvNormAct(in_channels, out_channels, kernel=1, norm=norm)])
         self.branches.extend(atrous(in_channels, out_channels, norm=norm, dilation=rate) for rate in rates)
         self.image = _pooled(GlobalAveragePool(), in_channels, out_channels, "none") if image_branch else None
-        count = len(self.branches) + image_branch
+        self.extra = ConvNormAct(extra_channels, out_channels, kernel=1, norm=norm) if extra_channels else None
+        count = len(self.branches) + image_branch + bool(extra_channels)
         self.mix = ConvNormAct(count * out_channels, out_channels, kernel=1, norm=norm)
         self.reason = WHOLE_IMAGE if image_branch else ""
 
-    def forward(self, features: Tensor) -> Tensor:
-        """Features that see at every rate."""
+    def forward(self, features: Tensor, extra: Tensor | None = None) -> Tensor:
+        """Features that see at every rate; `extra`: N x extra_channels x H x W, where there is such a branch."""
         branches = [branch(features) for branch in self.branches]
+        if self.extra is not None and extra is not None:
+            branches.append(self.extra(extra))
         if self.image is not None:
             branches.append(self.image(features).expand_as(branches[0]))
         return self.mix(torch.cat(branches, dim=1))
@@ -144,7 +188,7 @@ class PyramidPooling(nn.Module):
             raise SettingError(f"bins: {len(bins)} grids need as many channels, but there are {in_channels}.")
         narrow = in_channels // len(bins)
         self.grids = nn.ModuleList(
-            _pooled(nn.AdaptiveAvgPool2d(count), in_channels, narrow, norm if count > 1 else "none") for count in bins
+            _pooled(GridAveragePool(count), in_channels, narrow, norm if count > 1 else "none") for count in bins
         )
         self.out_channels = in_channels + len(bins) * narrow
 

@@ -3,10 +3,16 @@
 Shapes: N images, C channels, H x W pixels; H' = ceil(H / factor), W' likewise.
 """
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pixelwise.errors import ModelError, SettingError
+from pixelwise.geometry import Reach
+from pixelwise.tracing import described_by
+
+DROPPED_BITS = {torch.float64: 29, torch.float32: 16}
+"""Bits of a value that do not count for its position, by type."""
 
 
 class MaxPoolPositions(nn.Module):
@@ -16,10 +22,13 @@ class MaxPoolPositions(nn.Module):
     last windows are cut short where the factor does not divide the size. A position is an int64 index into the
     H x W pixels of its channel, row by row; of equal values the first counts.
 
-    Exact for tiles in as far as the maximum is clear: where two values of a window differ by rounding alone, a
-    tile may choose the other one. In float64 that does not happen in practice.
+    Where the image is flat, and where its last pixels were repeated to pad it, the values of a window are equal but
+    for rounding, which differs from tile to tile and from one memory format to another. So that the position does not
+    depend on it, positions are those of the largest value in a coarser precision (24 bits of float64's 53, 8 of
+    float32's 24), the first of equals; the maxima themselves are exact. What remains are values on two sides of a step
+    of that precision.
 
-    Source: Zeiler and Fergus 2014, arXiv:1311.2901, section 2.1.
+    Source: Zeiler and Fergus 2014, arXiv:1311.2901, section 2.1; the coarser positions are ours.
 
     >>> import torch
     >>> pooled, positions = MaxPoolPositions()(torch.tensor([[[[1.0, 2.0, 6.0], [3.0, 5.0, 2.0]]]]))
@@ -33,7 +42,25 @@ class MaxPoolPositions(nn.Module):
 
     def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
         """Maxima and their positions."""
-        return F.max_pool2d(features, self.factor, ceil_mode=True, return_indices=True)
+        pooled = F.max_pool2d(features, self.factor, ceil_mode=True)
+        return pooled, F.max_pool2d(_coarser(features.detach()), self.factor, ceil_mode=True, return_indices=True)[1]
+
+
+def _coarser(values: Tensor) -> Tensor:
+    """The values rounded to fewer bits, by the splitting of Dekker 1971, https://doi.org/10.1007/BF01397083, section 5.
+
+    A cast there and back would do the same, but compilers take it away.
+    """
+    bits = DROPPED_BITS.get(values.dtype)
+    if bits is None:  # half precision is coarse as it is
+        return values
+    large = values * (2**bits + 1)
+    return torch.where(values.abs() < 1e30, large - (large - values), values)  # infinities stay what they are
+
+
+def _reach_unpooled(module: "MaxUnpool", values: Reach, positions: Reach, height: int, width: int) -> Reach:
+    """What the cells of `MaxUnpool` see."""
+    return values.upsampling(module.factor).concatenation(positions.upsampling(module.factor))
 
 
 class MaxUnpool(nn.Module):
@@ -59,6 +86,7 @@ class MaxUnpool(nn.Module):
         super().__init__()
         self.factor = _checked(factor)
 
+    @described_by(_reach_unpooled)
     def forward(self, values: Tensor, positions: Tensor, height: int, width: int) -> Tensor:
         """Scatter the values into a map of height x width."""
         self._check(values, positions, height, width)
@@ -82,6 +110,7 @@ class MaxUnpool(nn.Module):
             )
 
 
+@described_by(lambda reach, factor: reach.upsampling(factor))
 def bed_of_nails(features: Tensor, factor: int) -> Tensor:
     """Each value at the top left of its own factor x factor pixels, zeros elsewhere.
 

@@ -8,6 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pixelwise.errors import ModelError, SettingError, near
+from pixelwise.geometry import Reach
+from pixelwise.tracing import described_by
 
 MODES = ("nearest", "bilinear", "bicubic")
 """Ways of `enlarge`."""
@@ -62,6 +64,13 @@ def pad_to_stride(images: Tensor, stride: int) -> Tensor:
     return F.pad(images, (0, right, 0, bottom), mode="replicate") if bottom or right else images
 
 
+def _reach_enlarged(reach: Reach, factor: int, mode: str = "bilinear") -> Reach:
+    """What the cells of `enlarge` see."""
+    rules = {"nearest": reach.upsampling, "bilinear": reach.bilinear, "bicubic": reach.bicubic}
+    return rules[mode](factor) if factor > 1 else reach
+
+
+@described_by(_reach_enlarged)
 def enlarge(features: Tensor, factor: int, mode: str = "bilinear") -> Tensor:
     """Upsample by a whole factor, with the same weights wherever a pixel lies, so that tiles agree with the image.
 

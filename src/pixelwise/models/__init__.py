@@ -3,18 +3,52 @@
 import inspect
 from typing import Any
 
-from torch import nn
-
 from pixelwise.errors import SettingError, near
+from pixelwise.models.base import Segmenter
+from pixelwise.models.deconvnet import DeconvNet
+from pixelwise.models.deeplab import DeepLabV2, DeepLabV3Plus
+from pixelwise.models.fcn import FCN8s, FCN16s, FCN32s
+from pixelwise.models.gscnn import GSCNN
+from pixelwise.models.patch import Patch, convolutionalize
+from pixelwise.models.pspnet import PSPNet
+from pixelwise.models.segnet import SegNet
 from pixelwise.models.unet import UNet
 
-__all__ = ["MODELS", "UNet", "build"]
+__all__ = [
+    "GSCNN",
+    "MODELS",
+    "DeconvNet",
+    "DeepLabV2",
+    "DeepLabV3Plus",
+    "FCN8s",
+    "FCN16s",
+    "FCN32s",
+    "PSPNet",
+    "Patch",
+    "SegNet",
+    "Segmenter",
+    "UNet",
+    "build",
+    "convolutionalize",
+]
 
-MODELS: dict[str, type[nn.Module]] = {"unet": UNet}
+MODELS: dict[str, type[Segmenter]] = {
+    "patch": Patch,
+    "fcn32s": FCN32s,
+    "fcn16s": FCN16s,
+    "fcn8s": FCN8s,
+    "unet": UNet,
+    "deconvnet": DeconvNet,
+    "segnet": SegNet,
+    "pspnet": PSPNet,
+    "deeplabv2": DeepLabV2,
+    "deeplabv3plus": DeepLabV3Plus,
+    "gscnn": GSCNN,
+}
 """Every architecture by its name; each takes `in_channels` and `num_classes`, the rest has defaults."""
 
 
-def build(name: str, **keywords: Any) -> nn.Module:
+def build(name: str, **keywords: Any) -> Segmenter:
     """Make the network called `name`.
 
     Raises:

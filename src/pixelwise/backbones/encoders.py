@@ -1,0 +1,162 @@
+"""Any encoder of timm as a backbone: ResNet, Inception-ResNet-v2, MobileNet, DarkNet-53 and hundreds more.
+
+Shapes: N images, C channels, H x W pixels.
+
+Papers: He et al. 2016, arXiv:1512.03385 (resnet18 to resnet152); Szegedy et al. 2017, arXiv:1602.07261
+(inception_resnet_v2); Sandler et al. 2018, arXiv:1801.04381 (mobilenetv2_100); Howard et al. 2019, arXiv:1905.02244
+(mobilenetv3_small_100); Redmon and Farhadi 2018, arXiv:1804.02767 (darknet53); for others see timm.
+
+Our deviations from timm: where convolutions and poolings without padding make a feature smaller than
+ceil(H / stride) x ceil(W / stride), as in inception_resnet_v2, they are padded by dilation (kernel - 1) / 2. The
+weights start as timm's do, except that no batch norm starts at zero, where the layers before it would get no
+gradient at first.
+"""
+
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any
+
+import timm
+import torch
+from torch import Tensor, nn
+
+from pixelwise.backbones.base import ENCODERS, Backbone
+from pixelwise.backbones.norms import replace_batch_norms
+from pixelwise.errors import SettingError
+
+
+class Encoder(Backbone):
+    """The features of an encoder of timm.
+
+    Args:
+        name: in `timm.list_models()`, with or without the name of its weights ("resnet18" or "resnet18.a1_in1k").
+        in_channels: C.
+        norm: "batch" leaves the encoder as it is; "group" puts group norm where it has batch norm.
+        output_stride: the largest stride, where it is to be below the encoder's own.
+
+    Raises:
+        SettingError: timm knows no such encoder, it has no features whose strides double, or no such output stride.
+    """
+
+    def __init__(self, name: str, in_channels: int = 3, norm: str = "batch", output_stride: int | None = None) -> None:
+        network: Any = create_features(name, in_channels, output_stride)
+        strides, channels = network.feature_info.reduction(), network.feature_info.channels()
+        _check_strides(name, strides, output_stride)
+        super().__init__(name, in_channels, strides, channels, norm)
+        self.output_stride = output_stride
+        self.network = network
+        if self._fault():
+            _pad_the_unpadded(network)
+        if fault := self._fault():
+            raise _no_pyramid(name, fault)
+        _wake(network)
+        replace_batch_norms(network, name, norm)
+
+    def features_of(self, images: Tensor) -> list[Tensor]:
+        """The encoder's features."""
+        return list(self.network(images))
+
+    def _fault(self) -> str:
+        """What is wrong with the features of a small image; "" where they are as promised."""
+        height, width = 2 * self.stride, 3 * self.stride
+        device = next(self.network.parameters()).device
+        self.network.eval()
+        try:
+            with torch.no_grad():
+                features = self.network(torch.zeros(1, self.in_channels, height, width, device=device))
+        except Exception as error:  # an encoder that refuses a size does so in its own way
+            return first_line(error)
+        finally:
+            self.network.train()
+        promised = [
+            (1, channels, height // stride, width // stride)
+            for channels, stride in zip(self.channels, self.strides, strict=True)
+        ]
+        found = [tuple(feature.shape) for feature in features]
+        return "" if found == promised else f"{height} x {width} pixels give {found} instead of {promised}"
+
+
+def _wake(network: nn.Module) -> None:
+    """Let each batch norm begin with a factor of 1."""
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d) and module.affine:
+            nn.init.ones_(module.weight)
+
+
+def create_features(
+    name: str, in_channels: int, output_stride: int | None, weights: dict[str, Tensor] | None = None
+) -> nn.Module:
+    """timm's feature extractor, started by timm or from the encoder's weights.
+
+    Raises:
+        SettingError: timm cannot build it, or not with that output stride.
+    """
+    stride: dict[str, Any] = {} if output_stride is None else {"output_stride": output_stride}
+    try:
+        return timm.create_model(name, features_only=True, in_chans=in_channels, **stride, **given(weights))
+    except Exception as error:  # timm asserts, and raises whatever a constructor raises
+        if output_stride is None:
+            raise _no_pyramid(name, first_line(error)) from error
+        raise _no_output_stride(name, output_stride, first_line(error)) from error
+
+
+def given(weights: dict[str, Tensor] | None) -> dict[str, Any]:
+    """What timm's create_model takes to start from weights that are already here, or from none."""
+    if weights is None:
+        return {"pretrained": False}
+    return {"pretrained": True, "pretrained_cfg_overlay": {"state_dict": dict(weights)}}
+
+
+def first_line(error: Exception) -> str:
+    """The shortest sign of what went wrong.
+
+    >>> first_line(ValueError("too small\\nby far")), first_line(AssertionError())
+    ('too small', 'AssertionError')
+    """
+    return str(error).strip().partition("\n")[0] or type(error).__name__
+
+
+def _check_strides(name: str, strides: Sequence[int], output_stride: int | None) -> None:
+    """Say that the features are no pyramid."""
+    if output_stride is not None and strides[-1] != output_stride:
+        raise _no_output_stride(name, output_stride, f"it stays at a stride of {strides[-1]}")
+    for finer, coarser in pairwise(strides):
+        if coarser != 2 * finer and not finer == coarser == output_stride:
+            raise _no_pyramid(name, f"its features have the strides {', '.join(map(str, strides))}")
+
+
+def _no_pyramid(name: str, reason: str) -> SettingError:
+    return SettingError(
+        f"model.backbone: {name!r} gives no features that halve from one to the next for images of any size "
+        f"({reason}): use a convolutional encoder, such as {', '.join(ENCODERS)}."
+    )
+
+
+def _no_output_stride(name: str, output_stride: int, reason: str) -> SettingError:
+    return SettingError(
+        f"model.output_stride: {name!r} cannot keep a stride of {output_stride} ({reason}): leave it out, or use a "
+        f"backbone such as vgg16 or resnet50."
+    )
+
+
+def _pad_the_unpadded(network: nn.Module) -> None:
+    """Give padding to convolutions and poolings that overlap and have none."""
+    for module in network.modules():
+        # Not those of derived classes, which may pad by themselves.
+        if type(module) in (nn.Conv2d, nn.MaxPool2d, nn.AvgPool2d) and not isinstance(module.padding, str):
+            _pad(module)
+
+
+def _pad(layer: Any) -> None:
+    """Along each axis where its windows overlap and nothing is padded yet."""
+    kernel, stride, padding, dilation = (
+        _pair(getattr(layer, name, 1)) for name in ("kernel_size", "stride", "padding", "dilation")
+    )
+    layer.padding = tuple(
+        padding[axis] or (dilation[axis] * (kernel[axis] - 1) // 2 if kernel[axis] > stride[axis] else 0)
+        for axis in (0, 1)
+    )
+
+
+def _pair(value: int | tuple[int, int]) -> tuple[int, int]:
+    return value if isinstance(value, tuple) else (value, value)

@@ -1,0 +1,141 @@
+"""Files of published weights: from the cache, from a file that was put beside it, or from the internet.
+
+Nothing is unpickled but tensors, and no server is waited for longer than `TIMEOUT` seconds in silence.
+"""
+
+import contextlib
+import socket
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.error import HTTPError
+from urllib.request import Request, urlopen
+
+import torch
+from torch import Tensor
+
+from pixelwise.errors import SettingError
+
+TIMEOUT = 10.0  # seconds without an answer
+HUB_FILE = "model.safetensors"
+
+
+def from_hub(name: str, hub_id: str, endpoint: str | None = None, folder: Path | None = None) -> dict[str, Tensor]:
+    """The tensors of a repository of the Hugging Face hub, by name.
+
+    Args:
+        name: of the backbone, for messages.
+        hub_id: OWNER/REPOSITORY, or OWNER/REPOSITORY@REVISION.
+        endpoint: address of the hub, where it is another.
+        folder: of the cache, where it is not the hub's own and torch's.
+
+    Raises:
+        SettingError: the file is not there and cannot be fetched, or holds no tensors.
+    """
+    from safetensors.torch import load_file
+
+    placed = (folder or _torch_folder()) / f"{hub_id.partition('@')[0].rpartition('/')[2]}.safetensors"
+    path = placed if placed.exists() else _fetch_from_hub(name, hub_id, endpoint, folder, placed)
+    try:
+        return load_file(path)
+    except Exception as error:  # of the library's own kind
+        raise _broken(path, error) from error
+
+
+def from_url(name: str, url: str, folder: Path | None = None) -> dict[str, Tensor]:
+    """The tensors of a file that torch saved; the end of its name is the start of its SHA-256.
+
+    Args:
+        name: of the backbone, for messages.
+        url: of the file.
+        folder: of the cache, where it is not torch's own.
+
+    Raises:
+        SettingError: the file is not there and cannot be fetched, or holds something else than tensors.
+    """
+    folder = folder or _torch_folder()
+    path = folder / url.rpartition("/")[2]
+    try:
+        # What torch prints is no result of ours.
+        with _impatient(), contextlib.redirect_stdout(sys.stderr):
+            return torch.hub.load_state_dict_from_url(
+                url, str(folder), map_location="cpu", progress=sys.stderr.isatty(), check_hash=True, weights_only=True
+            )
+    except Exception as error:  # of the network, of the disk, or of the file's format
+        raise _broken(path, error) if path.exists() else _unreachable(name, url, path, error) from error
+
+
+def _fetch_from_hub(name: str, hub_id: str, endpoint: str | None, folder: Path | None, placed: Path) -> Path:
+    """The file in the hub's cache, fetched where it is not there yet."""
+    from huggingface_hub import constants, hf_hub_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    repository, _, revision = hub_id.partition("@")
+    host = endpoint or constants.ENDPOINT
+
+    def download(local_files_only: bool) -> Path:
+        return Path(
+            hf_hub_download(
+                repository,
+                HUB_FILE,
+                revision=revision or None,
+                cache_dir=folder,
+                endpoint=host,
+                etag_timeout=TIMEOUT,
+                local_files_only=local_files_only,
+            )
+        )
+
+    try:
+        return download(local_files_only=True)
+    except LocalEntryNotFoundError:
+        url = f"{host}/{repository}/resolve/{revision or 'main'}/{HUB_FILE}"
+    try:
+        _greet(host)  # the hub's client would try for most of a minute
+        return download(local_files_only=False)
+    except Exception as error:  # the client passes on the errors of its HTTP library, which changes between versions
+        raise _unreachable(name, url, placed, error) from error
+
+
+def _greet(host: str) -> None:
+    """Find out whether a server answers at all; what it answers does not matter."""
+    try:
+        urlopen(Request(host, method="HEAD"), timeout=TIMEOUT).close()
+    except HTTPError as answer:
+        answer.close()
+
+
+@contextlib.contextmanager
+def _impatient() -> Iterator[None]:
+    """Let connections that are opened meanwhile give up after a while: torch.hub gives no timeout of its own."""
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(TIMEOUT)
+    try:
+        yield
+    finally:
+        socket.setdefaulttimeout(before)
+
+
+def _torch_folder() -> Path:
+    """Where torch keeps weights."""
+    return Path(torch.hub.get_dir()) / "checkpoints"
+
+
+def _unreachable(name: str, url: str, path: Path, error: BaseException) -> SettingError:
+    return SettingError(
+        f"model.pretrained: the weights of {name} could not be fetched from {url}: {_reason(error)}. Connect to "
+        f"the internet, put that file at {path}, or leave model.pretrained out."
+    )
+
+
+def _broken(path: Path, error: BaseException) -> SettingError:
+    return SettingError(
+        f"model.pretrained: {path} is no whole file of weights: {_reason(error)}. Remove it and try again."
+    )
+
+
+def _reason(error: BaseException) -> str:
+    """The first line of what was at the bottom of it."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return str(error).strip().partition("\n")[0].rstrip(".:") or type(error).__name__

@@ -1,0 +1,71 @@
+"""GoogLeNet: nine Inception modules, which convolve at several sizes side by side.
+
+Paper: Szegedy et al. 2015, arXiv:1409.4842, table 1.
+
+The layers are torchvision's, so that its published weights fit. Their deviations from the paper, which are ours too:
+
+- batch norm after each convolution, and no local response normalisation;
+- the branches of 5 x 5 pixels have 3 x 3 (a slip of the first port, kept for its weights);
+- no auxiliary classifiers.
+
+Ours: the backbone ends with the last Inception module; its weights start by `he_start`.
+"""
+
+from torch import Tensor, nn
+from torchvision.models import GoogLeNet
+
+from pixelwise.backbones.base import Backbone
+from pixelwise.backbones.norms import replace_batch_norms
+from pixelwise.errors import SettingError
+from pixelwise.layers import he_start
+
+STAGES = (
+    ("conv1",),
+    ("maxpool1", "conv2", "conv3"),
+    ("maxpool2", "inception3a", "inception3b"),
+    ("maxpool3", "inception4a", "inception4b", "inception4c", "inception4d", "inception4e"),
+    ("maxpool4", "inception5a", "inception5b"),
+)
+"""torchvision's names of the layers up to each feature."""
+
+
+class GoogLeNetBackbone(Backbone):
+    """The features of GoogLeNet before each pooling, and of its last module.
+
+    Args:
+        in_channels: C.
+        norm: "batch" (published) or "group".
+        output_stride: must be None or 32.
+
+    Raises:
+        SettingError: another normalisation or output stride.
+    """
+
+    def __init__(self, in_channels: int = 3, norm: str = "batch", output_stride: int | None = None) -> None:
+        if output_stride not in (None, 32):
+            raise SettingError(
+                f"model.output_stride: googlenet has no dilated form, so {output_stride} is not possible: leave it "
+                f"out, or use a backbone such as vgg16 or resnet50."
+            )
+        super().__init__("googlenet", in_channels, [2, 4, 8, 16, 32], [64, 192, 480, 832, 1024], norm)
+        published = make_googlenet(in_channels)
+        for name in (name for stage in STAGES for name in stage):
+            self.add_module(name, published.get_submodule(name))
+        replace_batch_norms(self, self.name, norm)
+
+    def features_of(self, images: Tensor) -> list[Tensor]:
+        """Each stage, one after the other."""
+        features = [images]
+        for stage in STAGES:
+            values = features[-1]
+            for name in stage:
+                values = self.get_submodule(name)(values)
+            features.append(values)
+        return features[1:]
+
+
+def make_googlenet(in_channels: int = 3, num_classes: int = 1000) -> GoogLeNet:
+    """torchvision's GoogLeNet for any number of channels, without auxiliary classifiers: N x C x H x W to N x K."""
+    network = GoogLeNet(num_classes=num_classes, aux_logits=False, init_weights=False)
+    network.conv1.conv = nn.Conv2d(in_channels, 64, kernel_size=7, stride=2, padding=3, bias=False)
+    return network.apply(he_start)

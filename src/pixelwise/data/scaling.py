@@ -1,0 +1,206 @@
+"""Images scaled to the network's size, and its logits scaled back, any window of them alone.
+
+An axis of `before` samples becomes one of `after`. Both cover the same extent: sample i of n lies at (i + 0.5) / n of
+it ("align_corners=False"). What becomes smaller is averaged by area, what becomes larger is interpolated linearly,
+and so are the logits. Weights follow from places on the whole axis, in whole numbers, and each result is summed in
+the order of its samples; so a window that is computed alone equals the same window of the whole.
+
+K classes, C channels, H x W pixels of the image, h x w of the scaled image.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+from scipy.sparse import csr_array
+
+Read = Callable[[int, int, int, int], np.ndarray]  # (y0, y1, x0, x1) -> that window of an image, h x w x C
+Taps = tuple[np.ndarray, np.ndarray]  # (results, taps) -> the index of a sample, and its weight
+
+BAND_PIXELS = 2**19  # of the image are read at a time, about
+
+
+@dataclass(frozen=True)
+class Axis:
+    """One axis of a resampling, and how: by area, or linearly."""
+
+    before: int
+    after: int
+    by_area: bool
+
+    def needs(self, start: int, stop: int) -> tuple[int, int]:
+        """First and last (exclusive) sample that the results `start` to `stop` depend on.
+
+        >>> Axis(10, 4, by_area=True).needs(1, 3), Axis(4, 10, by_area=False).needs(1, 3)
+        ((2, 8), (0, 2))
+        """
+        if self.by_area:
+            return start * self.before // self.after, -(-stop * self.before // self.after)
+        return max(self._below(start), 0), min(self._below(stop - 1) + 2, self.before)
+
+    def _below(self, result: int) -> int:
+        """The last sample whose centre does not lie behind that of a result; -1 before the first."""
+        return ((2 * result + 1) * self.before - self.after) // (2 * self.after)
+
+    def first_beyond(self, sample: int) -> int:
+        """The first result whose centre is not before that of a sample, in linear interpolation.
+
+        >>> axis = Axis(4, 8, by_area=False)
+        >>> [axis.first_beyond(sample) for sample in range(5)]
+        [0, 3, 5, 7, 8]
+        """
+        if sample <= 0:
+            return 0
+        if sample >= self.before:
+            return self.after
+        return -(-((2 * sample + 1) * self.after - self.before) // (2 * self.before))
+
+    def weights(self, start: int, stop: int, first: int) -> csr_array:
+        """Matrix that takes samples, from `first` on to the last needed, to the results `start` to `stop`."""
+        results = np.arange(start, stop, dtype=np.int64)
+        samples, weights = self._area(results) if self.by_area else self._linear(results)
+        is_used = weights > 0
+        ends = np.concatenate([[0], is_used.sum(1).cumsum()])
+        shape = (stop - start, self.needs(start, stop)[1] - first)
+        return csr_array((weights[is_used], samples[is_used] - first, ends), shape=shape)
+
+    def _area(self, results: np.ndarray) -> Taps:
+        """Shares of the samples that a result covers; a sample is `after` wide, a result `before`."""
+        starts = (results * self.before)[:, None]
+        samples = starts // self.after + np.arange(-(-self.before // self.after) + 1)
+        shared = np.minimum(starts + self.before, (samples + 1) * self.after) - np.maximum(starts, samples * self.after)
+        return samples, shared.clip(0) / self.before
+
+    def _linear(self, results: np.ndarray) -> Taps:
+        """The two samples around the centre of a result; beyond the first and the last one these go on."""
+        places = (2 * results + 1) * self.before - self.after
+        below = places // (2 * self.after)
+        share = (places - below * 2 * self.after) / (2 * self.after)
+        samples = np.stack([below, below + 1], axis=1)
+        weights = np.stack([1 - share, share], axis=1)
+        weights[below < 0] = 0, 1
+        weights[below >= self.before - 1] = 1, 0
+        return samples, weights
+
+
+@dataclass(frozen=True)
+class Scaling:
+    """An image of `rows[0]` x `columns[0]` pixels and its scaled one, of `rows[1]` x `columns[1]`.
+
+    Fields:
+        rows, columns: pixels before and after.
+
+    >>> scaling = Scaling.by(5, 8, 0.5)
+    >>> scaling.height, scaling.width
+    (2, 4)
+    """
+
+    rows: tuple[int, int]
+    columns: tuple[int, int]
+
+    @classmethod
+    def by(cls, height: int, width: int, scale: float) -> "Scaling":
+        """Of an image of this size; the scaled one has at least one pixel."""
+        after = (max(1, round(length * scale)) for length in (height, width))
+        return cls((height, next(after)), (width, next(after)))
+
+    @property
+    def height(self) -> int:
+        """Rows of the scaled image."""
+        return self.rows[1]
+
+    @property
+    def width(self) -> int:
+        """Columns of the scaled image."""
+        return self.columns[1]
+
+    def source(self, y0: int, y1: int, x0: int, x1: int) -> tuple[int, int, int, int]:
+        """The window of the image that a window of the scaled image depends on."""
+        return *_down(self.rows).needs(y0, y1), *_down(self.columns).needs(x0, x1)
+
+    def read(self, read: Read, y0: int, y1: int, x0: int, x1: int) -> np.ndarray:
+        """A window of the scaled image, h x w x C, from an image that is read by window, band by band.
+
+        Of the image's type where that is uint8, uint16 or float32 (rounded, halves upwards), else float32.
+        """
+        top, bottom, left, right = self.source(y0, y1, x0, x1)
+        columns = _down(self.columns).weights(x0, x1, left)
+        band = max(1, BAND_PIXELS * (y1 - y0) // ((bottom - top) * (right - left)))
+        blocks = []
+        for start in range(y0, y1, band):
+            stop = min(start + band, y1)
+            top, bottom = _down(self.rows).needs(start, stop)
+            block = read(top, bottom, left, right)
+            rows = _down(self.rows).weights(start, stop, top)
+            blocks.append(_as_type(_scaled(block.astype(np.float32, copy=False), rows, columns), block.dtype))
+        return blocks[0] if len(blocks) == 1 else np.concatenate(blocks)
+
+    def owned(self, y0: int, y1: int, x0: int, x1: int) -> tuple[int, int, int, int]:
+        """The part of the image whose logits follow from a window of scaled logits and one more row and column of them.
+
+        Windows side by side own parts side by side; a part may be empty where the image is smaller than the scaled one.
+        """
+        rows, columns = _up(self.rows), _up(self.columns)
+        return rows.first_beyond(y0), rows.first_beyond(y1), columns.first_beyond(x0), columns.first_beyond(x1)
+
+    def back(self, logits: np.ndarray, top: int, left: int, owned: tuple[int, int, int, int]) -> np.ndarray:
+        """Logits of a window of the image, K x (y1 - y0) x (x1 - x0), from those of the scaled image.
+
+        Args:
+            logits: K x rows x columns of the scaled image.
+            top, left: row and column of the scaled image at which they begin.
+            owned: y0, y1, x0, x1 of the window, which depends on none but these logits.
+        """
+        y0, y1, x0, x1 = owned
+        first_row, last_row = _up(self.rows).needs(y0, y1)
+        first_column, last_column = _up(self.columns).needs(x0, x1)
+        assert top <= first_row, (top, first_row)
+        assert left <= first_column, (left, first_column)
+        assert last_row - top <= logits.shape[1], (last_row, top, logits.shape)
+        assert last_column - left <= logits.shape[2], (last_column, left, logits.shape)
+        used = logits[:, first_row - top : last_row - top, first_column - left : last_column - left]
+        rows = _up(self.rows).weights(y0, y1, first_row).astype(logits.dtype)
+        columns = _up(self.columns).weights(x0, x1, first_column).astype(logits.dtype)
+        out = np.empty((len(logits), y1 - y0, x1 - x0), logits.dtype)
+        for plane, result in zip(used, out, strict=True):
+            result[:] = rows @ cv2.transpose(columns @ cv2.transpose(plane))
+        return out
+
+
+def _down(lengths: tuple[int, int]) -> Axis:
+    """From the image to the scaled image."""
+    return Axis(*lengths, by_area=lengths[1] < lengths[0])
+
+
+def _up(lengths: tuple[int, int]) -> Axis:
+    """From the scaled image to the image."""
+    return Axis(lengths[1], lengths[0], by_area=False)
+
+
+def _scaled(image: np.ndarray, rows: csr_array, columns: csr_array) -> np.ndarray:
+    """H x W x C float32 -> h x w x C."""
+    low = (rows.astype(np.float32) @ image.reshape(len(image), -1)).reshape(-1, *image.shape[1:])
+    across = columns.astype(np.float32)
+    planes = [cv2.transpose(across @ cv2.transpose(low[..., channel])) for channel in range(image.shape[2])]
+    return np.stack(planes, axis=2)
+
+
+def _as_type(scaled: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    return np.floor(scaled + 0.5).astype(dtype) if dtype in (np.uint8, np.uint16) else scaled
+
+
+def resize(image: np.ndarray, scale: float, nearest: bool = False) -> np.ndarray:
+    """Image, H x W x C, times `scale`, at least one pixel: by area when it shrinks, else linearly.
+
+    `nearest` is for labels, H x W, which take the value of the nearest pixel.
+
+    >>> resize(np.array([[[0], [2]], [[4], [6]]], np.uint8), 0.5).tolist()
+    [[[3]]]
+    """
+    if scale == 1:
+        return image
+    scaling = Scaling.by(image.shape[0], image.shape[1], scale)
+    if nearest:
+        return cv2.resize(image, (scaling.width, scaling.height), interpolation=cv2.INTER_NEAREST_EXACT)
+    return scaling.read(lambda y0, y1, x0, x1: image[y0:y1, x0:x1], 0, scaling.height, 0, scaling.width)

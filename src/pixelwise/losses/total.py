@@ -1,0 +1,91 @@
+"""The sum of losses that a training minimises, and the weights that balance its classes."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from pixelwise.config import LossSettings
+from pixelwise.errors import SettingError
+from pixelwise.losses.pixel import cross_entropy, focal_loss, promoted
+from pixelwise.losses.region import dice_loss, lovasz_loss, tversky_loss
+
+FACTORS = ("cross_entropy", "dice", "focal", "tversky", "lovasz")
+"""The settings of the losses that compare classes with labels."""
+
+
+class SegmentationLoss(nn.Module):
+    """Sum of the losses of N x K x H x W logits, each times its factor; one whose factor is 0 is not computed.
+
+    Args:
+        settings: the factors and what the losses need; cross entropy and Dice when None.
+        class_weights: K weights of the cross entropy and the focal loss, see `class_weights`; 1 each when None.
+
+    Raises:
+        SettingError: all factors are 0; on a call, the number of class weights is not K.
+
+    >>> loss = SegmentationLoss(LossSettings(dice=0.5, lovasz=1.0))
+    >>> loss(torch.zeros(1, 2, 4, 4), torch.full((1, 4, 4), 255)).item()
+    0.0
+    """
+
+    class_weights: Tensor | None
+
+    def __init__(self, settings: LossSettings | None = None, class_weights: Sequence[float] | None = None) -> None:
+        super().__init__()
+        self.settings = settings or LossSettings()
+        check_factors(self.settings)
+        weights = None if class_weights is None else torch.tensor(class_weights, dtype=torch.float32)
+        self.register_buffer("class_weights", weights, persistent=False)
+
+    def forward(self, logits: Tensor, labels: Tensor, pixel_weights: Tensor | None = None) -> Tensor:
+        """A scalar; `pixel_weights` (N x H x W) take the place of the class weights in the cross entropy alone."""
+        settings = self.settings
+        weights = self.class_weights if pixel_weights is None else None
+        terms = (
+            (settings.cross_entropy, lambda: cross_entropy(logits, labels, weights, pixel_weights)),
+            (settings.dice, lambda: dice_loss(logits, labels)),
+            (settings.focal, lambda: focal_loss(logits, labels, settings.focal_gamma, self.class_weights)),
+            (settings.tversky, lambda: tversky_loss(logits, labels, settings.tversky_alpha, settings.tversky_beta)),
+            (settings.lovasz, lambda: lovasz_loss(logits, labels)),
+        )
+        total = promoted(logits).new_zeros(())
+        for factor, loss in terms:
+            if factor > 0:
+                total = total + factor * loss()
+        return total
+
+
+def check_factors(settings: LossSettings) -> None:
+    """Refuse a sum of nothing.
+
+    Raises:
+        SettingError: the factors of all losses of classes are 0 (those of boundaries alone teach no classes).
+    """
+    if not any(getattr(settings, name) > 0 for name in FACTORS):
+        names = ", ".join(f"loss.{name}" for name in FACTORS)
+        raise SettingError(f"{names}: all are 0, so there is nothing to minimise. Set at least one of them above 0.")
+
+
+def class_weights(pixel_counts: Sequence[int], power: float) -> np.ndarray:
+    """Weights that balance the classes: inverse frequency to `power`, with a mean of 1 over the pixels.
+
+    Args:
+        pixel_counts: labelled pixels of each of the K classes in the training set.
+        power: 0 gives every class the weight 1, 1 gives every class the same total weight.
+
+    Returns:
+        K float32 weights w with sum(frequency * w) = 1. A class without pixels gets the weight of the rarest
+        class that has some; where no class has any, all weights are 1.
+
+    >>> class_weights([30, 10], power=1.0).round(4)
+    array([0.6667, 2.    ], dtype=float32)
+    """
+    counts = np.asarray(pixel_counts, dtype=np.float64)
+    if not counts.any():
+        return np.ones(len(counts), dtype=np.float32)
+    counts[counts == 0] = counts[counts > 0].min()
+    weights = counts**-power
+    shares = np.asarray(pixel_counts, dtype=np.float64) / np.sum(pixel_counts)
+    return (weights / (shares * weights).sum()).astype(np.float32)

@@ -1,0 +1,135 @@
+"""What every network shares: any image size in, logits of that size out, and what else a training asks of it.
+
+Shapes: N images, C channels, H x W pixels, K classes.
+"""
+
+import math
+from collections.abc import Sequence
+from functools import cached_property
+
+from torch import Tensor, nn
+
+from pixelwise.errors import ModelError, SettingError
+from pixelwise.geometry import Geometry
+from pixelwise.layers import pad_to_stride
+from pixelwise.tracing import trace_geometry
+
+SIZED_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)  # cannot train on one value a channel
+
+
+class Segmenter(nn.Module):
+    """Base of the networks: subclasses say what `logits_of` does with images whose sides are multiples of the stride.
+
+    Takes N x in_channels x H x W float images of any size from 1 x 1, already normalised, and gives
+    N x num_classes x H x W logits: the image is padded at the right and bottom to the stride by repeating its last
+    pixels, the logits are cropped back.
+
+    Args:
+        in_channels: C of the image.
+        num_classes: K.
+        stride: input pixels of a cell at the deepest level.
+
+    Raises:
+        SettingError: a number is below 1.
+        ModelError: (forward) the images have other channels or no pixels; or one cell is all that batch norm would
+            have to train on.
+    """
+
+    def __init__(self, in_channels: int, num_classes: int, stride: int) -> None:
+        super().__init__()
+        check_at_least_one(in_channels=in_channels, num_classes=num_classes, stride=stride)
+        self.in_channels, self.num_classes, self.stride = in_channels, num_classes, stride
+
+    @cached_property
+    def geometry(self) -> Geometry:
+        """Stride, halo and margin, of a network in eval mode; whether tiles give the whole image exactly."""
+        return trace_geometry(self, self.in_channels, self.stride)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """N x C x H x W images -> N x K x H x W logits."""
+        return self.outputs(images)["logits"]
+
+    def outputs(self, images: Tensor) -> dict[str, Tensor]:
+        """What a training compares with the labels, each at the size of the images.
+
+        "logits": N x K x H x W, always. "auxiliary": N x K x H x W logits of an earlier layer, in training mode where
+        the network has such a head. "edges": N x 1 x H x W logits of class boundaries, where it draws them.
+        """
+        self.check_images(images)
+        height, width = images.shape[-2:]
+        outputs = self.outputs_of(pad_to_stride(images, self.stride))
+        return {name: values[..., :height, :width] for name, values in outputs.items()}
+
+    def outputs_of(self, images: Tensor) -> dict[str, Tensor]:
+        """The outputs for images whose sides are multiples of the stride, at their size."""
+        return {"logits": self.logits_of(images)}
+
+    def logits_of(self, images: Tensor) -> Tensor:
+        """The logits for images whose sides are multiples of the stride, at their size."""
+        raise NotImplementedError
+
+    def encode(self, images: Tensor) -> list[Tensor]:
+        """The encoder's features, finest first, of images whose sides are multiples of the stride."""
+        raise NotImplementedError
+
+    def encoder(self) -> list[nn.Module]:
+        """The parts that a classifier of images could have trained; everything else is the decoder."""
+        raise NotImplementedError
+
+    def check_images(self, images: Tensor) -> None:
+        """Say what does not fit before an operator does.
+
+        Raises:
+            ModelError: as the class says.
+        """
+        if images.ndim != 4 or images.shape[1] != self.in_channels or 0 in images.shape:
+            shape = " x ".join(map(str, images.shape))
+            raise ModelError(
+                f"this network takes N x {self.in_channels} x H x W images, but got {shape}: bring the "
+                f"images to {self.in_channels} channel(s), or build the network with another in_channels."
+            )
+        cells = images.shape[0] * math.prod(-(-side // self.stride) for side in images.shape[-2:])
+        if self.training and cells == 1 and any(isinstance(module, SIZED_NORMS) for module in self.modules()):
+            raise ModelError(
+                f"batch norm cannot train on a single image of at most {self.stride} pixels a side, "
+                f"which has one cell at the deepest level: use larger images, a larger batch, or "
+                f'model.norm "none".'
+            )
+
+
+def check_at_least_one(**counts: int) -> None:
+    """Name the first number that is too small.
+
+    Raises:
+        SettingError: one is below 1.
+
+    >>> check_at_least_one(width=8)
+    """
+    for name, count in counts.items():
+        if count < 1:
+            raise SettingError(f"model.{name}: must be at least 1, not {count}.")
+
+
+def check_dropout(dropout: float) -> None:
+    """Refuse what is no probability, and 1, which would drop everything.
+
+    Raises:
+        SettingError: as said.
+
+    >>> check_dropout(0.5)
+    """
+    if not 0 <= dropout < 1:
+        raise SettingError(f"model.dropout: must be a probability from 0 to below 1, not {dropout}.")
+
+
+def check_output_stride(output_stride: int, choices: Sequence[int]) -> None:
+    """Refuse an output stride that the network has no form for.
+
+    Raises:
+        SettingError: it is not one of the choices.
+
+    >>> check_output_stride(8, choices=(8, 16))
+    """
+    if output_stride not in choices:
+        known = f"{', '.join(map(str, choices[:-1]))} or {choices[-1]}"
+        raise SettingError(f"model.output_stride: must be {known} pixels, not {output_stride}.")

@@ -1,0 +1,317 @@
+"""A look inside a trained network: its first filters, and what its layers make of an image, as one picture.
+
+C channels, H x W pixels, K filters. Drawn with Matplotlib's own objects; no global state is touched.
+"""
+
+import io
+import itertools
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from matplotlib import colormaps
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+from pixelwise.data.sources import Source, open_source
+from pixelwise.errors import SettingError, near
+from pixelwise.inference import cut, planes_of
+from pixelwise.page import Page
+from pixelwise.pictures import STRETCH, to_display
+from pixelwise.predict import Predictor
+from pixelwise.tracing import Layer, trace_layers
+
+SIDE = 512  # pixels; a larger image is cropped to so many, as the network sees them
+COLUMNS = 8  # feature maps of a layer
+FILTERS = 32  # at most, of the first convolution
+ROWS, FEWEST = 9, 3  # layers that are chosen by themselves, at most; resolutions that are worth it
+SMALLEST = 8  # cells a side; smaller maps are not chosen
+MAGNIFIED = 64  # pixels a side of a map in the picture, at least
+GAP, FILTER_GAP = 0.03, 0.15  # of a picture's longer side, between maps and between filters
+SILENT = ("Identity", "Dropout", "Dropout2d")  # they give what they get
+
+_WIDTH, _EDGE, _CAPTION, _TOP = 11.0, 0.25, 0.3, 2.6  # inches
+_INK, _FAINT = "#1f2733", "#5b6675"
+
+
+@dataclass(frozen=True)
+class Features:
+    """What one layer gave for the image."""
+
+    name: str  # of the module
+    kind: str  # its class
+    maps: np.ndarray  # C x H x W
+
+
+@dataclass(frozen=True)
+class Crop:
+    """The part of an image that a network was shown."""
+
+    picture: np.ndarray  # H x W x 3 uint8
+    window: np.ndarray  # C x h x w float32, as the network takes it
+    text: str  # which part it is
+
+
+def draw_features(predictor: Predictor, path: Path, names: Sequence[str], title: str) -> tuple[bytes, list[Features]]:
+    """Draw the filters of the first convolution, and feature maps of layers.
+
+    Args:
+        predictor: of a run; its image is read and normalised as a prediction does it, by PyTorch.
+        path: the image; of several pages the first, of a large one the middle.
+        names: of modules; none chooses the last layer at each resolution on the way through the network.
+        title: what stands above it all.
+
+    Returns:
+        A PNG, and what each layer gave.
+
+    Raises:
+        DataError, ModelError: the image cannot be used.
+        SettingError: there is no such layer, or it gives no map; the message names near ones.
+    """
+    network = predictor.network
+    _check_names(network, names)
+    with open_source(path) as source:
+        crop = _crop(predictor, source)
+    chosen = list(names) or choose_layers(_layers(predictor, crop))
+    features = look(network, torch.from_numpy(crop.window)[None], chosen)
+    return _draw(f"{title} on {path.name}", crop, _first_convolution(network), features), features
+
+
+def _check_names(network: nn.Module, names: Sequence[str]) -> None:
+    known = [name for name, _ in network.named_modules() if name]
+    for name in names:
+        if name not in known:
+            raise SettingError(f"--layer {name}: the network has no such layer; {_some(near(name, known))}")
+
+
+def _some(text: str, most: int = 300) -> str:
+    return text if len(text) <= most else f"{text[:most].rpartition(',')[0]}, ..."
+
+
+def _crop(predictor: Predictor, source: Source) -> Crop:
+    """The middle of an image, as a prediction would show it to the network."""
+    page = Page(predictor, source, 0)
+    side = round(SIDE / predictor.runner.scale)
+    height, width = min(side, page.height), min(side, page.width)
+    top, left = (page.height - height) // 2, (page.width - width) // 2
+
+    def read(y0: int, y1: int, x0: int, x1: int) -> np.ndarray:
+        return page.read(top + y0, top + y1, left + x0, left + x1)
+
+    plan = predictor.runner.tiles(height, width, None)
+    figures = predictor.normalization.figures(
+        page.read, page.height, page.width, predictor.config.data.channels, source.dtype
+    )
+    gain, offset = figures
+    window = planes_of(cut(read, plan, plan.tiles[0]).astype(np.float32) * gain + offset)
+    whole = (height, width) == (page.height, page.width)
+    text = (
+        f"{height} x {width} pixels"
+        if whole
+        else f"the middle {height} x {width} of {page.height} x {page.width} pixels"
+    )
+    return Crop(to_display(read(0, height, 0, width)), window, text)
+
+
+def _layers(predictor: Predictor, crop: Crop) -> list[Layer]:
+    channels, height, width = crop.window.shape
+    stride = predictor.runner.geometry.stride
+    return trace_layers(predictor.network, channels, height, width, stride, nested=True)
+
+
+def choose_layers(layers: Sequence[Layer]) -> list[str]:
+    """The last layer at each resolution, in order; of many, some that are spread over the depth.
+
+    Where there are less than three resolutions, any layers count.
+
+    >>> strides = [1, 1, 2, 2, 1]
+    >>> choose_layers([Layer(str(place), "ReLU", (8, 64, 64), 0, 0, 1, step) for place, step in enumerate(strides)])
+    ['1', '3', '4']
+    """
+    maps = [
+        layer
+        for layer in layers
+        if layer.name and len(layer.shape) == 3 and min(layer.shape[1:]) >= SMALLEST and layer.kind not in SILENT
+    ]
+    runs = itertools.groupby(maps or layers, key=lambda layer: layer.stride or layer.shape[1:])
+    last = [list(run)[-1].name for _, run in runs]
+    if len(last) < FEWEST:
+        last = [layer.name for layer in maps or layers]
+    places = np.linspace(0, len(last) - 1, min(ROWS, len(last))).round().astype(int)
+    return list(dict.fromkeys(last[place] for place in places))
+
+
+def look(network: nn.Module, images: Tensor, names: Sequence[str]) -> list[Features]:
+    """What layers give for one image, in the order of the names; of several runs the first.
+
+    Raises:
+        SettingError: a layer does not run, or gives no C x H x W map.
+    """
+    modules = dict(network.named_modules())
+    found: dict[str, Tensor] = {}
+    with _listening(modules, names, found), torch.inference_mode():
+        network.eval()(images)
+    for name in names:
+        if name not in found or found[name].ndim != 4:
+            what = f"gives values of {' x '.join(map(str, found[name].shape))}" if name in found else "does not run"
+            raise SettingError(f"--layer {name}: {what}; choose a layer that gives a map of the image.")
+    return [Features(name, type(modules[name]).__name__, found[name][0].float().numpy()) for name in names]
+
+
+@contextmanager
+def _listening(modules: dict[str, nn.Module], names: Sequence[str], found: dict[str, Tensor]) -> Iterator[None]:
+    """Keep a copy of what the named modules return; what follows may write into it."""
+
+    def hook(name: str) -> Any:
+        def keep(module: nn.Module, inputs: Any, output: Any) -> None:
+            tensors = [leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor)]
+            if tensors and name not in found:
+                found[name] = tensors[0].detach().cpu().clone()
+
+        return keep
+
+    handles = [modules[name].register_forward_hook(hook(name)) for name in names]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _first_convolution(network: nn.Module) -> tuple[str, np.ndarray] | None:
+    """Its name and its weights, K x C x H x W."""
+    for name, module in network.named_modules():
+        if isinstance(module, nn.Conv2d):
+            return name, module.weight.detach().cpu().float().numpy()
+    return None
+
+
+# The picture
+
+
+def _draw(title: str, crop: Crop, filters: tuple[str, np.ndarray] | None, features: Sequence[Features]) -> bytes:
+    rows = [(_caption(layer), mosaic([_stretched(one) for one in strongest(layer.maps)])) for layer in features]
+    inner = _WIDTH - 2 * _EDGE
+    heights = [inner * picture.shape[0] / picture.shape[1] for _, picture in rows]
+    total = 2 * _EDGE + _CAPTION + _TOP + sum(heights) + _CAPTION * (len(rows) + 1) + 0.1 * len(rows)
+    figure = Figure(figsize=(_WIDTH, total), facecolor="white")
+    figure.text(_EDGE / _WIDTH, 1 - _EDGE / total, title, fontsize=13, weight="bold", color=_INK, va="top")
+    below = total - _EDGE - _CAPTION
+    below = _draw_top(figure, below, crop, filters)
+    for (caption, picture), height in zip(rows, heights, strict=True):
+        axes = _place(figure, _EDGE, below - _CAPTION - height, inner, height)
+        axes.imshow(picture, aspect="auto", interpolation="antialiased")
+        _write(axes, *caption)
+        below -= _CAPTION + height + 0.1
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=150)
+    return buffer.getvalue()
+
+
+def _draw_top(figure: Figure, below: float, crop: Crop, filters: tuple[str, np.ndarray] | None) -> float:
+    """The image and the first filters, side by side; returns where they end."""
+    height, width = crop.picture.shape[:2]
+    high, bottom = _TOP, below - _CAPTION - _TOP
+    wide = min(high * width / height, 0.5 * _WIDTH)
+    axes = _place(figure, _EDGE, bottom, wide, min(high, wide * height / width))
+    axes.imshow(crop.picture, aspect="auto")
+    _write(axes, "image", crop.text)
+    if filters is not None:
+        name, weights = filters
+        left = _EDGE + wide + 0.3
+        picture = mosaic(list(_filter_pictures(weights[:FILTERS])), FILTER_GAP)
+        scale = min((_WIDTH - _EDGE - left) / picture.shape[1], _TOP / picture.shape[0])
+        size = picture.shape[1] * scale, picture.shape[0] * scale
+        axes = _place(figure, left, bottom + _TOP - size[1], *size)
+        axes.imshow(picture, aspect="auto", interpolation="nearest")
+        _write(axes, name, _filter_text(weights))
+    return bottom
+
+
+def _place(figure: Figure, left: float, bottom: float, width: float, height: float) -> Axes:
+    """Axes at a place in inches."""
+    total_width, total_height = figure.get_size_inches()
+    axes = figure.add_axes((left / total_width, bottom / total_height, width / total_width, height / total_height))
+    axes.set_axis_off()
+    return axes
+
+
+def _write(axes: Axes, name: str, text: str) -> None:
+    """A caption above."""
+    label = axes.annotate(
+        name, (0, 1), (0, 5), xycoords="axes fraction", textcoords="offset points", fontsize=9.5, weight="bold",
+        color=_INK, va="baseline",
+    )  # fmt: skip
+    axes.annotate(
+        text, (1, 1), (8, 5), xycoords=(label, "axes fraction"), textcoords="offset points", fontsize=9, color=_FAINT,
+        va="baseline",
+    )  # fmt: skip
+
+
+def _caption(layer: Features) -> tuple[str, str]:
+    channels, height, width = layer.maps.shape
+    which = "" if channels <= COLUMNS else f", the {COLUMNS} that vary most"
+    kind = "" if layer.kind == "Sequential" else f"{layer.kind}, "
+    return layer.name, f"{kind}{channels} channels of {height} x {width}{which}"
+
+
+def strongest(maps: np.ndarray, count: int = COLUMNS) -> np.ndarray:
+    """The `count` maps of C x H x W whose values vary most, in their own order.
+
+    >>> strongest(np.array([[[0, 1]], [[0, 9]], [[5, 5]], [[0, 3]]]), count=2)[:, 0].tolist()
+    [[0, 9], [0, 3]]
+    """
+    spread = np.nan_to_num(maps.std(axis=(1, 2)))
+    return maps[np.sort(np.argsort(-spread, kind="stable")[:count])]
+
+
+def _stretched(values: np.ndarray) -> np.ndarray:
+    """A map as a picture, H x W x 3 uint8, from its darkest to its brightest."""
+    low, high = np.percentile(values, STRETCH)
+    return _bytes(colormaps["viridis"]((values - low) / max(high - low, 1e-12)))
+
+
+def _filter_pictures(weights: np.ndarray) -> Iterator[np.ndarray]:
+    """Filters as pictures: in colour where they take three channels, else their mean over the channels."""
+    largest = max(float(np.abs(weights).max()), 1e-12)
+    for one in weights:
+        if len(one) == 3:
+            yield _bytes(0.5 + 0.5 * one.transpose(1, 2, 0) / largest)
+        else:
+            mean = one.mean(axis=0)
+            yield _bytes(colormaps["RdBu_r"](0.5 + 0.5 * mean / max(float(np.abs(weights.mean(axis=1)).max()), 1e-12)))
+
+
+def _filter_text(weights: np.ndarray) -> str:
+    count, channels, height, width = weights.shape
+    shown = f"the first {FILTERS} of {count}" if count > FILTERS else str(count)
+    how = "" if channels in (1, 3) else f", mean over their {channels} channels"
+    return f"{shown} filters of {height} x {width}{how}"
+
+
+def _bytes(colors: np.ndarray) -> np.ndarray:
+    return (colors[..., :3].clip(0, 1) * 255).round().astype(np.uint8)
+
+
+def mosaic(pictures: Sequence[np.ndarray], gap_share: float = GAP) -> np.ndarray:
+    """Pictures of one size, H x W x 3 uint8, in rows of 8, with white between them; small ones are magnified.
+
+    >>> mosaic([np.zeros((100, 100, 3), np.uint8)] * 9).shape
+    (203, 821, 3)
+    """
+    times = -(-MAGNIFIED // max(pictures[0].shape[:2]))
+    pictures = [picture.repeat(times, axis=0).repeat(times, axis=1) for picture in pictures]
+    height, width = pictures[0].shape[:2]
+    gap = round(gap_share * max(height, width))
+    rows = -(-len(pictures) // COLUMNS)
+    sheet = np.full((rows * (height + gap) - gap, COLUMNS * (width + gap) - gap, 3), 255, np.uint8)
+    for place, picture in enumerate(pictures):
+        top, left = place // COLUMNS * (height + gap), place % COLUMNS * (width + gap)
+        sheet[top : top + height, left : left + width] = picture
+    return sheet
