@@ -43,12 +43,11 @@ def measure(name: str, minutes: float, runs: Path) -> dict:
 
 def look(run: Path) -> dict:
     """What the network is and how fast it labels images that are in memory, each prepared and written as a mask."""
-    from pixelwise.tracing import totals
-
     import pixelwise as pw
     from pixelwise.data.folder import open_dataset
     from pixelwise.data.labels import LabelRule
     from pixelwise.evaluate import read_truth
+    from pixelwise.models.summary import summarize_network
 
     loaded = pw.load(run)
     samples = open_dataset(DATA / "camvid").split("val")[:IMAGES]
@@ -59,11 +58,11 @@ def look(run: Path) -> dict:
     for image in images:
         loaded.predict(image)
     seconds = time.perf_counter() - begin
-    counted = totals(loaded.network, loaded.config.data.channels, 512, 512)
     model = loaded.config.model
+    figures = summarize_network(model.name, loaded.network, loaded.config.data.channels).totals()
     return {
-        "parameters": counted.parameters,
-        "multiply_adds": counted.multiply_adds,
+        "parameters": figures["parameters"],
+        "multiply_adds": figures["multiply_adds"],
         "images_per_second": len(images) / seconds,
         "width": model.width,
         "backbone": model.backbone,

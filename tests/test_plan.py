@@ -13,6 +13,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pixelwise.checkpoint import settings_of
 from pixelwise.classes import IGNORE, ClassMap
 from pixelwise.config import SECTIONS, Config, Overrides, PhaseSettings
 from pixelwise.data.doctor import ImageFacts, Survey, survey
@@ -21,7 +22,10 @@ from pixelwise.data.labels import LabelRule
 from pixelwise.data.normalize import Normalization, match_channels
 from pixelwise.data.readers import read_image
 from pixelwise.errors import DataError, PixelwiseError, SettingError
+from pixelwise.models import MODELS
 from pixelwise.plan import (
+    LARGE,
+    SMALL,
     Machine,
     describe,
     intensities_vary,
@@ -467,9 +471,20 @@ def test_a_small_training_set_is_guarded_against_learning_it_by_heart() -> None:
     assert make_plan(STREET, CPU).augment.elastic == 0
 
 
-def test_another_network_keeps_the_defaults_of_its_own() -> None:
-    model = make_plan(USUAL, CPU, {"model": {"name": "segnet"}}).model
-    assert model.model_dump() == SECTIONS["model"](name="segnet").model_dump()
+@pytest.mark.parametrize("name", [name for name in MODELS if name != "unet"])
+@pytest.mark.parametrize("machine", [CPU, GPU], ids=["cpu", "gpu"])
+def test_another_network_is_made_small_and_keeps_its_other_defaults(name: str, machine: Machine) -> None:
+    sizes = (SMALL if machine is CPU else LARGE)[name]
+    model = make_plan(USUAL, machine, {"model": {"name": name}}).model
+    assert model.model_dump() == SECTIONS["model"](name=name, **sizes).model_dump()
+    assert set(sizes) <= set(settings_of(name))
+    chosen = make_plan(USUAL, machine, {"model": {"name": name, "width": 7}}).model
+    assert chosen.width == 7
+
+
+def test_a_unet_on_a_backbone_has_the_levels_of_the_backbone() -> None:
+    model = make_plan(USUAL, CPU, {"model": {"backbone": "resnet18"}}).model
+    assert (model.name, model.width, model.depth, model.stem, model.residual) == ("unet", 32, None, None, None)
 
 
 def test_the_papers_recipe() -> None:

@@ -179,9 +179,9 @@ def test_the_network_stays_as_it_was(name: str, training: bool, exports: list[st
     network.contracting[1].train(not training)  # type: ignore[index]
     before = {key: (id(tensor), tensor.clone(), tensor.stride()) for key, tensor in state(network).items()}
     modes = [module.training for module in network.modules()]
+    images, stride = noise(network, 2), stride_of(network)
     attributes = [sorted(vars(module)) for module in network.modules()]
-    images = noise(network, 2)
-    engine = make_engine(name, network, "cpu", None, stride_of(network))
+    engine = make_engine(name, network, "cpu", None, stride)
     first = engine(images)
     assert_same(first, plain(network, images))  # dropout is off
     np.testing.assert_array_equal(engine(images), first)  # batch norm has not moved

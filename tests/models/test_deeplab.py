@@ -154,6 +154,8 @@ def test_logits_have_the_size_of_the_image(kind: type[nn.Module], size: tuple[in
 
 def test_the_auxiliary_output_is_its_head_on_the_stage_before_the_last() -> None:
     network, images = lively(small(DeepLabV3Plus, auxiliary=True, backbone="resnet18")), draw(1, 1, 40, 19)
+    assert list(network.outputs(images)) == ["logits"]  # a prediction needs no auxiliary logits
+    network.auxiliary.training = True  # its layers stay in eval mode
     outputs = network.outputs(images)
     padded = F.pad(images, (0, 13, 0, 8), mode="replicate")
     expected = enlarge(network.auxiliary(network.backbone(padded)[-2]), 16)[..., :40, :19]

@@ -101,6 +101,8 @@ def test_outputs_have_the_size_of_the_image(size: tuple[int, int]) -> None:
 
 def test_the_auxiliary_output_is_its_head_on_the_stage_before_the_last() -> None:
     network, images = lively(small(auxiliary=True)), draw(1, 1, 24, 16)
+    assert list(network.outputs(images)) == ["logits"]  # a prediction needs no auxiliary logits
+    network.auxiliary.training = True  # its layers stay in eval mode
     outputs = network.outputs(images)
     expected = enlarge(network.auxiliary(network.backbone(images)[-2]), 8)
     assert list(outputs) == ["logits", "auxiliary"]

@@ -119,6 +119,7 @@ UPS: list[Callable[[int], nn.Module]] = [
 @st.composite
 def networks(draw: st.DrawFn, depth: int = 2) -> tuple[nn.Module, int]:
     """A network of the toolkit's operators, and its stride."""
+    torch.manual_seed(draw(st.integers(0, 2**16)))
     parts: list[nn.Module] = [draw(st.sampled_from(PLAIN))() for _ in range(draw(st.integers(0, 2)))]
     stride = 1
     if depth and draw(st.booleans()):
