@@ -31,6 +31,7 @@ from pixelwise.predict import Predictor, approximation
 from pixelwise.tiling import Plan, Tile
 
 BATCH_PIXELS = 8 * 256 * 256  # small windows are run together, up to so many pixels
+MOST_OTHERS = 64  # tiles that are passed over and images that end, in a batch
 LONG_PIXELS = 2**24  # of less it is not asked how long it takes
 LONG_SECONDS = 20.0  # what takes longer is announced
 MOST_CACHE = 256 * 2**20  # bytes of decoded chunks that are kept
@@ -132,7 +133,12 @@ class _End:
     error: Exception | None = None
 
 
-_Batch = list[_Part] | _Passed | _End
+@dataclass(frozen=True)
+class _Batch:
+    """What goes through the three stages together, so that each works on one batch while the others do on theirs."""
+
+    parts: list[_Part]  # windows of one shape, which the engine takes at once
+    others: Sequence[_Passed | _End]  # what came between them and the next batch's
 
 
 def predict_files(
@@ -191,12 +197,12 @@ class _Work:
             waiting: list[Future[None]] = []
             try:
                 for batch in batches:
-                    logits = self._logits(batch)
-                    if isinstance(batch, list):  # the windows are no longer needed
-                        batch = [replace(part, window=NOTHING) for part in batch]
+                    logits = self._logits(batch.parts)
+                    # The windows are no longer needed.
+                    bare = replace(batch, parts=[replace(part, window=NOTHING) for part in batch.parts])
                     while len(waiting) > 1:
                         waiting.pop(0).result()
-                    waiting.append(writing.submit(self._write, batch, logits))
+                    waiting.append(writing.submit(self._write, bare, logits))
                 for written in waiting:
                     written.result()
             except BaseException:
@@ -206,10 +212,10 @@ class _Work:
         self.summary.outputs.sort(key=lambda entry: self.places[entry["input"]])
         self.summary.seconds = time.perf_counter() - begin
 
-    def _logits(self, batch: _Batch) -> np.ndarray | Exception | None:
-        if not isinstance(batch, list) or all(part.image.is_failed for part in batch):
+    def _logits(self, parts: list[_Part]) -> np.ndarray | Exception | None:
+        if all(part.image.is_failed for part in parts):
             return None
-        windows = batch[0].window[None] if len(batch) == 1 else np.stack([part.window for part in batch])
+        windows = parts[0].window[None] if len(parts) == 1 else np.stack([part.window for part in parts])
         try:
             with self.engine_lock:
                 return self.predictor.runner(windows)
@@ -217,22 +223,19 @@ class _Work:
             return error
 
     def _batches(self) -> Iterator[_Batch]:
-        """Windows of one shape together, as long as they are small; what needs no network comes after them."""
-        batch: list[_Part] = []
+        """Windows of one shape together, as long as they are small; what needs no network goes with those before."""
+        parts: list[_Part] = []
         others: list[_Passed | _End] = []
         for item in self._read():
-            if not isinstance(item, _Part):
+            if len(others) == MOST_OTHERS or (isinstance(item, _Part) and parts and not _goes_with(parts, item)):
+                yield _Batch(parts, others)
+                parts, others = [], []
+            if isinstance(item, _Part):
+                parts.append(item)
+            else:
                 others.append(item)
-                continue
-            shape, count = item.window.shape, len(batch) + 1
-            if batch and (batch[0].window.shape != shape or math.prod(shape[1:]) * count > BATCH_PIXELS):
-                yield batch
-                yield from others
-                batch, others = [], []
-            batch.append(item)
-        if batch:
-            yield batch
-        yield from others
+        if parts or others:
+            yield _Batch(parts, others)
 
     def _check(self) -> None:
         """End a thread that is in the midst of something long when the others have ended."""
@@ -358,13 +361,7 @@ class _Work:
     # The writing thread
 
     def _write(self, batch: _Batch, logits: np.ndarray | Exception | None) -> None:
-        if isinstance(batch, _End):
-            self._end(batch)
-            return
-        if isinstance(batch, _Passed):
-            self._pass(batch)
-            return
-        for index, part in enumerate(batch):
+        for index, part in enumerate(batch.parts):
             if part.image.is_failed:
                 continue
             try:
@@ -374,9 +371,19 @@ class _Work:
                 self._put(part, logits[index])
             except (DataError, ModelError) as error:
                 self._fail(part.image.job, part.image, error)
-        image = batch[-1].image
-        share = (len(self.summary.outputs) + len(self.summary.failed) + 1 - image.left / image.tiles) / len(self.places)
-        self.progress.show(min(share, 1.0), self.summary.pixels)
+        for other in batch.others:
+            if isinstance(other, _End):
+                self._end(other)
+            else:
+                self._pass(other)
+        self._show(batch)
+
+    def _show(self, batch: _Batch) -> None:
+        """How far it is: the images that are done, and the tiles of the last."""
+        last = [*batch.parts, *batch.others][-1].image
+        done = len(self.summary.outputs) + len(self.summary.failed)
+        begun = 0 if last is None else 1 - last.left / last.tiles
+        self.progress.show(min((done + begun % 1) / len(self.places), 1.0), self.summary.pixels)
 
     def _put(self, part: _Part, logits: np.ndarray) -> None:
         image, tile = part.image, part.tile
@@ -421,6 +428,12 @@ class _Work:
         text = str(error)
         message = text if text.startswith(str(job.source)) else f"{job.source}: {text}"
         self.summary.failed.append({"input": str(job.source), "message": message})
+
+
+def _goes_with(parts: Sequence[_Part], part: _Part) -> bool:
+    """Whether the engine may take a window together with others."""
+    shape = part.window.shape
+    return parts[0].window.shape == shape and math.prod(shape[1:]) * (len(parts) + 1) <= BATCH_PIXELS
 
 
 def _settings(predictor: Predictor, outputs: Outputs) -> dict[str, Any]:
