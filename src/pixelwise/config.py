@@ -152,7 +152,7 @@ class LossSettings(Section):
     border: NotNegative = 0.0  # w0 of the border weights; 0 is off
     border_sigma: Positive = 5.0  # pixels
     auxiliary: NotNegative = 0.4  # factor of the same sum for the auxiliary head, where the network has one
-    edges: NotNegative = 20.0  # factor of the loss of class boundaries, where the network draws them
+    edges: NotNegative = 2.0  # factor of the loss of class boundaries, where a network draws them; the paper has 20
     dual: NotNegative = 1.0  # factor of the agreement between classes and boundaries, where the network draws them
 
 

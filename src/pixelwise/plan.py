@@ -41,10 +41,10 @@ SMALL: dict[str, dict[str, Any]] = {
     "unet": {"width": 32},
     "deconvnet": {"width": 16},
     "segnet": {"width": 16},
-    "pspnet": {"backbone": "resnet18", "output_stride": 8, "width": 128, "auxiliary": True},
-    "deeplabv2": {"backbone": "resnet18", "output_stride": 8, "width": 128},
-    "deeplabv3plus": {"backbone": "resnet18", "output_stride": 16, "width": 128},
-    "gscnn": {"backbone": "resnet18", "output_stride": 8, "width": 64},
+    "pspnet": {"backbone": "resnet10t", "output_stride": 16, "width": 128, "auxiliary": True},
+    "deeplabv2": {"backbone": "vgg16", "output_stride": 8, "width": 128},
+    "deeplabv3plus": {"backbone": "resnet10t", "output_stride": 16, "width": 128},
+    "gscnn": {"backbone": "resnet10t", "output_stride": 16, "width": 64},
 }
 """What 2 cores train within minutes, by network; `unet` here is one on a backbone that the user chose."""
 
