@@ -1,4 +1,4 @@
-"""A network whose predictions are known beforehand, and settings that go with it; shared by the tests of prediction."""
+"""What the tests of networks and of prediction share."""
 
 from typing import Any
 
@@ -7,6 +7,26 @@ from torch import Tensor, nn
 
 from pixelwise.config import Config, make_config
 from pixelwise.geometry import Geometry
+
+
+def draw(*shape: int, seed: int = 1) -> Tensor:
+    """Noise in float64, the same at every call."""
+    return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+
+def count(module: nn.Module) -> int:
+    """Parameters of a module."""
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def lively(network: nn.Module) -> nn.Module:
+    """The network in float64 and eval mode, with norms that are not the identity."""
+    for part in network.double().eval().modules():
+        if isinstance(part, nn.BatchNorm2d):
+            nn.init.uniform_(part.running_mean, -1, 1)
+            nn.init.uniform_(part.running_var, 0.5, 2)
+            nn.init.uniform_(part.weight, 0.5, 2)
+    return network
 
 
 class Brightness(nn.Module):

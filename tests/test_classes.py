@@ -66,8 +66,8 @@ def test_classes_that_nobody_named() -> None:
         ("widht", ["width", "depth"], "did you mean width?"),
         ("batch", ["batch"], "did you mean batch?"),
         ("abcd", ["abcx", "abcy", "abcz", "abcw"], "did you mean abcz or abcy or abcx?"),
-        ("q", ["same", "valid"], "choose from: same, valid"),
-        ("", ["same", "valid"], "choose from: same, valid"),
+        ("q", ["same", "valid"], "choose from: same, valid."),
+        ("", ["same", "valid"], "choose from: same, valid."),
     ],
 )
 def test_near_names_what_looks_alike_or_all(name: str, choices: list[str], tail: str) -> None:

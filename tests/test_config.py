@@ -93,7 +93,7 @@ def test_the_sections_are_those_of_the_config() -> None:
         ("data.skale=4", r"^--set: data\.skale is not a setting; did you mean data\.scale"),
         ("sed=4", r"^--set: sed is not a setting; did you mean seed\?$"),
         ("trian.batch=4", r"^--set: \[trian\] is not a section of settings; did you mean train\?$"),
-        ("q.r=4", r"^--set: \[q\] is not a section of settings; choose from: data, model, train, augment, loss$"),
+        ("q.r=4", r"^--set: \[q\] is not a section of settings; choose from: data, model, train, augment, loss\.$"),
         ("train.patch.x=4", r"^--set: \[train\.patch\] is not a section of settings; "),
         ("loss.zzzzzzzzz=4", r"^--set: loss\.z+ is not a setting; choose from: loss\.cross_entropy, loss\.dice, "),
         ("=4", r"^--set:  is not a setting; choose from: seed, data\.labels, "),

@@ -106,7 +106,7 @@ def settings_of(name: str) -> list[str]:
     True
     """
     if name not in MODELS:
-        raise SettingError(f"model.name: there is no network {name!r}; {near(name, MODELS)}.")
+        raise SettingError(f"model.name: there is no network {name!r}; {near(name, MODELS)}")
     parameters = inspect.signature(MODELS[name]).parameters
     return [key for key in ModelSettings.model_fields if key in parameters]
 

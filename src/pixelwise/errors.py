@@ -41,13 +41,13 @@ class ModelError(PixelwiseError):
 
 
 def near(name: str, choices: Iterable[str]) -> str:
-    """Name the choices that look like `name`, or all of them: the tail of an error message.
+    """Name the choices that look like `name`, or all of them: the last sentence of an error message.
 
     >>> near("widht", ["width", "depth"])
     'did you mean width?'
     >>> near("x", ["same", "valid"])
-    'choose from: same, valid'
+    'choose from: same, valid.'
     """
     known = list(choices)
     close = difflib.get_close_matches(name, known, n=3, cutoff=0.6)
-    return f"did you mean {' or '.join(close)}?" if close else f"choose from: {', '.join(known)}"
+    return f"did you mean {' or '.join(close)}?" if close else f"choose from: {', '.join(known)}."

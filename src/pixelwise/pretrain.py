@@ -147,7 +147,7 @@ def pretrain(
     started = time.monotonic() if started is None else started
     callbacks = callbacks or Silent()
     if task not in TASKS:
-        raise SettingError(f"task: {task!r} is no way to pretrain; {near(task, TASKS)}.")
+        raise SettingError(f"task: {task!r} is no way to pretrain; {near(task, TASKS)}")
     check_folder(out, False, force)
     config, surveyed = prepare(
         data, overrides, minutes=minutes, epochs=epochs, seed=seed, allow=allow, device=device,

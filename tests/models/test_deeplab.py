@@ -13,6 +13,7 @@ from torchvision.models import resnet101, vgg16
 from torchvision.models.segmentation import deeplabv3_resnet50
 from torchvision.models.segmentation.deeplabv3 import ASPP
 
+from networks import count, draw, lively
 from pixelwise.backbones import Backbone
 from pixelwise.errors import ModelError, SettingError
 from pixelwise.geometry import Reach, parameters
@@ -29,24 +30,6 @@ either = pytest.mark.parametrize("kind", [DeepLabV2, DeepLabV3Plus])
 def small(kind: type[nn.Module], seed: int = 0, **keywords: Any) -> nn.Module:
     torch.manual_seed(seed)
     return kind(**SMALL | keywords)
-
-
-def draw(*shape: int) -> Tensor:
-    return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
-
-
-def count(module: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in module.parameters())
-
-
-def lively(network: nn.Module) -> nn.Module:
-    """In float64 and eval mode, with norms that are not the identity."""
-    for part in network.double().eval().modules():
-        if isinstance(part, nn.BatchNorm2d):
-            nn.init.uniform_(part.running_mean, -1, 1)
-            nn.init.uniform_(part.running_var, 0.5, 2)
-            nn.init.uniform_(part.weight, 0.5, 2)
-    return network
 
 
 def atrous(features: Tensor, weight: Tensor, rate: int) -> Tensor:
@@ -267,7 +250,7 @@ def test_a_batch_of_one_is_trained_unless_it_is_a_single_cell(kind: type[nn.Modu
         ({"output_stride": 32}, r"model.output_stride: must be 8 or 16 pixels, not 32\."),
         ({"dropout": -0.1}, r"model.dropout: must be a probability from 0 to below 1, not -0\.1\."),
         ({"width": 0}, r"model.width: must be at least 1, not 0\."),
-        ({"norm": "gruop"}, r"model.norm: 'gruop' is no normalisation; did you mean group\?\."),
+        ({"norm": "gruop"}, r"model.norm: 'gruop' is no normalisation; did you mean group\?"),
     ],
     ids=str,
 )

@@ -7,8 +7,9 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
-from torch import Tensor, nn
+from torch import nn
 
+from networks import draw
 from pixelwise.errors import ModelError, SettingError
 from pixelwise.layers import GatedConvolution, ResidualBlock, enlarge
 from pixelwise.models.gscnn import GSCNN, ImageGradients, ShapeStream
@@ -17,10 +18,6 @@ from pixelwise.models.gscnn import GSCNN, ImageGradients, ShapeStream
 def small(**keywords: object) -> GSCNN:
     torch.manual_seed(0)
     return GSCNN(**{"in_channels": 2, "num_classes": 3, "backbone": "resnet18", "width": 32} | keywords)
-
-
-def draw(*shape: int) -> Tensor:
-    return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
 
 
 @pytest.fixture(scope="module")

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torchvision.models import resnet50
 from torchvision.models.segmentation.fcn import FCNHead
 
+from networks import count, draw, lively
 from pixelwise.errors import ModelError, SettingError
 from pixelwise.geometry import parameters
 from pixelwise.layers import enlarge
@@ -19,24 +20,6 @@ from pixelwise.models.pspnet import AuxiliaryHead, PSPNet
 def small(seed: int = 0, **keywords: Any) -> PSPNet:
     torch.manual_seed(seed)
     return PSPNet(**{"in_channels": 1, "num_classes": 3, "width": 8, "backbone": "vgg16"} | keywords)
-
-
-def draw(*shape: int) -> Tensor:
-    return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
-
-
-def count(module: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in module.parameters())
-
-
-def lively(network: nn.Module) -> nn.Module:
-    """In float64 and eval mode, with norms that are not the identity."""
-    for part in network.double().eval().modules():
-        if isinstance(part, nn.BatchNorm2d):
-            nn.init.uniform_(part.running_mean, -1, 1)
-            nn.init.uniform_(part.running_var, 0.5, 2)
-            nn.init.uniform_(part.weight, 0.5, 2)
-    return network
 
 
 def test_the_published_network_has_the_parameters_that_its_layers_make() -> None:

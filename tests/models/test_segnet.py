@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models import vgg16
 
+from networks import count, draw
 from pixelwise.errors import SettingError
 from pixelwise.geometry import parameters
 from pixelwise.models.segnet import SegNet
@@ -20,14 +21,6 @@ PAPER = [(3, 64), (64, 64), (64, 128), (128, 128), (128, 256), (256, 256), (256,
 def small(**keywords: Any) -> SegNet:
     torch.manual_seed(0)
     return SegNet(**{"in_channels": 1, "num_classes": 2, "width": 2} | keywords)
-
-
-def draw(*shape: int) -> Tensor:
-    return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
-
-
-def count(module: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in module.parameters())
 
 
 def test_the_papers_parameters() -> None:

@@ -80,6 +80,6 @@ def check_backbone(in_channels: int, norm: str, output_stride: int | None) -> No
     if in_channels < 1:
         raise SettingError(f"model.in_channels: must be at least 1, not {in_channels}.")
     if norm not in NORMS:
-        raise SettingError(f"model.norm: {norm!r} is no normalisation; {near(norm, NORMS)}.")
+        raise SettingError(f"model.norm: {norm!r} is no normalisation; {near(norm, NORMS)}")
     if output_stride is not None and output_stride not in OUTPUT_STRIDES:
         raise SettingError(f"model.output_stride: must be 8, 16 or 32 pixels, not {output_stride}.")

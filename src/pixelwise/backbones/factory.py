@@ -100,8 +100,9 @@ def _check_known(name: str) -> None:
     if ":" in name or "/" in name or not timm.is_model(name):  # timm would look elsewhere for a name with a colon
         known = dict.fromkeys((*OWN, *timm.list_models()))  # each once
         close = difflib.get_close_matches(name, known, n=1)
-        hint = near(name, known) if close else f"{near(name, [*OWN, *ENCODERS])}, or any of timm.list_models()"
-        raise SettingError(f"model.backbone: there is no backbone {name!r}; {hint}.")
+        usual = f"choose from: {', '.join((*OWN, *ENCODERS))}, or any of timm.list_models()."
+        hint = near(name, known) if close else usual
+        raise SettingError(f"model.backbone: there is no backbone {name!r}; {hint}")
 
 
 def _check_no_width(name: str, width: int | None) -> None:

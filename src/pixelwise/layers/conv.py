@@ -74,7 +74,7 @@ class ConvNormAct(nn.Sequential):
 def _check_convolution(in_channels: int, out_channels: int, kernel: int, padded: bool, norm: str, groups: int) -> None:
     """Name the first setting that makes no sense."""
     if norm not in NORMS:
-        raise SettingError(f"model.norm: {norm!r} is no normalisation; {near(norm, NORMS)}.")
+        raise SettingError(f"model.norm: {norm!r} is no normalisation; {near(norm, NORMS)}")
     if padded and kernel % 2 == 0:
         raise SettingError(
             f"a padded convolution needs an odd kernel, whose middle is a pixel, not {kernel}: "

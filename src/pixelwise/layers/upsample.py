@@ -95,7 +95,7 @@ def enlarge(features: Tensor, factor: int, mode: str = "bilinear") -> Tensor:
               [1.0000, 1.5000, 2.5000, 3.0000]]]])
     """
     if mode not in MODES:
-        raise SettingError(f"mode: {mode!r} is no way of upsampling; {near(mode, MODES)}.")
+        raise SettingError(f"mode: {mode!r} is no way of upsampling; {near(mode, MODES)}")
     _check_factor(factor)
     if factor == 1:
         return features

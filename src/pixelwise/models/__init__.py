@@ -58,9 +58,9 @@ def build(name: str, **keywords: Any) -> Segmenter:
     5
     """
     if name not in MODELS:
-        raise SettingError(f"model.name: there is no network {name!r}; {near(name, MODELS)}.")
+        raise SettingError(f"model.name: there is no network {name!r}; {near(name, MODELS)}")
     settings = list(inspect.signature(MODELS[name]).parameters)
     for keyword in keywords:
         if keyword not in settings:
-            raise SettingError(f"model.{keyword}: {name} has no such setting; {near(keyword, settings)}.")
+            raise SettingError(f"model.{keyword}: {name} has no such setting; {near(keyword, settings)}")
     return MODELS[name](**keywords)

@@ -302,9 +302,9 @@ def _check_settings(depth: int | None, padding: str, norm: str | None, stem: int
     if depth is not None and not 1 <= depth <= MAX_DEPTH:
         raise SettingError(f"model.depth: must be between 1 and {MAX_DEPTH} poolings, not {depth}.")
     if padding not in PADDINGS:
-        raise SettingError(f"model.padding: {padding!r} is no padding; {near(padding, PADDINGS)}.")
+        raise SettingError(f"model.padding: {padding!r} is no padding; {near(padding, PADDINGS)}")
     if norm is not None and norm not in NORMS:
-        raise SettingError(f"model.norm: {norm!r} is no normalisation; {near(norm, NORMS)}.")
+        raise SettingError(f"model.norm: {norm!r} is no normalisation; {near(norm, NORMS)}")
     if stem not in STEMS:
         raise SettingError(f"model.stem: must be 1, 2 or 4, not {stem}.")
 
