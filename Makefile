@@ -26,6 +26,7 @@ check: $(VENV)/ready-dev
 bench: $(VENV)/ready-bench
 	$(BIN)/python benchmarks/run.py
 	$(BIN)/python benchmarks/prediction.py speed memory files start
+	$(BIN)/python benchmarks/convolutionalize.py
 
 lock: $(BIN)/uv
 	$(UV) compile --universal --python-version 3.11 --all-extras --generate-hashes --upgrade --quiet \
