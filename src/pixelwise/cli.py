@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from pixelwise.errors import PixelwiseError
-from pixelwise.terminal import Progress, TrainingProgress
+from pixelwise.terminal import Progress, TrainingProgress, megapixels
 
 if TYPE_CHECKING:
     from pixelwise.config import Config
@@ -37,6 +37,7 @@ ConfigFile = Annotated[Path | None, typer.Option("--config", help="TOML file of 
 Settings = Annotated[list[str] | None, typer.Option("--set", metavar="a.b=v", help="One setting; may be repeated.")]
 Minutes = Annotated[float | None, typer.Option(min=0.05, help="Wall clock of the whole command.")]
 Epochs = Annotated[int | None, typer.Option(min=1, help="Number of epochs.")]
+Model = Annotated[str | None, typer.Option(help="Architecture; `pixelwise models` lists them.")]
 Seed = Annotated[int | None, typer.Option(min=0, help="Of everything random. Default 0.")]
 Allow = Annotated[
     list[str] | None,
@@ -98,10 +99,16 @@ def _print(as_json: bool, quiet: bool, value: dict[str, Any], lines: list[str]) 
         print("\n".join(lines))
 
 
-def _overrides(config: Path | None, assignments: list[str] | None) -> dict[str, dict[str, Any]]:
+def _overrides(
+    config: Path | None, assignments: list[str] | None, model: str | None = None
+) -> dict[str, dict[str, Any]]:
+    """What the user set; --model is one of the settings."""
     from pixelwise.config import parse_overrides
 
-    return parse_overrides(config, assignments or [])
+    overrides = parse_overrides(config, assignments or [])
+    if model is not None:
+        overrides.setdefault("model", {})["name"] = model
+    return overrides
 
 
 def _started() -> float:
@@ -116,7 +123,7 @@ def _started() -> float:
 def train(
     data: Data,
     out: Annotated[Path, typer.Option(help="Run folder to make.")],
-    model: Annotated[str | None, typer.Option(help="Architecture.")] = None,
+    model: Model = None,
     minutes: Minutes = None,
     epochs: Epochs = None,
     config: ConfigFile = None,
@@ -131,9 +138,7 @@ def train(
     quiet: Quiet = False,
 ) -> None:
     """Train a network on a folder of images and masks."""
-    overrides = _overrides(config, assignments)
-    if model is not None:
-        overrides.setdefault("model", {})["name"] = model
+    overrides = _overrides(config, assignments, model)
     from pixelwise.prepare import is_child
     from pixelwise.train import train
 
@@ -166,7 +171,7 @@ def pretrain(
     task: Annotated[str, typer.Option(help="classify (the pixel in a patch's middle), autoencode or stacked.")] = (
         "classify"
     ),
-    model: Annotated[str | None, typer.Option(help="Architecture whose encoder is trained.")] = None,
+    model: Model = None,
     minutes: Minutes = None,
     epochs: Epochs = None,
     config: ConfigFile = None,
@@ -179,9 +184,7 @@ def pretrain(
     quiet: Quiet = False,
 ) -> None:
     """Train an encoder alone, as a start for train --init."""
-    overrides = _overrides(config, assignments)
-    if model is not None:
-        overrides.setdefault("model", {})["name"] = model
+    overrides = _overrides(config, assignments, model)
     from pixelwise.pretrain import pretrain
 
     with Progress("pretraining", quiet) as progress:
@@ -189,13 +192,7 @@ def pretrain(
             data, out, task, overrides, minutes=minutes, epochs=epochs, seed=seed, force=force, allow=allow or [],
             device=device, callbacks=TrainingProgress(progress, out), started=_started(),
         )  # fmt: skip
-    value = {
-        "run": str(result.run),
-        "task": result.task,
-        "minutes": result.minutes,
-        "steps": result.steps,
-        "loss": result.loss,
-    }
+    value = vars(result) | {"run": str(result.run)}
     lines = [
         f"{result.run}: encoder trained by {result.task} in {result.minutes:.1f} min, {result.steps} steps, last loss "
         f"{result.loss:.4f}; start from it with: pixelwise train {data} --init {result.run} --out NEW"
@@ -207,7 +204,7 @@ def pretrain(
 @guarded
 def plan(
     data: Data,
-    model: Annotated[str | None, typer.Option(help="Architecture.")] = None,
+    model: Model = None,
     minutes: Minutes = None,
     epochs: Epochs = None,
     config: ConfigFile = None,
@@ -219,9 +216,7 @@ def plan(
     quiet: Quiet = False,
 ) -> None:
     """Print the settings that train would use, and a forecast of its time and memory from a few measured steps."""
-    overrides = _overrides(config, assignments)
-    if model is not None:
-        overrides.setdefault("model", {})["name"] = model
+    overrides = _overrides(config, assignments, model)
     from pixelwise.forecast import forecast
     from pixelwise.prepare import prepare
 
@@ -329,13 +324,8 @@ def predict(
     with Progress("predicting", quiet) as progress:
         if predictor.runner.engine.note:
             progress.note(predictor.runner.engine.note)
-        begin = time.monotonic()
-
-        def show(share: float, pixels: int) -> None:
-            rate = pixels / 1e6 / max(time.monotonic() - begin, 1e-6)
-            progress.show(share, f"{pixels / 1e6:,.1f} megapixels, {rate:.2f} a second")
-
-        summary = stream.predict_files(predictor, inputs, outputs, axes, stream.Progress(show, progress.note))
+        shown = stream.Progress(megapixels(progress), progress.note)
+        summary = stream.predict_files(predictor, inputs, outputs, axes, shown)
     _tell_masks(summary, out, predictor.runner.engine.name, as_json, quiet)
 
 
@@ -505,7 +495,3 @@ def demo(
         "  pixelwise predict runs/first IMAGES --out masks --overlay",
     ]
     _print(as_json, quiet, value, lines)
-
-
-if __name__ == "__main__":
-    main()

@@ -157,7 +157,7 @@ def pretrain(
         raise SettingError("train.devices: an encoder is trained alone by one process; leave train.devices at 1.")
     torch.manual_seed(config.seed)
     network = checkpoint.build_network(config)
-    if type(network).encode is Segmenter.encode or config.model.padding == "valid":
+    if config.model.padding == "valid" or not feature_shapes(network):
         raise SettingError(f"model: {config.model.name} in this form has no encoder that can be trained alone.")
     if task == "classify":
         side = PATCH * network.stride

@@ -2,6 +2,7 @@
 
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -128,3 +129,14 @@ class TrainingProgress:
             with self._log.open("a", encoding="utf-8") as file:
                 file.writelines(self._waiting)
             self._waiting.clear()
+
+
+def megapixels(progress: Progress) -> Callable[[float, int], None]:
+    """Shows a share and a number of pixels with their rate."""
+    begin = time.monotonic()
+
+    def show(share: float, pixels: int) -> None:
+        rate = pixels / 1e6 / max(time.monotonic() - begin, 1e-6)
+        progress.show(share, f"{pixels / 1e6:,.1f} megapixels, {rate:.2f} a second")
+
+    return show

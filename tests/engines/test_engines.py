@@ -245,9 +245,7 @@ def test_auto_takes_the_fastest_that_is_there(
 def test_an_unknown_engine_is_refused() -> None:
     with pytest.raises(SettingError, match=r"^engine touch: is not an engine; did you mean torch\?$"):
         make_engine("touch", NETWORKS["same"])
-    with pytest.raises(
-        SettingError, match=r"engine x: is not an engine; choose from: auto, openvino, .*, torch\.$"
-    ):
+    with pytest.raises(SettingError, match=r"engine x: is not an engine; choose from: auto, openvino, .*, torch\.$"):
         make_engine("x", NETWORKS["same"])
 
 

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from networks import draw, lively
 from pixelwise.errors import SettingError
 from pixelwise.geometry import Reach
 from pixelwise.layers import (
@@ -24,20 +25,6 @@ from pixelwise.layers.context import GridAveragePool
 @pytest.fixture(autouse=True)
 def seeded() -> None:
     torch.manual_seed(0)
-
-
-def draw(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
-
-
-def lively(module: nn.Module) -> nn.Module:
-    """In float64 and eval mode, with norms that are not the identity."""
-    for part in module.double().eval().modules():
-        if isinstance(part, nn.BatchNorm2d):
-            nn.init.uniform_(part.running_mean, -1, 1)
-            nn.init.uniform_(part.running_var, 0.5, 2)
-            nn.init.uniform_(part.weight, 0.5, 2)
-    return module
 
 
 def test_global_pooling() -> None:

@@ -4,6 +4,7 @@ Shapes: N images, C channels, H x W pixels; feature i has channels[i] channels o
 ceil(H / strides[i]) x ceil(W / strides[i]) cells.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
 from torch import Tensor, nn
@@ -16,7 +17,7 @@ ENCODERS = ("resnet18", "resnet50", "mobilenetv2_100", "mobilenetv3_small_100", 
 """Those of timm's encoders that lists and messages name."""
 
 
-class Backbone(nn.Module):
+class Backbone(nn.Module, ABC):
     """Base of the backbones: subclasses say what `features_of` does with sides that are multiples of the stride.
 
     Takes N x in_channels x H x W float images of any size from 1 x 1, already normalised, and gives a list of features,
@@ -64,9 +65,9 @@ class Backbone(nn.Module):
             for feature, stride in zip(features, self.strides, strict=True)
         ]
 
+    @abstractmethod
     def features_of(self, images: Tensor) -> list[Tensor]:
         """The features of images whose sides are multiples of the stride: the side over strides[i] for feature i."""
-        raise NotImplementedError
 
 
 def check_backbone(in_channels: int, norm: str, output_stride: int | None) -> None:

@@ -4,6 +4,7 @@ Shapes: N images, C channels, H x W pixels, K classes.
 """
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from functools import cached_property
 
@@ -17,8 +18,8 @@ from pixelwise.tracing import trace_geometry
 SIZED_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)  # cannot train on one value a channel
 
 
-class Segmenter(nn.Module):
-    """Base of the networks: subclasses say what `logits_of` does with images whose sides are multiples of the stride.
+class Segmenter(nn.Module, ABC):
+    """Base of the networks: subclasses say what `outputs_of` does with images whose sides are multiples of the stride.
 
     Takes N x in_channels x H x W float images of any size from 1 x 1, already normalised, and gives
     N x num_classes x H x W logits: the image is padded at the right and bottom to the stride by repeating its last
@@ -60,21 +61,17 @@ class Segmenter(nn.Module):
         outputs = self.outputs_of(pad_to_stride(images, self.stride))
         return {name: values[..., :height, :width] for name, values in outputs.items()}
 
+    @abstractmethod
     def outputs_of(self, images: Tensor) -> dict[str, Tensor]:
         """The outputs for images whose sides are multiples of the stride, at their size."""
-        return {"logits": self.logits_of(images)}
-
-    def logits_of(self, images: Tensor) -> Tensor:
-        """The logits for images whose sides are multiples of the stride, at their size."""
-        raise NotImplementedError
 
     def encode(self, images: Tensor) -> list[Tensor]:
-        """The encoder's features, finest first, of images whose sides are multiples of the stride."""
-        raise NotImplementedError
+        """The encoder's features, finest first, of images whose sides are multiples of the stride; [] without any."""
+        return []
 
+    @abstractmethod
     def encoder(self) -> list[nn.Module]:
         """The parts that a classifier of images could have trained; everything else is the decoder."""
-        raise NotImplementedError
 
     def check_images(self, images: Tensor) -> None:
         """Say what does not fit before an operator does.

@@ -82,11 +82,11 @@ class DeconvNet(Segmenter):
         *finer, deepest = self.backbone(images)
         return [*finer, self.fc7(self.fc6(deepest))]
 
-    def logits_of(self, images: Tensor) -> Tensor:
+    def outputs_of(self, images: Tensor) -> dict[str, Tensor]:
         """Logits of images whose sides are multiples of the stride."""
         features, kept = pool_with_positions(self.backbone, images, self.pool)
         features = self.fc6_mirrored(self.fc7(self.fc6(features)))
-        return self.head(self.expanding(features, kept))
+        return {"logits": self.head(self.expanding(features, kept))}
 
 
 def _deconvolution(in_channels: int, out_channels: int, norm: str, kernel: int = 3) -> nn.Sequential:

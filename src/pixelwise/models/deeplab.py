@@ -125,13 +125,13 @@ class DeepLabV2(Segmenter):
         """The backbone."""
         return [self.backbone]
 
-    def logits_of(self, images: Tensor) -> Tensor:
+    def outputs_of(self, images: Tensor) -> dict[str, Tensor]:
         """Logits of images whose sides are multiples of the stride."""
         features = self.backbone(images)[-1]
         logits = self.branches[0](features)
         for branch in self.branches[1:]:
             logits = logits + branch(features)
-        return enlarge(logits, self.stride)
+        return {"logits": enlarge(logits, self.stride)}
 
 
 def _branch(

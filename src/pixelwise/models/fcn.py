@@ -119,13 +119,13 @@ class FCN(Segmenter):
         features = self.backbone(images)
         return [*features[:-1], self.head(features[-1])] if self.backbone.name == "vgg16" else features
 
-    def logits_of(self, images: Tensor) -> Tensor:
+    def outputs_of(self, images: Tensor) -> dict[str, Tensor]:
         """Logits of images whose sides are multiples of the stride."""
         features = dict(zip(self.backbone.strides, self.backbone(images), strict=True))
         scores = self.score(self.head(features[STRIDE]))
         for stride, score, double in zip(self.taken, self.skip_scores, self.doublings, strict=True):
             scores = double(scores) + score(self.pool(features[stride]))
-        return self.enlargement(scores)
+        return {"logits": self.enlargement(scores)}
 
 
 class FCN32s(FCN):

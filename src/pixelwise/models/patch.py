@@ -112,10 +112,10 @@ class Patch(Segmenter):
         layers += [nn.Flatten(), dense, norm, nn.ReLU(inplace=True), nn.Dropout(self.dropout)]
         return nn.Sequential(*layers, nn.Linear(self.hidden, self.num_classes))
 
-    def logits_of(self, images: Tensor) -> Tensor:
+    def outputs_of(self, images: Tensor) -> dict[str, Tensor]:
         """The logits of every pixel; as many zeros around the image as a patch sees of it beside its middle."""
         around = PATCH // 2
-        return self.layers(F.pad(images, (around, around, around, around)))
+        return {"logits": self.layers(F.pad(images, (around, around, around, around)))}
 
     def encoder(self) -> list[nn.Module]:
         """The convolutions, without the dense layers."""

@@ -81,6 +81,6 @@ class SegNet(Segmenter):
         """The features of the encoder, finest first, of images whose sides are multiples of the stride."""
         return self.backbone(images)
 
-    def logits_of(self, images: Tensor) -> Tensor:
+    def outputs_of(self, images: Tensor) -> dict[str, Tensor]:
         """Logits of images whose sides are multiples of the stride."""
-        return self.expanding(*pool_with_positions(self.backbone, images, self.pool, self.drop))
+        return {"logits": self.expanding(*pool_with_positions(self.backbone, images, self.pool, self.drop))}

@@ -159,15 +159,15 @@ class UNet(Segmenter):
         self.check_images(images)
         for side in images.shape[-2:]:
             self.output_size(side)
-        return {"logits": self.logits_of(images)}
+        return self.outputs_of(images)
 
-    def logits_of(self, images: Tensor) -> Tensor:
+    def outputs_of(self, images: Tensor) -> dict[str, Tensor]:
         """Down, then up again beside the features that were kept."""
         *skips, deeper, deepest = self.encode(images)
         skips, features = [*skips, self.drop(deeper)], self.drop(deepest)
         for up, block in zip(self.up, self.expanding, strict=True):
             features = block(up(features, skips.pop()))
-        return enlarge(self.head(features), self.finest)
+        return {"logits": enlarge(self.head(features), self.finest)}
 
     def output_size(self, input_size: int) -> int:
         """Side of the logits, in pixels, for an image of that side.
@@ -217,7 +217,7 @@ class UNet(Segmenter):
         return size
 
     def _unpadded_geometry(self) -> Geometry:
-        """Apply the operators of `logits_of` to the reach of one axis, and take the margin that is lost.
+        """Apply the operators of `outputs_of` to the reach of one axis, and take the margin that is lost.
 
         The cells begin with the window that goes in, so that it loses less than a tile on a grid needs.
         """
