@@ -265,7 +265,11 @@ def test_an_unknown_head_is_named() -> None:
 
 
 def test_a_backbone_without_features_of_stride_4_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    coarse = Backbone("coarse", 1, strides=[8, 16], channels=[4, 4])
+    class Coarse(Backbone):
+        def features_of(self, images: Tensor) -> list[Tensor]:
+            return [images[:, :1, ::8, ::8], images[:, :1, ::16, ::16]]
+
+    coarse = Coarse("coarse", 1, strides=[8, 16], channels=[1, 1])
     monkeypatch.setattr(deeplab, "make_scaled_backbone", lambda *arguments: coarse)
     message = (
         r"^model.backbone: coarse has features of strides 8, 16, but the decoder needs some of stride 4: take another "
