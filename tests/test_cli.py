@@ -17,6 +17,7 @@ from PIL import Image
 from typer.testing import CliRunner, Result
 
 from pixelwise import cli, terminal
+from pixelwise.cli.prediction import figure
 from pixelwise.config import read_config
 from pixelwise.data.readers import read_image, read_mask
 
@@ -239,7 +240,7 @@ def test_evaluate_tells_people_the_figures(tmp_path: Path, trained: Callable[[st
     assert re.fullmatch(r"2 images of val: mean IoU 0\.\d{4}", lines[0])
     assert [line.split()[0] for line in lines[1:3]] == ["background", "object"]
     assert lines[3] == f"report: {tmp_path / 'e' / 'report.html'}"
-    assert cli._figure(None) == "absent"
+    assert figure(None) == "absent"
 
 
 @pytest.mark.parametrize("kind", ["binary", "instances"])
@@ -421,8 +422,25 @@ def test_progress_is_plain_lines_where_there_is_no_terminal(
 ) -> None:
     monkeypatch.setattr(terminal, "PLAIN_SECONDS", 0.0)
     shown = done("train", data, "--out", tmp_path / "run", *TINY)
-    line = r"training: \d+%  epoch 1, step \d, loss \d+\.\d{3}, \d+\.\d steps/s  (\d+ min )?\d+ s left"
-    assert len(re.findall(f"^{line}$", shown.stderr, re.MULTILINE)) == 2
+    first = r"training: 0%  epoch 1, step 1, loss \d+\.\d{3}"  # nothing to tell a rate by
+    second = r"training: 50%  epoch 1, step 2, loss \d+\.\d{3}, \d+\.\d steps/s  (\d+ min )?\d+ s left"
+    assert len(re.findall(f"^{first}\n{second}$", shown.stderr, re.MULTILINE)) == 1
+
+
+def test_rates_and_remaining_time_count_from_the_first_report(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Starting up took 100 s, then each of 10 files takes 4 s; a line comes every 5 s."""
+    now = 0.0
+    monkeypatch.setattr("time.monotonic", lambda: now)
+    with terminal.Progress("working", quiet=False) as progress:
+        for done in (1, 2, 3, 4):
+            now = 100.0 + 4 * done
+            progress.count(done, 10)
+    assert capsys.readouterr().err.splitlines() == [
+        "working: 10%  1 of 10 files",
+        "working: 30%  3 of 10 files, 0.2 a second  28 s left",
+    ]
 
 
 def test_progress_lines_do_not_come_too_often(capsys: pytest.CaptureFixture[str]) -> None:

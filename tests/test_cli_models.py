@@ -93,10 +93,30 @@ def test_bad_usage(run: Path, image: Path, tmp_path: Path) -> None:
     assert "only settings of the network, model.*" in refused("unet", "--set", "train.batch=3")
     assert "--set: name the network" in refused("--set", "model.width=3")
     assert "--features: name the network" in refused("--features", run, image)
-    assert "--layer and --out belong to --features" in refused("unet", "--layer", "head")
+    assert "--layer: belongs to --features RUN IMAGE" in refused("unet", "--layer", "head")
+    assert "--out: is where a picture goes" in refused("unet", "--out", tmp_path / "a.png")
+    assert "--checkerboard: draws an operator" in refused("unet", "--checkerboard", 3, 2)
+    assert "--checkerboard: the stride must be between 1 and 64 pixels, not 0" in refused("--checkerboard", 3, 0)
+    assert "--checkerboard: the kernel must be between 1 and 64 pixels, not 65" in refused("--checkerboard", 65, 2)
     assert "--set: a run has its settings" in refused("unet", "--features", run, image, *SMALL)
     assert "is a run of unet, not of segnet" in refused("segnet", "--features", run, image)
     assert "--layer haed: the network has no such layer" in refused("unet", "--features", run, image, "--layer", "haed")
     assert "no such file" in refused("unet", "--features", tmp_path, image)
     assert "missing.png" in refused("unet", "--features", run, tmp_path / "missing.png")
     assert "cannot take" in refused("unet", "--set", "model.padding=valid", "--size", "512")
+
+
+@pytest.mark.parametrize(
+    ("kernel", "stride", "fewest", "most"), [(3, 2, 1, 4), (4, 2, 4, 4), (1, 2, 0, 1), (64, 32, 4, 4), (5, 1, 25, 25)]
+)
+def test_the_checkerboard_counts_the_stamps_away_from_the_border(
+    kernel: int, stride: int, fewest: int, most: int, tmp_path: Path
+) -> None:
+    """Along an axis a pixel has floor or ceil of kernel / stride stamps, over the plane their products."""
+    path = tmp_path / "board.png"
+    found = json.loads(done("--checkerboard", kernel, stride, "--out", path, "--json"))
+    expected = {"checkerboard": str(path), "kernel": kernel, "stride": stride, "fewest": fewest, "most": most}
+    assert found == expected
+    assert np.asarray(Image.open(path)).std() > 0
+    line = done("--checkerboard", kernel, stride, "--out", path)
+    assert ("unevenly" in line) == (fewest != most)

@@ -141,10 +141,25 @@ def test_what_makes_no_sense_is_refused(make_dataset: MakeDataset, tmp_path: Pat
     rate = {**TINY["train"], "rate": 1e12, "warmup": 0.0, "clip": 0.0}
     with pytest.raises(SettingError, match=r"train.rate = 1e\+12: the loss became (nan|inf) at step \d+; the training"):
         start(data, out, "autoencode", overrides={"train": rate})
-    out.mkdir(exist_ok=True)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["data"]
+    out.mkdir()
     (out / "notes.txt").write_text("mine")
     with pytest.raises(RunError, match="exists already and is not empty"):
         start(data, out, "classify")
+
+
+def test_a_failed_pretraining_leaves_the_encoder_that_it_should_replace(
+    make_dataset: MakeDataset, tmp_path: Path
+) -> None:
+    data, out = make_dataset(tmp_path / "data"), tmp_path / "out"
+    start(data, out, "autoencode")
+    before = (out / MODEL_FILE).read_bytes()
+    rate = {**TINY["train"], "rate": 1e12, "warmup": 0.0, "clip": 0.0}
+    with pytest.raises(SettingError, match="diverged"):
+        start(data, out, "autoencode", overrides={"train": rate}, force=True)
+    assert (out / MODEL_FILE).read_bytes() == before
+    start(data, out, "autoencode", force=True, seed=1)
+    assert (out / MODEL_FILE).read_bytes() != before
 
 
 def test_the_command_prints_json(make_dataset: MakeDataset, tmp_path: Path) -> None:

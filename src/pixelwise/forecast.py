@@ -2,6 +2,7 @@
 
 import logging
 import time
+from collections.abc import Callable
 
 import torch
 from lightning_fabric import Fabric
@@ -11,14 +12,24 @@ from pixelwise.config import Config
 from pixelwise.data.doctor import Survey
 from pixelwise.memory import peak_ram_bytes
 from pixelwise.plan import pick_device
-from pixelwise.step import Average, Criterion, make_optimizer, make_sampler, pixel_counts, set_up, training_step
+from pixelwise.step import (
+    WHOLE_RUN,
+    Average,
+    Criterion,
+    Parts,
+    make_optimizer,
+    make_sampler,
+    pixel_counts,
+    set_up,
+    training_step,
+)
 
 WARM_STEPS, STEPS = 2, 4
 VALIDATION_COST = 1.1  # validation, checkpoints and start-up come on top of the steps
 
 
 def forecast(config: Config, surveyed: Survey, device: str = "auto") -> dict[str, float]:
-    """Run a few steps of the training for real, on one device.
+    """Run a few steps of the training for real, on one device; with a schedule, a few of each kind of phase.
 
     Returns:
         `minutes` of the whole run, `steps_per_second`, and `peak_memory_bytes` (of the GPU where one is used, else of
@@ -32,19 +43,34 @@ def forecast(config: Config, surveyed: Survey, device: str = "auto") -> dict[str
         criterion = Criterion(config, pixel_counts(surveyed)).to(fabric.device)
         wrapped, wrapped_optimizer = set_up(fabric, network, optimizer)
         average = Average(network, checkpoint.build_network(config).to(fabric.device), config.train.average)
-        sampler = make_sampler(config, surveyed, network)
-        for number in range(WARM_STEPS + STEPS):
-            if number == WARM_STEPS:
-                begin = time.perf_counter()
+        sampler, parts = make_sampler(config, surveyed, network), Parts(network)
+
+        def step(number: int) -> None:
             batch = sampler.batch(range(number * config.train.batch, (number + 1) * config.train.batch))
             float(training_step(fabric, wrapped, wrapped_optimizer, criterion, batch, config.train.clip))
             average.update(number)
-    rate = STEPS / (time.perf_counter() - begin)
+
+        schedule, seconds = config.train.schedule or WHOLE_RUN, {}
+        for name in dict.fromkeys(phase.parts for phase in schedule):
+            parts.train(name)
+            seconds[name] = _seconds_per_step(step)
+    whole = sum(phase.share for phase in schedule)
+    rate = whole / sum(phase.share * seconds[phase.parts] for phase in schedule)
     return {
         "minutes": _minutes(config, rate),
         "steps_per_second": rate,
         "peak_memory_bytes": _peak(config, surveyed, fabric),
     }
+
+
+def _seconds_per_step(step: Callable[[int], None]) -> float:
+    """Of a step by its number, once it is warm."""
+    for number in range(WARM_STEPS):
+        step(number)
+    begin = time.perf_counter()
+    for number in range(WARM_STEPS, WARM_STEPS + STEPS):
+        step(number)
+    return (time.perf_counter() - begin) / STEPS
 
 
 def _minutes(config: Config, steps_per_second: float) -> float:

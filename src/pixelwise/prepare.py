@@ -158,13 +158,15 @@ def _check_channels(fact: ImageFacts, channels: int) -> None:
         )
 
 
-def make_folder(out: Path, config: Config, force: bool) -> None:
-    """Make the run folder with its config at once: it appears under its name only when it can be resumed."""
+def make_folder(out: Path, config: Config, force: bool, fill: Callable[[Path], None] | None = None) -> None:
+    """Make the run folder with its config, and what `fill` writes, at once: it appears under its name as a whole."""
     draft = out.with_name(f".{out.name}.{os.getpid()}.part")
     try:
         draft.mkdir(parents=True)
         write_text(draft / "config.toml", config.to_toml())
         write_json(draft / "environment.json", environment())
+        if fill is not None:
+            fill(draft)
         if out.exists() and force:
             shutil.rmtree(out)
         elif out.exists():

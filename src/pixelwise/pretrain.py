@@ -136,7 +136,8 @@ def pretrain(
 
     Args:
         data: the folder of the data set.
-        out: the folder to make: `model.safetensors` with the encoder's tensors, under the network's names.
+        out: the folder to make, once all is done: `model.safetensors` with the encoder's tensors, under the network's
+            names.
         task: "classify" the pixel in the middle of patches; "autoencode": rebuild the image from the deepest features;
             "stacked": level after level, each rebuilds the one before it, for an equal share of the time.
         overrides, minutes, epochs, seed, force, allow, device, callbacks, started: as of `train`.
@@ -165,13 +166,17 @@ def pretrain(
         config = config.model_copy(update={"train": train})
     stages = make_stages(network, task)
     fabric = launch(config, pick_device(device))
-    make_folder(out, config, force)
     callbacks.note(f"{task}: {len(stages)} stage(s) for the encoder of {config.model.name}")
     steps, loss = _Loop(fabric, config, surveyed, callbacks, started).run(network, stages)
-    tensors = encoder_tensors(network)
-    checkpoint.save(out / MODEL_FILE, tensors, {"pretrained_by": task, "config": config.model_dump(mode="json")})
     spent = (time.monotonic() - started) / 60
-    write_json(out / "complete", {"task": task, "minutes": spent, "steps": steps, "loss": loss})
+
+    def fill(draft: Path) -> None:
+        facts = {"pretrained_by": task, "config": config.model_dump(mode="json")}
+        checkpoint.save(draft / MODEL_FILE, encoder_tensors(network), facts)
+        write_json(draft / "complete", {"task": task, "minutes": spent, "steps": steps, "loss": loss})
+
+    make_folder(out, config, force, fill)
+    callbacks.note(f"the encoder's weights are in {out}")
     return Pretrained(out, task, spent, steps, loss)
 
 

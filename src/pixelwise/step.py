@@ -22,13 +22,14 @@ from pixelwise.losses import SegmentationLoss, class_weights, dual_task_loss, ed
 from pixelwise.models import UNet
 
 FINAL_RATE = 1e-3  # of the highest; the cosine ends here
+WHOLE_RUN = (PhaseSettings(parts="all", share=1.0, rate=1.0),)  # the schedule of a run that sets none
 
 
 class Criterion(nn.Module):
     """The loss that a config describes, of all outputs that a network has.
 
     The sum of: the loss of the logits; that of the auxiliary logits, times `loss.auxiliary` (Zhao et al. 2017,
-    arXiv:1612.01105, section 3.3); that of the edges, times `loss.edges`, and what classes and edges disagree about,
+    arXiv:1612.01105, section 4); that of the edges, times `loss.edges`, and what classes and edges disagree about,
     times `loss.dual` (Takikawa et al. 2019, arXiv:1907.05740, equations 3 and 7).
 
     With border weights the paper's sum w(x) = w_c(x) + w_0 exp(...) (Ronneberger et al. 2015, eq. 2) is formed here

@@ -12,6 +12,21 @@ if TYPE_CHECKING:
 PLAIN_SECONDS = 5.0  # between progress lines where there is no terminal
 
 
+class Speed:
+    """How fast something goes since it was first looked at: what came before, such as starting up, does not count."""
+
+    def __init__(self) -> None:
+        self._first: tuple[float, float] | None = None
+
+    def of(self, amount: float) -> float | None:
+        """What was done so far, per second; None while there is nothing to tell it by."""
+        now = time.monotonic()
+        if self._first is None:
+            self._first = now, amount
+        begin, before = self._first
+        return (amount - before) / (now - begin) if amount > before and now > begin else None
+
+
 class Progress:
     """A bar on a terminal; elsewhere a plain line every few seconds; nothing when quiet. All of it on stderr."""
 
@@ -21,7 +36,7 @@ class Progress:
         self._bar: Any = None
         self._task: Any = None
         self._last = time.monotonic()
-        self._first = self._last
+        self._speed, self._file_speed = Speed(), Speed()
         if not quiet and sys.stderr.isatty():
             self._bar = _rich_bar()
 
@@ -37,16 +52,13 @@ class Progress:
 
     def show(self, done: float, text: str) -> None:
         """Progress of 0 .. 1 and what to say about it."""
+        speed = self._speed.of(done)
         if self._bar is not None:
             self._bar.update(self._task, completed=done, text=text)
         elif not self._quiet and time.monotonic() - self._last >= PLAIN_SECONDS:
             self._last = time.monotonic()
-            left = (self._last - self._first) * (1 - done) / max(done, 1e-6)
-            print(
-                f"{self._title}: {100 * done:.0f}%  {text}  {_duration(left)} left",
-                file=sys.stderr,
-                flush=True,
-            )
+            left = f"  {_duration((1 - done) / speed)} left" if speed else ""
+            _to_stderr(f"{self._title}: {100 * done:.0f}%  {text}{left}")
 
     def note(self, text: str) -> None:
         """A line that stays."""
@@ -55,8 +67,8 @@ class Progress:
 
     def count(self, done: int, total: int) -> None:
         """Progress as a number of files."""
-        rate = done / max(time.monotonic() - self._first, 1e-6)
-        self.show(done / max(total, 1), f"{done} of {total} files, {rate:.1f} a second")
+        rate = self._file_speed.of(done)
+        self.show(done / max(total, 1), f"{done} of {total} files" + (f", {rate:.1f} a second" if rate else ""))
 
 
 def _to_stderr(text: str) -> None:
@@ -96,8 +108,7 @@ class TrainingProgress:
         self._progress = progress
         self._log = out / "log.txt"
         self._waiting: list[str] = []
-        self._begin = time.monotonic()
-        self._first_step: int | None = None
+        self._speed = Speed()
 
     def note(self, text: str) -> None:
         """A line for people and for the log."""
@@ -111,11 +122,9 @@ class TrainingProgress:
 
     def stepped(self, report: "StepReport") -> None:
         """A step is done."""
-        if self._first_step is None:
-            self._first_step, self._begin = report.step - 1, time.monotonic()
-        rate = (report.step - self._first_step) / max(time.monotonic() - self._begin, 1e-6)
-        text = f"epoch {report.epoch}, step {report.step}, loss {report.loss:.3f}, {rate:.1f} steps/s"
-        self._progress.show(min(report.progress, 1.0), text)
+        rate = self._speed.of(report.step)
+        text = f"epoch {report.epoch}, step {report.step}, loss {report.loss:.3f}"
+        self._progress.show(min(report.progress, 1.0), text + (f", {rate:.1f} steps/s" if rate else ""))
 
     def validated(self, line: dict[str, Any]) -> None:
         """An epoch is over."""
@@ -133,10 +142,10 @@ class TrainingProgress:
 
 def megapixels(progress: Progress) -> Callable[[float, int], None]:
     """Shows a share and a number of pixels with their rate."""
-    begin = time.monotonic()
+    speed = Speed()
 
     def show(share: float, pixels: int) -> None:
-        rate = pixels / 1e6 / max(time.monotonic() - begin, 1e-6)
-        progress.show(share, f"{pixels / 1e6:,.1f} megapixels, {rate:.2f} a second")
+        rate = speed.of(pixels / 1e6)
+        progress.show(share, f"{pixels / 1e6:,.1f} megapixels" + (f", {rate:.2f} a second" if rate else ""))
 
     return show

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from pixelwise import checkpoint
 from pixelwise.backbones import load_pretrained
 from pixelwise.checkpoint import MODEL_FILE
-from pixelwise.config import Config, Overrides, PhaseSettings
+from pixelwise.config import Config, Overrides
 from pixelwise.data.doctor import Survey
 from pixelwise.data.sampling import Batch, Prefetcher
 from pixelwise.errors import RunError, SettingError
@@ -33,6 +33,7 @@ from pixelwise.plan import describe, pick_device
 from pixelwise.predict import Predictor
 from pixelwise.prepare import check_folder, make_folder, prepare, resumed_config
 from pixelwise.step import (
+    WHOLE_RUN,
     Average,
     Clock,
     Criterion,
@@ -51,7 +52,6 @@ STATE_FILE = "last/state.safetensors"
 VALIDATION_SHARE = 0.06  # of the time, when minutes count
 """With a budget of minutes, an epoch is validated only while validation has taken less than this share."""
 
-WHOLE_RUN = (PhaseSettings(parts="all", share=1.0, rate=1.0),)  # the schedule of a run that sets none
 Value = TypeVar("Value")
 
 

@@ -7,7 +7,7 @@ import torch
 from torch.export import Dim
 
 from pixelwise.backbones import BACKBONES, Backbone, make_backbone
-from pixelwise.errors import ModelError
+from pixelwise.errors import ModelError, SettingError
 
 SMALL = ("lenet", "alexnet", "alexnet_paper", "vgg16")  # at a reduced width
 QUICK = (*SMALL, "lcnet_035", "test_resnet")
@@ -47,6 +47,26 @@ def test_features_of_large_backbones_on_no_device(name: str) -> None:
     for height, width in ((1, 1), (65, 40)):
         features = backbone(torch.zeros(2, 1, height, width, device="meta"))
         assert [tuple(feature.shape) for feature in features] == shapes(backbone, height, width)
+
+
+@pytest.mark.parametrize("name", [*QUICK, "googlenet", "mobilenetv2_100", "darknet53"])
+def test_depth_leaves_out_what_follows(name: str) -> None:
+    """The same features up to there, and no layer that none of them needs."""
+    images = torch.randn(2, 3, 64, 64)
+    whole = build(name)
+    depth = min(2, len(whole.strides) - 1)
+    part = make_backbone(name, width=4 if name in SMALL else None, depth=depth).eval()
+    part.load_state_dict({key: value for key, value in whole.state_dict().items() if key in part.state_dict()})
+    assert (part.strides, part.channels) == (whole.strides[: depth + 1], whole.channels[: depth + 1])
+    features = part(images)
+    for feature, other in zip(features, whole(images)[: depth + 1], strict=True):
+        torch.testing.assert_close(feature, other, rtol=1e-4, atol=1e-4)
+    features[-1].sum().backward()
+    assert [key for key, value in part.named_parameters() if value.grad is None] == []
+    count = len(whole.strides) - 1
+    message = rf"^model\.depth: {name} has features .* are {count} halvings, not {count + 1}: take 1 to {count}"
+    with pytest.raises(SettingError, match=message):
+        make_backbone(name, width=4 if name in SMALL else None, depth=count + 1)
 
 
 @pytest.mark.parametrize("name", QUICK)

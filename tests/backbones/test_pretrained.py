@@ -123,6 +123,17 @@ def test_an_encoder_of_timm(channels: int, host: Host, tmp_path: Path) -> None:
         torch.testing.assert_close(feature, other, rtol=1e-4, atol=1e-5)
 
 
+def test_an_encoder_that_ends_earlier(host: Host, tmp_path: Path) -> None:
+    network, host.files[HUB_PATH] = published_encoder()
+    backbone = make_backbone(ENCODER, depth=1).eval()
+    load_pretrained(backbone, endpoint=host.url, folder=tmp_path)
+    images = torch.randn(2, 3, 64, 96)
+    expected = network.forward_intermediates(images, intermediates_only=True)
+    assert len(backbone(images)) == 2 < len(expected)
+    for feature, other in zip(backbone(images), expected, strict=False):
+        torch.testing.assert_close(feature, other, rtol=1e-4, atol=1e-5)
+
+
 def test_an_encoder_is_fetched_once(host: Host, tmp_path: Path) -> None:
     _, host.files[HUB_PATH] = published_encoder()
     first, second = make_backbone(ENCODER), make_backbone(ENCODER, output_stride=8)
@@ -241,6 +252,17 @@ def test_alexnet(channels: int, host: Host, tmp_path: Path, monkeypatch: pytest.
     torch.testing.assert_close(backbone(images)[0], colors(three_channels(images))[0], rtol=1e-4, atol=1e-4)
     for name, values in list(backbone.state_dict().items())[1:]:
         assert torch.equal(values, weights[name])
+
+
+def test_alexnet_that_ends_earlier(host: Host, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    weights = published_alexnet()
+    serve(host, weights, monkeypatch, "alexnet-owt")
+    backbone = make_backbone("alexnet", norm="none", depth=1)
+    load_pretrained(backbone, folder=tmp_path)
+    assert list(backbone.state_dict()) == [
+        f"features.{place}.{part}" for place in (0, 3) for part in ("weight", "bias")
+    ]
+    assert all(torch.equal(values, weights[name]) for name, values in backbone.state_dict().items())
 
 
 def test_what_torch_prints_is_no_result(

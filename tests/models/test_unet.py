@@ -342,15 +342,17 @@ def test_depth_says_which_of_a_backbones_features_are_used(depth: int | None, le
     network = small(depth=depth, backbone="vgg16").eval()
     assert network.levels == levels
     assert network.depth == len(network.up) == len(levels) - 1
-    assert network.stride == 32
+    assert network.stride == 2**network.depth
     assert [features.shape[1] for features in network.encode(torch.rand(1, 1, 32, 32))] == [4, 8, 16, 32, 32, 32][
         : len(levels)
     ]
 
 
-@pytest.mark.parametrize("backbone", [None, "vgg16"])
-def test_the_gradient_reaches_every_parameter(backbone: str | None) -> None:
-    network = small(depth=None, backbone=backbone)
+@pytest.mark.parametrize(
+    ("backbone", "depth"), [(None, None), ("vgg16", None), ("vgg16", 2), ("resnet18", 1), ("mobilenetv3_small_100", 2)]
+)
+def test_the_gradient_reaches_every_parameter(backbone: str | None, depth: int | None) -> None:
+    network = small(depth=depth, backbone=backbone)
     network(torch.rand(2, 1, 70, 45)).square().sum().backward()
     assert [name for name, value in network.named_parameters() if value.grad is None or not value.grad.any()] == []
 
@@ -390,8 +392,8 @@ def test_the_encoder_is_the_contracting_path_or_the_backbone() -> None:
         ({"stem": 2}, r"model.stem: 2 folds the image .* with the backbone vgg16, .* it must be 1"),
         (
             {"depth": 6},
-            r"model.depth: vgg16 has features at the strides 1, 2, 4, 8, 16, 32, which are 5 halvings, not 6: take at "
-            r"most 5, or leave it out",
+            r"model.depth: vgg16 has features at the strides 1, 2, 4, 8, 16, 32, which are 5 halvings, not 6: take 1 "
+            r"to 5, or leave it out",
         ),
         ({"backbone": "vgg61"}, r"model.backbone: there is no backbone 'vgg61'; did you mean .*vgg16"),
         ({"backbone": "resnet18", "norm": "none"}, r"model.norm: resnet18 does not train without a normalisation"),

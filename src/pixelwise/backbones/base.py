@@ -70,6 +70,26 @@ class Backbone(nn.Module, ABC):
         """The features of images whose sides are multiples of the stride: the side over strides[i] for feature i."""
 
 
+def check_depth(name: str, strides: Sequence[int], depth: int | None) -> int:
+    """The number of halvings from the first feature to the last that is used: those asked for, or all there are.
+
+    Raises:
+        SettingError: there are fewer.
+
+    >>> check_depth("vgg16", [1, 2, 4, 8, 16, 32], None)
+    5
+    """
+    available = len(strides) - 1
+    if depth is None:
+        return available
+    if not 1 <= depth <= available:
+        raise SettingError(
+            f"model.depth: {name} has features at the strides {', '.join(map(str, strides))}, which are {available} "
+            f"halvings, not {depth}: take 1 to {available}, or leave it out."
+        )
+    return depth
+
+
 def check_backbone(in_channels: int, norm: str, output_stride: int | None) -> None:
     """Name the first argument that no backbone takes.
 

@@ -17,12 +17,12 @@ network without it gives.
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from torch import Tensor, nn
 
-from pixelwise.backbones.base import Backbone
+from pixelwise.backbones.base import Backbone, check_depth
 from pixelwise.errors import ModelError, SettingError
 from pixelwise.layers import NORMS, he_start
 
@@ -67,6 +67,29 @@ class Chain:
         groups = max(layer.groups for layer in self.layers if isinstance(layer, Conv))
         return groups * max(1, round(filters * width / PUBLISHED_WIDTH / groups))
 
+    def strides(self) -> list[int]:
+        """Input pixels of a cell before each pooling, and at the end.
+
+        >>> Chain("example", (Conv(96, 11, stride=4), Pool(3)), side=227, dense=(), dropout="no").strides()
+        [4, 8]
+        """
+        strides = [1]
+        for layer in self.layers:
+            if isinstance(layer, Conv):
+                strides[-1] *= layer.stride
+            else:
+                strides.append(2 * strides[-1])
+        return strides
+
+    def shortened(self, depth: int) -> "Chain":
+        """The chain up to where it has been pooled so many times, without the next pooling and what follows.
+
+        >>> Chain("example", (Conv(8), Pool(), Conv(8), Pool()), side=8, dense=(), dropout="no").shortened(1).strides()
+        [1, 2]
+        """
+        poolings = [place for place, layer in enumerate(self.layers) if isinstance(layer, Pool)]
+        return replace(self, layers=self.layers[: poolings[depth]]) if depth < len(poolings) else self
+
     def sides(self) -> Iterator[int]:
         """Pixels of a side after each layer of the classifier: (N - F + 2P) / S + 1, rounded down.
 
@@ -89,9 +112,10 @@ class ChainBackbone(Backbone):
         width: of its layers; 64 has the published number of filters, 32 half of it.
         norm: a name in `NORMS`.
         output_stride: the largest stride, where it is to be below the chain's own.
+        depth: halvings from the first feature to the last; the chain ends there. None: all.
 
     Raises:
-        SettingError: the width is below 1, or the chain has no larger stride than the output stride.
+        SettingError: the width is below 1, the chain has no larger stride than the output stride, or fewer halvings.
 
     >>> import torch
     >>> chain = Chain("example", (Conv(64), Pool(), Conv(128)), side=8, dense=(), dropout="no")
@@ -106,9 +130,11 @@ class ChainBackbone(Backbone):
         width: int = PUBLISHED_WIDTH,
         norm: str = "batch",
         output_stride: int | None = None,
+        depth: int | None = None,
     ) -> None:
         check_width(width)
         _check_reached(chain, output_stride)
+        chain = chain.shortened(check_depth(chain.name, chain.strides(), depth))
         features, taps = _padded(chain, in_channels, width, norm, output_stride or math.inf)
         super().__init__(chain.name, in_channels, [tap.stride for tap in taps], [tap.channels for tap in taps], norm)
         self.width = width

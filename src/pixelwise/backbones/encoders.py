@@ -20,7 +20,7 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from pixelwise.backbones.base import ENCODERS, Backbone
+from pixelwise.backbones.base import ENCODERS, Backbone, check_depth
 from pixelwise.backbones.norms import replace_batch_norms
 from pixelwise.errors import SettingError
 
@@ -33,24 +33,38 @@ class Encoder(Backbone):
         in_channels: C.
         norm: "batch" leaves the encoder as it is; "group" puts group norm where it has batch norm.
         output_stride: the largest stride, where it is to be below the encoder's own.
+        depth: from the first feature to the last; what follows is left out. None: all.
 
     Raises:
-        SettingError: timm knows no such encoder, it has no features whose strides double, or no such output stride.
+        SettingError: timm knows no such encoder, it has no features whose strides double, or no such output stride or
+            depth.
     """
 
-    def __init__(self, name: str, in_channels: int = 3, norm: str = "batch", output_stride: int | None = None) -> None:
+    def __init__(
+        self,
+        name: str,
+        in_channels: int = 3,
+        norm: str = "batch",
+        output_stride: int | None = None,
+        depth: int | None = None,
+    ) -> None:
         network: Any = create_features(name, in_channels, output_stride)
         strides, channels = network.feature_info.reduction(), network.feature_info.channels()
         _check_strides(name, strides, output_stride)
-        super().__init__(name, in_channels, strides, channels, norm)
+        end = check_depth(name, strides, depth) + 1
+        super().__init__(name, in_channels, strides[:end], channels[:end], norm)
         self.output_stride = output_stride
         self.network = network
+        if end < len(strides):
+            self.network = create_features(name, in_channels, output_stride, features=end)
         if self._fault():
-            _pad_the_unpadded(network)
+            _pad_the_unpadded(self.network)
         if fault := self._fault():
             raise _no_pyramid(name, fault)
-        _wake(network)
-        replace_batch_norms(network, name, norm)
+        if end < len(strides):
+            _leave_out_unused(self.network, torch.zeros(1, in_channels, self.stride, self.stride))
+        _wake(self.network)
+        replace_batch_norms(self.network, name, norm)
 
     def features_of(self, images: Tensor) -> list[Tensor]:
         """The encoder's features."""
@@ -76,6 +90,28 @@ class Encoder(Backbone):
         return "" if found == promised else f"{height} x {width} pixels give {found} instead of {promised}"
 
 
+def _leave_out_unused(network: nn.Module, images: Tensor) -> None:
+    """Put nothing in the place of what no feature depends on: not every encoder of timm ends with its last feature."""
+    parameters = list(network.parameters())
+    network.eval()
+    with torch.enable_grad():
+        total = torch.stack([feature.sum() for feature in network(images)]).sum()
+    network.train()
+    gradients = torch.autograd.grad(total, parameters, allow_unused=True)
+    used = {id(value) for value, slope in zip(parameters, gradients, strict=True) if slope is not None}
+    _leave_out(network, used)
+
+
+def _leave_out(network: nn.Module, used: set[int]) -> None:
+    """Put nothing in the place of the parts none of whose parameters, given by their ids, is used."""
+    for name, part in list(network.named_children()):
+        own = {id(parameter) for parameter in part.parameters()}
+        if own and used.isdisjoint(own):
+            setattr(network, name, nn.Identity())
+        else:
+            _leave_out(part, used)
+
+
 def _wake(network: nn.Module) -> None:
     """Let each batch norm begin with a factor of 1."""
     for module in network.modules():
@@ -84,16 +120,22 @@ def _wake(network: nn.Module) -> None:
 
 
 def create_features(
-    name: str, in_channels: int, output_stride: int | None, weights: dict[str, Tensor] | None = None
+    name: str,
+    in_channels: int,
+    output_stride: int | None,
+    weights: dict[str, Tensor] | None = None,
+    features: int | None = None,
 ) -> nn.Module:
-    """timm's feature extractor, started by timm or from the encoder's weights.
+    """timm's feature extractor, of all features or of the first of them, started by timm or from the encoder's weights.
 
     Raises:
         SettingError: timm cannot build it, or not with that output stride.
     """
-    stride: dict[str, Any] = {} if output_stride is None else {"output_stride": output_stride}
+    options: dict[str, Any] = {} if output_stride is None else {"output_stride": output_stride}
+    if features is not None:
+        options["out_indices"] = tuple(range(features))
     try:
-        return timm.create_model(name, features_only=True, in_chans=in_channels, **stride, **given(weights))
+        return timm.create_model(name, features_only=True, in_chans=in_channels, **options, **given(weights))
     except Exception as error:  # timm asserts, and raises whatever a constructor raises
         if output_stride is None:
             raise _no_pyramid(name, first_line(error)) from error

@@ -24,6 +24,7 @@ def make_backbone(
     width: int | None = None,
     norm: str = "batch",
     output_stride: int | None = None,
+    depth: int | None = None,
 ) -> Backbone:
     """A backbone by name: N x in_channels x H x W images to a pyramid of features, finest first.
 
@@ -34,9 +35,10 @@ def make_backbone(
         width: scales lenet, alexnet, alexnet_paper and vgg16: 64 (or None) has the published number of filters.
         norm: "batch" (what the encoders of timm have), "group", or "none" where the published network has none.
         output_stride: 8, 16 or 32: the largest stride; deeper features keep it by dilation.
+        depth: from the first feature to the last; the layers behind that one are left out. None: all of them.
 
     Raises:
-        SettingError: there is no such backbone, or it has no such width, normalisation or output stride.
+        SettingError: there is no such backbone, or it has no such width, normalisation, output stride or depth.
 
     >>> backbone = make_backbone("vgg16", in_channels=1, width=4, output_stride=16)
     >>> backbone.strides, backbone.channels
@@ -45,18 +47,18 @@ def make_backbone(
     check_backbone(in_channels, norm, output_stride)
     if name in CHAINS:
         return ChainBackbone(
-            CHAINS[name], in_channels, PUBLISHED_WIDTH if width is None else width, norm, output_stride
+            CHAINS[name], in_channels, PUBLISHED_WIDTH if width is None else width, norm, output_stride, depth
         )
     if name == "googlenet":
         from pixelwise.backbones.googlenet import GoogLeNetBackbone  # torchvision is slow to import
 
         _check_no_width(name, width)
-        return GoogLeNetBackbone(in_channels, norm, output_stride)
+        return GoogLeNetBackbone(in_channels, norm, output_stride, depth)
     _check_known(name)
     _check_no_width(name, width)
     from pixelwise.backbones.encoders import Encoder  # so is timm
 
-    return Encoder(name, in_channels, norm, output_stride)
+    return Encoder(name, in_channels, norm, output_stride, depth)
 
 
 def make_classifier(name: str, in_channels: int = 3, num_classes: int = 1000, *, width: int | None = None) -> nn.Module:

@@ -14,7 +14,7 @@ Ours: the backbone ends with the last Inception module; its weights start by `he
 from torch import Tensor, nn
 from torchvision.models import GoogLeNet
 
-from pixelwise.backbones.base import Backbone
+from pixelwise.backbones.base import Backbone, check_depth
 from pixelwise.backbones.norms import replace_batch_norms
 from pixelwise.errors import SettingError
 from pixelwise.layers import he_start
@@ -28,6 +28,8 @@ STAGES = (
 )
 """torchvision's names of the layers up to each feature."""
 
+STRIDES, CHANNELS = (2, 4, 8, 16, 32), (64, 192, 480, 832, 1024)  # of each feature
+
 
 class GoogLeNetBackbone(Backbone):
     """The features of GoogLeNet before each pooling, and of its last module.
@@ -36,27 +38,32 @@ class GoogLeNetBackbone(Backbone):
         in_channels: C.
         norm: "batch" (published) or "group".
         output_stride: must be None or 32.
+        depth: halvings from the first feature to the last; what follows is left out. None: all.
 
     Raises:
-        SettingError: another normalisation or output stride.
+        SettingError: another normalisation, output stride or depth.
     """
 
-    def __init__(self, in_channels: int = 3, norm: str = "batch", output_stride: int | None = None) -> None:
+    def __init__(
+        self, in_channels: int = 3, norm: str = "batch", output_stride: int | None = None, depth: int | None = None
+    ) -> None:
         if output_stride not in (None, 32):
             raise SettingError(
                 f"model.output_stride: googlenet has no dilated form, so {output_stride} is not possible: leave it "
                 f"out, or use a backbone such as vgg16 or resnet50."
             )
-        super().__init__("googlenet", in_channels, [2, 4, 8, 16, 32], [64, 192, 480, 832, 1024], norm)
+        end = check_depth("googlenet", STRIDES, depth) + 1
+        super().__init__("googlenet", in_channels, STRIDES[:end], CHANNELS[:end], norm)
+        self.stages = STAGES[:end]
         published = make_googlenet(in_channels)
-        for name in (name for stage in STAGES for name in stage):
+        for name in (name for stage in self.stages for name in stage):
             self.add_module(name, published.get_submodule(name))
         replace_batch_norms(self, self.name, norm)
 
     def features_of(self, images: Tensor) -> list[Tensor]:
         """Each stage, one after the other."""
         features = [images]
-        for stage in STAGES:
+        for stage in self.stages:
             values = features[-1]
             for name in stage:
                 values = self.get_submodule(name)(values)

@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pixelwise.backbones import fetch
 from pixelwise.backbones.base import Backbone
 from pixelwise.backbones.chain import PUBLISHED_WIDTH
-from pixelwise.backbones.factory import OWN
+from pixelwise.backbones.factory import OWN, make_backbone
 from pixelwise.errors import SettingError
 
 TORCHVISION = {
@@ -74,7 +74,8 @@ def _load_from_torchvision(backbone: Backbone, folder: Path | None) -> str:
     url = published_url(weights)
     tensors = fetch.from_url(backbone.name, url, folder)
     tensors = {name: value for name, value in tensors.items() if not name.startswith(HEADS)}
-    wanted = backbone.state_dict()
+    with torch.device("meta"):  # all layers, also where ours ends earlier
+        wanted = make_backbone(backbone.name, backbone.in_channels, norm=backbone.norm).state_dict()
     first = next(name for name, value in wanted.items() if value.ndim == 4)
     _fold_biases(tensors, wanted)
     if backbone.name == "googlenet":
@@ -84,7 +85,7 @@ def _load_from_torchvision(backbone: Backbone, folder: Path | None) -> str:
 
         tensors[first] = adapt_input_conv(backbone.in_channels, tensors[first])
     _check_fit(backbone.name, url, tensors, wanted)
-    backbone.load_state_dict(tensors)
+    _load(backbone, tensors)
     return f"torchvision ({weights}.IMAGENET1K_V1)"
 
 
@@ -144,8 +145,14 @@ def _load_from_timm(backbone: Any, endpoint: str | None, folder: Path | None) ->
     except Exception as error:  # of torch where names differ, of timm's own renaming where they are strange
         raise _misfit(backbone.name, hub_id, _first_of(str(error))) from error
     features = create_features(backbone.name, backbone.in_channels, backbone.output_stride, tensors)
-    backbone.network.load_state_dict(features.state_dict())
+    _load(backbone.network, features.state_dict())
     return f"{hub_id} (Hugging Face hub)"
+
+
+def _load(network: nn.Module, tensors: dict[str, Tensor]) -> None:
+    """Take over what the network has of them; one that ends earlier does not have all."""
+    own = network.state_dict()
+    network.load_state_dict({name: values for name, values in tensors.items() if name in own})
 
 
 def _first_of(message: str) -> str:

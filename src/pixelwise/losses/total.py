@@ -23,7 +23,7 @@ class SegmentationLoss(nn.Module):
         class_weights: K weights of the cross entropy and the focal loss, see `class_weights`; 1 each when None.
 
     Raises:
-        SettingError: all factors are 0; on a call, the number of class weights is not K.
+        SettingError: as `check_factors`; on a call, the number of class weights is not K.
 
     >>> loss = SegmentationLoss(LossSettings(dice=0.5, lovasz=1.0))
     >>> loss(torch.zeros(1, 2, 4, 4), torch.full((1, 4, 4), 255)).item()
@@ -58,14 +58,20 @@ class SegmentationLoss(nn.Module):
 
 
 def check_factors(settings: LossSettings) -> None:
-    """Refuse a sum of nothing.
+    """Refuse a sum of nothing, and a loss that no error raises.
 
     Raises:
-        SettingError: the factors of all losses of classes are 0 (those of boundaries alone teach no classes).
+        SettingError: the factors of all losses of classes are 0 (those of boundaries alone teach no classes), or both
+            weights of a Tversky loss are.
     """
     if not any(getattr(settings, name) > 0 for name in FACTORS):
         names = ", ".join(f"loss.{name}" for name in FACTORS)
         raise SettingError(f"{names}: all are 0, so there is nothing to minimise. Set at least one of them above 0.")
+    if settings.tversky > 0 and settings.tversky_alpha == settings.tversky_beta == 0:
+        raise SettingError(
+            "loss.tversky_alpha, loss.tversky_beta: both are 0, so no error costs anything. Set one of them above 0, "
+            "or loss.tversky to 0."
+        )
 
 
 def class_weights(pixel_counts: Sequence[int], power: float) -> np.ndarray:

@@ -4,7 +4,7 @@ Shapes: N images, C channels, H x W pixels, K classes; F features of the finest 
 
 Paper: Takikawa et al. 2019, arXiv:1907.05740. The regular stream is any backbone. The shape stream starts from its
 finest features and is gated by three deeper ones (section 3.1, equations 1 and 2); it draws class boundaries. Atrous
-spatial pyramid pooling joins them with the deepest features (section 3.1, fusion module), and a decoder as that of
+spatial pyramid pooling joins them with the deepest features (section 3, fusion module), and a decoder as that of
 DeepLabV3+ (Chen et al. 2018, arXiv:1802.02611) gives the logits. The losses that the paper trains it with, on the
 boundaries and on their agreement with the logits, are in `pixelwise.losses`.
 
@@ -177,7 +177,8 @@ class ShapeStream(nn.Module):
     Takes the feature maps of a backbone, finest first; gives edge logits, N x 1 x the size of the finest. A gate sees
     one value a pixel of its deeper map, narrowed by a 1 x 1 convolution and enlarged to the finest.
 
-    Source: Takikawa et al. 2019, arXiv:1907.05740, section 3.1.
+    Source: Takikawa et al. 2019, arXiv:1907.05740, sections 3 and 3.1; the numbers of channels are those of the network
+    that the authors published.
 
     Args:
         channels: of the backbone's feature maps.

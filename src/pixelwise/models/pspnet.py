@@ -50,7 +50,7 @@ class PSPNet(Segmenter):
         dropout: probability that a value is dropped before the classifier.
         output_stride: 8 as in the paper, 16, or 32, which is cheapest and draws coarsest: pixels of a side that a
             cell of the deepest features stands for. Convolutions are dilated where the backbone would be coarser.
-        auxiliary: classify the stage before the last, too, for a second loss (the paper's section 3.3 weighs it by
+        auxiliary: classify the stage before the last, too, for a second loss (the paper's section 4 weighs it by
             0.4).
 
     Raises:
@@ -112,7 +112,7 @@ class AuxiliaryHead(nn.Sequential):
     Takes N x in_channels x H x W features, gives N x num_classes x H x W logits: a 3 x 3 convolution to `width`
     channels, dropout, a 1 x 1 convolution.
 
-    Source: Zhao et al. 2017, arXiv:1612.01105, section 3.3; its layers as in the authors' code.
+    Source: Zhao et al. 2017, arXiv:1612.01105, section 4; its layers as in the authors' code.
 
     >>> import torch
     >>> AuxiliaryHead(8, 5, width=4)(torch.zeros(1, 8, 3, 2)).shape

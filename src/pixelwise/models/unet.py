@@ -114,8 +114,10 @@ class UNet(Segmenter):
             depth = PAPER_DEPTH if depth is None else depth
             path = ContractingPath(in_channels, _levels(width, depth, max_width), block, stem, dropout)
         else:
-            path = make_backbone(backbone, in_channels, width=width if backbone in CHAINS else None, norm=norm)
-            depth = _depth_on(path, depth)
+            path = make_backbone(
+                backbone, in_channels, width=width if backbone in CHAINS else None, norm=norm, depth=depth
+            )
+            depth = len(path.strides) - 1
         super().__init__(in_channels, num_classes, path.stride)
         self.depth, self.padding, self.norm = depth, padding, norm
         self.levels = _levels(width, depth, max_width)
@@ -148,9 +150,9 @@ class UNet(Segmenter):
         return list(self.contracting) if self.backbone is None else [self.backbone]
 
     def encode(self, images: Tensor) -> list[Tensor]:
-        """The features that are used, finest first, of images whose sides are multiples of the stride."""
+        """The features, finest first, of images whose sides are multiples of the stride."""
         path = self.contracting if self.backbone is None else self.backbone
-        return path(images)[: self.depth + 1]
+        return path(images)
 
     def outputs(self, images: Tensor) -> dict[str, Tensor]:
         """The logits, at the size of the images or, without padding, at what it leaves of them."""
@@ -282,19 +284,6 @@ def _two_convolutions(in_channels: int, out_channels: int, padded: bool, norm: s
 
 def _levels(width: int, depth: int, max_width: int) -> list[int]:
     return [min(width * 2**level, max_width) for level in range(depth + 1)]
-
-
-def _depth_on(backbone: Backbone, depth: int | None) -> int:
-    """The number of halvings between the features that are used; by default all that there are."""
-    available = len(backbone.strides) - 1
-    if depth is None:
-        return available
-    if depth > available:
-        raise SettingError(
-            f"model.depth: {backbone.name} has features at the strides {', '.join(map(str, backbone.strides))}, which "
-            f"are {available} halvings, not {depth}: take at most {available}, or leave it out."
-        )
-    return depth
 
 
 def _check_settings(depth: int | None, padding: str, norm: str | None, stem: int) -> None:

@@ -16,6 +16,7 @@ from pixelwise.layers import coverage
 
 Line = tuple[list[float], list[float]]  # epochs and values
 
+READABLE = 24  # pixels a side that have room for a number each
 _INK, _DARK_INK = "#3a4452", "#c9d1dc"  # on a light and on a dark page
 
 
@@ -48,7 +49,7 @@ def series(history: Sequence[Mapping[str, Any]], key: str) -> Line:
 
 
 def checkerboard(size: int, kernel: int, stride: int, crop: int = 0, dark: bool = False) -> bytes:
-    """Draw how often a transposed convolution covers each pixel of its output, and write the counts in.
+    """Draw how often a transposed convolution covers each pixel of its output, and write the counts in where they fit.
 
     Args:
         size: input pixels a side; a few show the pattern.
@@ -68,7 +69,7 @@ def checkerboard(size: int, kernel: int, stride: int, crop: int = 0, dark: bool 
     figure = Figure(figsize=(4.2, 4.2), layout="constrained")
     axes = figure.subplots()
     axes.imshow(counts, cmap="Blues", vmin=0)
-    for (row, column), count in np.ndenumerate(counts):
+    for (row, column), count in np.ndenumerate(counts if len(counts) <= READABLE else counts[:0]):
         color = "white" if count > counts.max() / 2 else "black"  # whichever stands out from the square below
         axes.text(column, row, str(count), ha="center", va="center", color=color, fontsize=8)
     title = f"{kernel} x {kernel} kernel, stride {stride}: stamps on each pixel"

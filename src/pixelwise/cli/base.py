@@ -1,0 +1,105 @@
+"""What the commands share: the application, options, exit statuses, the way results are printed."""
+
+import functools
+import json
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from pixelwise.errors import PixelwiseError
+
+DONE, OUR_FAILURE, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
+
+app = typer.Typer(
+    name="pixelwise",
+    help="Labels every pixel: a folder of images and masks becomes a trained, measured segmenter.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+Data = Annotated[Path, typer.Argument(help="Folder with images/ and masks/, or with train/, val/, test/ of them.")]
+RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a trained run.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="No progress, no notes.")]
+ConfigFile = Annotated[Path | None, typer.Option("--config", help="TOML file of settings.")]
+Settings = Annotated[list[str] | None, typer.Option("--set", metavar="a.b=v", help="One setting; may be repeated.")]
+Minutes = Annotated[float | None, typer.Option(min=0.05, help="Wall clock of the whole command.")]
+Epochs = Annotated[int | None, typer.Option(min=1, help="Number of epochs.")]
+Model = Annotated[str | None, typer.Option(help="Architecture; `pixelwise models` lists them.")]
+Seed = Annotated[int | None, typer.Option(min=0, help="Of everything random. Default 0.")]
+Allow = Annotated[
+    list[str] | None,
+    typer.Option(metavar="CODE", help="Leave out files with this problem instead of stopping."),
+]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")]
+Engine = Annotated[str, typer.Option(help="auto (the fastest that is there), torch, openvino or onnxruntime.")]
+TileSide = Annotated[
+    int | None, typer.Option(min=1, help="Side of a tile; default: the whole image, or large tiles of a large one.")
+]
+MaxRam = Annotated[
+    str | None,
+    typer.Option(metavar="SIZE", help="Memory that the process may hold, as 2GiB; default: most of what is free."),
+]
+Axes = Annotated[str | None, typer.Option(help="Axes of TIFF stacks and Zarrs whose metadata do not tell: ZYX.")]
+
+
+def guarded(command: Callable[..., None]) -> Callable[..., None]:
+    """Turn what a command raises into a message and an exit status."""
+
+    @functools.wraps(command)
+    def run(*args: Any, **kwargs: Any) -> None:
+        try:
+            command(*args, **kwargs)
+        except PixelwiseError as error:
+            print(f"error: {error}", file=sys.stderr)
+            raise typer.Exit(BAD_INPUT) from None
+        except KeyboardInterrupt:
+            print("interrupted (train and predict go on with --resume)", file=sys.stderr)
+            raise typer.Exit(INTERRUPTED) from None
+        except BrokenPipeError:
+            raise typer.Exit(DONE) from None
+        except typer.Exit:
+            raise
+        except Exception:
+            traceback.print_exc()
+            print(
+                "This is a failure of pixelwise, not of yours; please report it with the lines above.",
+                file=sys.stderr,
+            )
+            raise typer.Exit(OUR_FAILURE) from None
+
+    return run
+
+
+def print_result(as_json: bool, quiet: bool, value: dict[str, Any], lines: list[str]) -> None:
+    """The result: one JSON object, or a few lines for people."""
+    if as_json:
+        print(json.dumps(value))
+    elif not quiet:
+        print("\n".join(lines))
+
+
+def read_overrides(
+    config: Path | None, assignments: list[str] | None, model: str | None = None
+) -> dict[str, dict[str, Any]]:
+    """What the user set; --model is one of the settings."""
+    from pixelwise.config import parse_overrides
+
+    overrides = parse_overrides(config, assignments or [])
+    if model is not None:
+        overrides.setdefault("model", {})["name"] = model
+    return overrides
+
+
+def process_start() -> float:
+    """The start of this process on the monotonic clock: `--minutes` counts from there."""
+    import psutil
+
+    return time.monotonic() - max(0.0, time.time() - psutil.Process().create_time())

@@ -1,0 +1,191 @@
+"""Commands that use a trained run: measure it, predict, prove its tiles."""
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from pixelwise.cli.base import (
+    BAD_INPUT,
+    OUR_FAILURE,
+    Allow,
+    Axes,
+    Data,
+    Device,
+    Engine,
+    Json,
+    MaxRam,
+    Quiet,
+    RunFolder,
+    TileSide,
+    app,
+    guarded,
+    print_result,
+)
+from pixelwise.terminal import Progress, megapixels
+
+if TYPE_CHECKING:
+    from pixelwise.stream import Summary
+
+
+@app.command(epilog="Example: pixelwise evaluate runs/cells cells/ --split val")
+@guarded
+def evaluate(
+    run: RunFolder,
+    data: Data,
+    split: Annotated[str | None, typer.Option(help="train, val or test; default test, else val.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder to write to; default RUN/evaluation-SPLIT.")] = None,
+    allow: Allow = None,
+    device: Device = "auto",
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Measure a run on labelled images: metrics.json and report.html."""
+    from pixelwise.api import load
+    from pixelwise.evaluate import output_folder
+
+    loaded = load(run)
+    with Progress("evaluating", quiet) as progress:
+        metrics = loaded.evaluate(data, split, out, device=device, allow=allow or [], progress=progress.count)
+    folder = out or output_folder(run, metrics["split"])
+    rows = [f"  {row['name']:<20} {figure(row['iou'])}" for row in metrics["classes"]]
+    head = f"{metrics['images']} images of {metrics['split']}: mean IoU {figure(metrics['mean_iou'])}"
+    print_result(as_json, quiet, metrics, [head, *rows, f"report: {folder / 'report.html'}"])
+
+
+def figure(value: float | None) -> str:
+    """A figure of a class for people to read; None where the class is nowhere."""
+    return "absent" if value is None else f"{value:.4f}"
+
+
+@app.command(epilog="Example: pixelwise predict runs/cells new/*.tif --out masks --overlay")
+@guarded
+def predict(
+    run: RunFolder,
+    inputs: Annotated[list[str], typer.Argument(metavar="INPUT...", help="Image files, folders, glob patterns.")],
+    out: Annotated[Path, typer.Option(help="Folder for the masks.")],
+    engine: Engine = "auto",
+    device: Device = "auto",
+    tile: TileSide = None,
+    max_ram: MaxRam = None,
+    file_format: Annotated[
+        str, typer.Option("--format", help="png, tiff or zarr; auto takes PNG where a mask is small.")
+    ] = "auto",
+    probabilities: Annotated[
+        bool, typer.Option("--probabilities", help="Write the classes' probabilities too.")
+    ] = False,
+    probability_type: Annotated[str, typer.Option(help="uint8 (255 times the probability) or float16.")] = "uint8",
+    overlay: Annotated[bool, typer.Option("--overlay", help="Write pictures of the masks over the images.")] = False,
+    tta: Annotated[str, typer.Option(help="Test-time augmentation: none, flips (4 runs) or turns (8 runs).")] = "none",
+    amp: Annotated[bool, typer.Option("--amp", help="Half precision on a GPU: faster, and no longer exact.")] = False,
+    compiled: Annotated[
+        bool, typer.Option("--compile", help="PyTorch's compiler: takes a minute first, pays for long work on a GPU.")
+    ] = False,
+    threshold: Annotated[
+        float | None, typer.Option(help="Probability that class 1 of 2 must reach; default: the likelier class.")
+    ] = None,
+    fill_holes: Annotated[int, typer.Option(min=0, help="Fill holes of at most so many pixels.")] = 0,
+    smallest_object: Annotated[int, typer.Option(min=0, help="Remove objects below so many pixels.")] = 0,
+    inside: Annotated[
+        Path | None, typer.Option(help="Predict where this mask is not 0; or a folder of masks named as the images.")
+    ] = None,
+    skip_background: Annotated[
+        bool, typer.Option("--skip-background", help="Take tiles of empty background, as of a slide, for class 0.")
+    ] = False,
+    axes: Axes = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the prediction in --out.")] = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Label images of any size: the mask of a/b.tif is OUT/b.png."""
+    from pixelwise import stream
+    from pixelwise.api import WORTH_PREPARING, load
+    from pixelwise.canvas import Outputs
+    from pixelwise.data.inputs import count_pixels, find_inputs
+    from pixelwise.postprocess import PostProcess
+
+    _check_choice("--format", file_format, "a format", ("auto", "png", "tiff", "zarr"))
+    _check_choice("--probability-type", probability_type, "a type of probabilities", ("uint8", "float16"))
+    clean = PostProcess(threshold, fill_holes, smallest_object)
+    outputs = Outputs(
+        out, file_format, probabilities, overlay, probability_type, clean, inside, skip_background, resume  # type: ignore[arg-type]
+    )  # fmt: skip
+    pixels = count_pixels(find_inputs(inputs), WORTH_PREPARING)
+    predictor = load(run).predictor(device, engine, tile or "auto", tta, _bytes(max_ram), pixels, amp, compiled)
+    with Progress("predicting", quiet) as progress:
+        if predictor.runner.engine.note:
+            progress.note(predictor.runner.engine.note)
+        shown = stream.Progress(megapixels(progress), progress.note)
+        summary = stream.predict_files(predictor, inputs, outputs, axes, shown)
+    _tell_masks(summary, out, predictor.runner.engine.name, as_json, quiet)
+
+
+def _tell_masks(summary: "Summary", out: Path, engine: str, as_json: bool, quiet: bool) -> None:
+    """Print what became of the images; status 2 if one failed."""
+    from pixelwise.memory import peak_ram_bytes
+
+    rate = summary.pixels / 1e6 / max(summary.seconds, 1e-9)
+    value = {
+        "outputs": summary.outputs,
+        "failed": summary.failed,
+        "engine": engine,
+        "megapixels_per_second": rate,
+        "peak_ram_bytes": peak_ram_bytes(),
+    }
+    done = f"{len(summary.outputs)} masks in {out}, {rate:.2f} megapixels a second by {engine}"
+    if summary.finished_before:
+        done = f"{out}: was finished already, {len(summary.outputs)} masks"
+    print_result(as_json, quiet, value, [done])
+    for failure in summary.failed:
+        print(f"error: {failure['message']}", file=sys.stderr)
+    if summary.failed:
+        raise typer.Exit(BAD_INPUT)
+
+
+def _check_choice(option: str, value: str, kind: str, choices: tuple[str, ...]) -> None:
+    from pixelwise.errors import SettingError, near
+
+    if value not in choices:
+        raise SettingError(f"{option} {value}: is not {kind}; {near(value, choices)}")
+
+
+def _bytes(size: str | None) -> int | None:
+    from pixelwise.memory import parse_size
+
+    return None if size is None else parse_size(size)
+
+
+@app.command(name="verify-seams", epilog="Example: pixelwise verify-seams runs/cells slide.tif --tile 512")
+@guarded
+def verify_seams(
+    run: RunFolder,
+    image: Annotated[Path, typer.Argument(metavar="IMAGE", help="An image file.")],
+    tile: TileSide = None,
+    engine: Engine = "auto",
+    device: Device = "auto",
+    max_ram: MaxRam = None,
+    axes: Axes = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Compare an image predicted by tiles with one plain forward of the whole image."""
+    from pixelwise import verify
+    from pixelwise.api import load
+
+    predictor = load(run).predictor(device, engine, tile or "auto", "none", _bytes(max_ram))
+    found = verify.verify_seams(predictor, image, tile or "auto", axes)
+    what = "the whole image" if found["whole"] else "the largest crop that fits the memory"
+    lines = [
+        f"{found['tiles']} tiles by {found['engine']}, against one forward of {what} "
+        f"({found['height']} x {found['width']})",
+        f"largest difference of the logits: {found['max_abs_difference']:.3g}, "
+        f"{found['max_relative_difference']:.3g} of the largest logit",
+        f"flipped pixels: {found['flipped_pixels']} (and {found['near_ties']} near-ties)",
+        f"stride {found['stride']}, halo {found['halo']}, margin {found['margin']}, "
+        + ("exact" if found["exact"] else f"not exact: {found['reason']}"),
+    ]
+    print_result(as_json, quiet, found, lines)
+    if found["exact"] and (found["flipped_pixels"] or found["max_relative_difference"] > found["tolerance"]):
+        print("error: the tiles of a network that is exact differ; please report this.", file=sys.stderr)
+        raise typer.Exit(OUR_FAILURE)
