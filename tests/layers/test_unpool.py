@@ -61,6 +61,16 @@ def test_any_size_is_pooled_and_restored(height: int, width: int, factor: int, s
     assert torch.equal(same_positions, positions)
 
 
+@given(st.integers(1, 9), st.integers(1, 9), st.integers(1, 4), st.integers(0, 2**32 - 1))
+@settings(deadline=None, max_examples=50)
+def test_positions_in_steps_are_torchs_also_of_equal_values(height: int, width: int, factor: int, seed: int) -> None:
+    features = torch.from_numpy(np.random.default_rng(seed).integers(0, 3, size=(2, 3, height, width))).float()
+    pool = MaxPoolPositions(factor)
+    assert torch.equal(pool.positions_in_steps(features), pool(features)[1])
+    nothing = torch.full_like(features, torch.nan)
+    assert torch.equal(pool.positions_in_steps(nothing), pool(torch.zeros_like(features))[1])
+
+
 def test_unpooling_is_torchs_where_the_factor_divides() -> None:
     torch.manual_seed(0)
     pooled, positions = MaxPoolPositions(3)(torch.randn(2, 3, 9, 6))

@@ -40,10 +40,32 @@ class MaxPoolPositions(nn.Module):
         super().__init__()
         self.factor = _checked(factor)
 
+    @described_by(lambda module, reach: reach.pooling(module.factor))
     def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
         """Maxima and their positions."""
-        pooled = F.max_pool2d(features, self.factor, ceil_mode=True)
-        return pooled, F.max_pool2d(_coarser(features.detach()), self.factor, ceil_mode=True, return_indices=True)[1]
+        values = _coarser(features.detach())
+        if torch.compiler.is_exporting():
+            return self._pooled(features), self.positions_in_steps(values)
+        return self._pooled(features), F.max_pool2d(values, self.factor, ceil_mode=True, return_indices=True)[1]
+
+    def _pooled(self, features: Tensor) -> Tensor:
+        return F.max_pool2d(features, self.factor, ceil_mode=True)
+
+    def positions_in_steps(self, values: Tensor) -> Tensor:
+        """The positions that torch's pooling with indices gives, by other operators.
+
+        In a graph for other engines: OpenVINO runs a pooling with indices value by value, so that two thirds of a
+        SegNet's time went there; torch runs it faster than this.
+        """
+        factor, (height, width) = self.factor, values.shape[-2:]
+        rows, columns = (torch.arange(size, device=values.device) for size in (height, width))
+        order = (rows % factor)[:, None] * factor + columns % factor  # of a pixel in its window
+        largest = F.interpolate(self._pooled(values), scale_factor=factor, mode="nearest")[..., :height, :width]
+        never = factor**2
+        first = -self._pooled(torch.where(values == largest, -order, -never).float())
+        place = first.long() % never  # where nothing equals itself, as NaN, the first pixel
+        top, left = rows[::factor][:, None], columns[::factor]
+        return (top + place // factor) * width + left + place % factor
 
 
 def _coarser(values: Tensor) -> Tensor:
