@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from pixelwise.data.sources import open_source
-from pixelwise.engines import TorchEngine
+from pixelwise.engines import TorchEngine, depends_on_rounding
 from pixelwise.errors import DataError
 from pixelwise.inference import Runner, TileSize, assembled
 from pixelwise.memory import held_bytes, size_text
@@ -33,7 +33,8 @@ def verify_seams(predictor: Predictor, path: Path, tile: TileSize = "auto", axes
     Returns:
         The largest differences of the logits (absolute, and relative to the largest logit), the pixels whose class
         flipped although the two best logits differ by more than `tolerance` times the largest, the network's
-        geometry, and whether the whole image was compared or the largest crop that fits the memory (`whole`).
+        geometry, and whether the whole image was compared or the largest crop that fits the memory (`whole`). A network
+        that puts values where maxima stood is not `exact` by another engine than torch.
 
     Raises:
         DataError, ModelError, SettingError: the image cannot be used, or the tile does not suit the network.
@@ -47,20 +48,23 @@ def verify_seams(predictor: Predictor, path: Path, tile: TileSize = "auto", axes
         whole_plan = plain.tiles(height, width, None)
         whole = whole_plan.part(whole_plan.tiles[0], plain(page.window(whole_plan, whole_plan.tiles[0])[None])[0])
         tiled = assembled(runner.run(lambda tile: page.window(plan, tile), plan), plan)
+    name, reason = runner.engine.name, runner.geometry.reason
+    if name != "torch" and depends_on_rounding(predictor.network):
+        reason = reason or f"it puts values where maxima stood, and {name} rounds otherwise than torch; use torch"
     return {
         **_differences(whole, tiled),
         "tolerance": TOLERANCE,
         "halo": runner.geometry.halo,
         "margin": runner.geometry.margin,
         "stride": runner.geometry.stride,
-        "exact": runner.geometry.exact,
-        "reason": runner.geometry.reason,
+        "exact": not reason,
+        "reason": reason,
         "whole": (height, width) == (page.height, page.width),
         "height": height,
         "width": width,
         "tiles": len(plan.tiles),
         "window": list(plan.window_shape),
-        "engine": runner.engine.name,
+        "engine": name,
     }
 
 

@@ -20,7 +20,7 @@ from pixelwise import engines
 from pixelwise.engines import ENGINES, Engine, TorchEngine, exported, make_engine
 from pixelwise.engines import openvino as openvino_engine
 from pixelwise.errors import ModelError, SettingError
-from pixelwise.models import UNet
+from pixelwise.models import SegNet, UNet
 
 
 def needs(name: str) -> pytest.MarkDecorator:
@@ -239,6 +239,8 @@ def test_auto_takes_the_fastest_that_is_there(
     assert engines.choose_engine("auto", NETWORKS["same"], "cuda") == "torch"
     assert engines.choose_engine("auto", NETWORKS["same"], "mps") == "torch"
     assert engines.choose_engine("auto", make_network().double(), "cpu") == "torch"
+    assert engines.choose_engine("auto", SegNet(width=2, depth=1), "cpu") == "torch"
+    assert engines.choose_engine("auto", nn.MaxPool2d(2, return_indices=True), "cpu") == "torch"
     assert engines.choose_engine("onnxruntime", NETWORKS["same"], "cpu") == "onnxruntime"
 
 

@@ -15,8 +15,9 @@ from pixelwise.engines import onnxruntime, openvino
 from pixelwise.engines.exported import ExportedEngine
 from pixelwise.engines.torch import TorchEngine, is_float32
 from pixelwise.errors import ModelError, SettingError, near
+from pixelwise.layers import MaxPoolPositions
 
-__all__ = ["ENGINES", "Engine", "ExportedEngine", "TorchEngine", "choose_engine", "make_engine"]
+__all__ = ["ENGINES", "Engine", "ExportedEngine", "TorchEngine", "choose_engine", "depends_on_rounding", "make_engine"]
 
 
 class Engine(Protocol):
@@ -91,6 +92,8 @@ def make_engine(
 def choose_engine(name: str, network: nn.Module, device: str) -> str:
     """The name of an engine; "auto" becomes the fastest that is installed and fits the network and the device.
 
+    A network that `depends_on_rounding` goes with torch, whose tiles and whole images round alike.
+
     Raises:
         SettingError: there is no such engine.
 
@@ -101,9 +104,21 @@ def choose_engine(name: str, network: nn.Module, device: str) -> str:
         if name not in ENGINES:
             raise SettingError(f"engine {name}: is not an engine; {near(name, ['auto', *ENGINES])}")
         return name
-    if device != "cpu" or not is_float32(network):
+    if device != "cpu" or not is_float32(network) or depends_on_rounding(network):
         return "torch"
     return next(engine for engine, packages in ENGINES.items() if all(map(find_spec, packages)))
+
+
+def depends_on_rounding(network: nn.Module) -> bool:
+    """Whether the network uses the positions of maxima (max unpooling): of two that are nearly equal, rounding chooses.
+
+    >>> depends_on_rounding(nn.Sequential(nn.MaxPool2d(2))), depends_on_rounding(nn.MaxPool2d(2, return_indices=True))
+    (False, True)
+    """
+    return any(
+        isinstance(module, MaxPoolPositions) or (isinstance(module, nn.MaxPool2d) and module.return_indices)
+        for module in network.modules()
+    )
 
 
 def _exported_engine(name: str, network: nn.Module, device: str, cache: Path | None, stride: int) -> Engine:
