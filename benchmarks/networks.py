@@ -2,6 +2,7 @@
 
     python benchmarks/networks.py                      all of them, 8 minutes each
     python benchmarks/networks.py unet fcn8s           some of them
+    python benchmarks/networks.py unet --trained       measures the run that is there again
     python benchmarks/networks.py --table              the tables of what was recorded
 
 Each run is a command line as a user would type it, and has the machine to itself: what `pixelwise plan` chooses for the
@@ -20,12 +21,14 @@ MINUTES = 8
 IMAGES = 20  # predicted by the plain network, one after another, for images a second
 
 
-def measure(name: str, minutes: float, runs: Path) -> dict:
-    """Train, evaluate on val, time its prediction, record."""
+def measure(name: str, minutes: float, runs: Path, trains: bool) -> dict:
+    """Train unless the run is there, evaluate on val, time its prediction, record."""
     run, data = runs / f"camvid-{name}", str(DATA / "camvid")
-    trained = pixelwise(
-        "train", data, "--out", str(run), "--model", name, "--minutes", str(minutes), "--seed", "0", "--force"
-    )
+    if trains:
+        pixelwise(
+            "train", data, "--out", str(run), "--model", name, "--minutes", str(minutes), "--seed", "0", "--force"
+        )
+    trained = json.loads((run / "complete").read_text(encoding="utf-8"))
     metrics = pixelwise("evaluate", str(run), data, "--split", "val")
     record = {
         "command": f"pixelwise train DATA/camvid --out RUN --model {name} --minutes {minutes:g} --seed 0",
@@ -107,11 +110,12 @@ def main() -> None:
     parser.add_argument("names", nargs="*", help="networks; default: all")
     parser.add_argument("--minutes", type=float, default=MINUTES)
     parser.add_argument("--runs", type=Path, default=ROOT / "runs")
+    parser.add_argument("--trained", action="store_true")
     parser.add_argument("--table", action="store_true")
     options = parser.parse_args()
     if not options.table:
         for name in options.names or MODELS:
-            print(json.dumps(measure(name, options.minutes, options.runs)), flush=True)
+            print(json.dumps(measure(name, options.minutes, options.runs, not options.trained)), flush=True)
     print(table())
 
 

@@ -39,7 +39,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "fcn16s": {"backbone": "vgg16", "width": 16},
     "fcn8s": {"backbone": "vgg16", "width": 16},
     "unet": {"width": 32},
-    "deconvnet": {"width": 16},
+    "deconvnet": {"width": 8},
     "segnet": {"width": 16},
     "pspnet": {"backbone": "resnet10t", "output_stride": 16, "width": 128, "auxiliary": True},
     "deeplabv2": {"backbone": "vgg16", "output_stride": 8, "width": 128},

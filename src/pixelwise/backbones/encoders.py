@@ -54,14 +54,13 @@ class Encoder(Backbone):
         end = check_depth(name, strides, depth) + 1
         super().__init__(name, in_channels, strides[:end], channels[:end], norm)
         self.output_stride = output_stride
-        self.network = network
-        if end < len(strides):
-            self.network = create_features(name, in_channels, output_stride, features=end)
+        is_part = end < len(strides)
+        self.network = create_features(name, in_channels, output_stride, features=end) if is_part else network
         if self._fault():
             _pad_the_unpadded(self.network)
         if fault := self._fault():
             raise _no_pyramid(name, fault)
-        if end < len(strides):
+        if is_part:
             _leave_out_unused(self.network, torch.zeros(1, in_channels, self.stride, self.stride))
         _wake(self.network)
         replace_batch_norms(self.network, name, norm)
