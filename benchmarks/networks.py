@@ -82,12 +82,12 @@ def table() -> str:
         return f"nothing is recorded in {FOLDER.relative_to(ROOT)} yet"
     records.sort(key=lambda record: -record["mean_iou"])
     lines = [
-        "| network | backbone or width | parameters, M | multiply-adds at 512 x 512, G | epochs | mean IoU on val | "
+        "| network | size | parameters, M | multiply-adds at 512 x 512, G | epochs | mean IoU on val | "
         "images a second | exact |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for record in records:
-        what = record["backbone"] or f"width {record['width']}"
+        what = f"{record['backbone']}, width {record['width']}" if record["backbone"] else f"width {record['width']}"
         what += f", output stride {record['output_stride']}" if record["output_stride"] else ""
         lines.append(
             f"| {record['name']} | {what} | {record['parameters'] / 1e6:.2f} | {record['multiply_adds'] / 1e9:.1f} | "
