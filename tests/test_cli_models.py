@@ -107,7 +107,8 @@ def test_bad_usage(run: Path, image: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("kernel", "stride", "fewest", "most"), [(3, 2, 1, 4), (4, 2, 4, 4), (1, 2, 0, 1), (64, 32, 4, 4), (5, 1, 25, 25)]
+    ("kernel", "stride", "fewest", "most"),
+    [(3, 2, 1, 4), (4, 2, 4, 4), (1, 2, 0, 1), (64, 32, 4, 4), (5, 1, 25, 25), (33, 32, 1, 4), (31, 32, 0, 1)],
 )
 def test_the_checkerboard_counts_the_stamps_away_from_the_border(
     kernel: int, stride: int, fewest: int, most: int, tmp_path: Path

@@ -159,6 +159,8 @@ def test_a_network_that_depends_on_rounding_is_exact_by_torch_alone(tmp_path: Pa
     network, path = SegNet(1, 2, width=2, depth=2).eval(), save(tmp_path / "x.tif")
     found = verify_seams(predictor(network), path)
     assert (found["exact"], found["flipped_pixels"]) == (True, 0)
-    found = verify_seams(Predictor(network, settings(), engine="openvino"), path)
+    other = predictor(network)
+    other.runner.engine.name = "openvino"  # whether its own rounding shows here differs from machine to machine
+    found = verify_seams(other, path)
     assert not found["exact"]
     assert found["reason"] == ("it puts values where maxima stood, and openvino rounds otherwise than torch; use torch")

@@ -121,7 +121,8 @@ def _draw_checkerboard(kernel: int, stride: int, out: Path | None, as_json: bool
                 f"--checkerboard: the {what} must be between 1 and {LARGEST_STAMP} pixels, not {pixels}."
             )
     crop = max(kernel - stride, 0)  # the border, where stamps are missing
-    size = 1 + -(-(DRAWN_PIXELS + 2 * crop - kernel) // stride)
+    side = max(DRAWN_PIXELS, 2 * stride)  # the pattern repeats with the stride
+    size = 1 + -(-(side + 2 * crop - kernel) // stride)
     picture, counts = checkerboard(size, kernel, stride, crop), coverage(size, kernel, stride, crop)
     path = out or Path(f"checkerboard-{kernel}-{stride}.png")
     write_with(path, lambda temporary: temporary.write_bytes(picture))

@@ -72,7 +72,8 @@ def checkerboard(size: int, kernel: int, stride: int, crop: int = 0, dark: bool 
     for (row, column), count in np.ndenumerate(counts if len(counts) <= READABLE else counts[:0]):
         color = "white" if count > counts.max() / 2 else "black"  # whichever stands out from the square below
         axes.text(column, row, str(count), ha="center", va="center", color=color, fontsize=8)
-    title = f"{kernel} x {kernel} kernel, stride {stride}: stamps on each pixel"
+    amount = " to ".join(map(str, sorted({counts.min(), counts.max()})))  # told where single numbers have no room
+    title = f"{kernel} x {kernel} kernel, stride {stride}: {amount} stamp(s) on each pixel"
     axes.set_title(title, color=_DARK_INK if dark else _INK, fontsize=10, loc="left")
     axes.set_axis_off()
     return _png(figure)
