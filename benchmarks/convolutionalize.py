@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 from torchvision.models import alexnet
 
-from pixelwise.models.patch import PATCH, Patch, convolutionalize, slide
+from pixelwise.models.segmentation.patch import PATCH, Patch, convolutionalize, slide
 
 RESULTS = Path(__file__).resolve().parent / "results" / "convolutionalize.json"
 UNPADDED_ALEXNET = 355  # pixels a side from which AlexNet's layers without padding still make 6 x 6

@@ -47,9 +47,9 @@ def measure(name: str, minutes: float, runs: Path, trains: bool) -> dict:
 def look(run: Path) -> dict:
     """What the network is and how fast it labels images that are in memory, each prepared and written as a mask."""
     import pixelwise as pw
-    from pixelwise.data.folder import open_dataset
-    from pixelwise.data.labels import LabelRule
-    from pixelwise.evaluate import read_truth
+    from pixelwise.data.sets.folder import open_dataset
+    from pixelwise.data.sets.labels import LabelRule
+    from pixelwise.evaluation.measure import read_truth
     from pixelwise.models.summary import summarize_network
 
     loaded = pw.load(run)

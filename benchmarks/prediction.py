@@ -25,10 +25,10 @@ import numpy as np
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from pixelwise.checkpoint import save_model
-from pixelwise.config import make_config
+from pixelwise.core.config import make_config
 from pixelwise.models import UNet
-from pixelwise.predict import make_runner
+from pixelwise.models.checkpoint import save_model
+from pixelwise.prediction.predictor import make_runner
 
 RESULTS = Path(__file__).resolve().parent / "results"
 GiB = 2**30

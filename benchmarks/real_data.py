@@ -58,10 +58,10 @@ def picture(name: str, run: Path) -> None:
     from PIL import Image
 
     import pixelwise as pw
-    from pixelwise.data.folder import open_dataset
-    from pixelwise.data.labels import LabelRule
-    from pixelwise.evaluate import read_truth
-    from pixelwise.pictures import colorize, shrink, to_display
+    from pixelwise.data.pixels.pictures import colorize, shrink, to_display
+    from pixelwise.data.sets.folder import open_dataset
+    from pixelwise.data.sets.labels import LabelRule
+    from pixelwise.evaluation.measure import read_truth
 
     loaded = pw.load(run)
     samples = open_dataset(DATA / name).split("val")

@@ -19,13 +19,13 @@ import torch
 from lightning_fabric import Fabric
 from torch import nn
 
-from pixelwise.config import TrainSettings
-from pixelwise.data.sampling import Batch
+from pixelwise.core.config import TrainSettings
+from pixelwise.data.sets.sampling import Batch
 from pixelwise.losses import SegmentationLoss
 from pixelwise.models import UNet
-from pixelwise.plan import Machine
-from pixelwise.predict import predict
-from pixelwise.step import make_optimizer, training_step
+from pixelwise.prediction.predictor import predict
+from pixelwise.training.plan import Machine
+from pixelwise.training.step import make_optimizer, training_step
 
 RESULTS = Path(__file__).resolve().parent / "results" / "speed.json"
 BATCH, SIDE, PAIRS = 8, 256, 7

@@ -4,7 +4,7 @@ import inspect
 import re
 from pathlib import Path
 
-from pixelwise import config
+from pixelwise.core import config
 
 PAGE = Path(__file__).resolve().parent / "settings.md"
 FIELD = re.compile(r"^    (\w+): (.+?)(?: = ([^=]+?))?(?:  # (.*))?$")

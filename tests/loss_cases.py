@@ -7,7 +7,7 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
-from pixelwise.classes import IGNORE
+from pixelwise.core.classes import IGNORE
 
 SEEDS = st.integers(0, 2**32 - 1)
 

@@ -5,8 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pixelwise.config import Config, make_config
-from pixelwise.geometry import Geometry
+from pixelwise.core.config import Config, make_config
+from pixelwise.geometry.reach import Geometry
 
 
 def draw(*shape: int, seed: int = 1) -> Tensor:

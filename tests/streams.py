@@ -14,11 +14,11 @@ from scipy import ndimage
 from torch import nn
 
 from networks import Brightness, make_settings
-from pixelwise.canvas import Outputs
-from pixelwise.data.readers import read_mask
+from pixelwise.data.files.readers import read_mask
 from pixelwise.models import UNet
-from pixelwise.predict import Predictor
-from pixelwise.stream import Summary, predict_files
+from pixelwise.prediction.canvas import Outputs
+from pixelwise.prediction.predictor import Predictor
+from pixelwise.prediction.stream import Summary, predict_files
 
 
 def bright(channels: int = 1, tile: Any = "auto", **data: Any) -> Predictor:

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from pixelwise import demo
-from pixelwise.errors import OutputError
-from pixelwise.train import Silent
+from pixelwise.core.errors import OutputError
+from pixelwise.training.loop import Silent
 
 
 @pytest.mark.slow

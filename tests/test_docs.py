@@ -16,7 +16,7 @@ def test_settings_page_is_current() -> None:
 
 
 def test_every_setting_is_on_the_page() -> None:
-    from pixelwise.config import SECTIONS
+    from pixelwise.core.config import SECTIONS
 
     page = (ROOT / "docs" / "settings.md").read_text(encoding="utf-8")
     missing = [

@@ -9,9 +9,9 @@ import pytest
 from PIL import Image
 
 import pixelwise as pw
-from pixelwise.data.doctor import survey
-from pixelwise.data.folder import open_dataset
-from pixelwise.plan import Machine, make_plan
+from pixelwise.data.sets.doctor import survey
+from pixelwise.data.sets.folder import open_dataset
+from pixelwise.training.plan import Machine, make_plan
 
 CPU = Machine(cores=2, memory=24 << 30, device="cpu", fast_bf16=False)
 

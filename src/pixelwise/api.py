@@ -11,28 +11,28 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch import nn
 
-from pixelwise import checkpoint
-from pixelwise.checkpoint import MODEL_FILE
-from pixelwise.classes import ClassMap
-from pixelwise.config import SECTIONS, Config, Overrides, check_names
-from pixelwise.data.doctor import survey
-from pixelwise.data.folder import DataSet, open_dataset
-from pixelwise.data.inputs import count_pixels
-from pixelwise.data.labels import LabelRule
-from pixelwise.data.sources import open_source
+from pixelwise.core.classes import ClassMap
+from pixelwise.core.config import SECTIONS, Config, Overrides, check_names
+from pixelwise.core.errors import DataError, SettingError, near
+from pixelwise.core.files import write_json
+from pixelwise.data.files.sources import open_source
+from pixelwise.data.pixels.pictures import to_display
+from pixelwise.data.sets.doctor import survey
+from pixelwise.data.sets.folder import DataSet, open_dataset
+from pixelwise.data.sets.labels import LabelRule
 from pixelwise.engines import ExportedEngine, choose_engine
-from pixelwise.errors import DataError, SettingError, near
-from pixelwise.evaluate import Score, chosen_scores, evaluate, output_folder, read_truth
-from pixelwise.files import write_json
-from pixelwise.geometry import Geometry
-from pixelwise.inference import TileSize
-from pixelwise.pictures import to_display
-from pixelwise.plan import pick_device
-from pixelwise.predict import Predictor
+from pixelwise.evaluation.measure import Score, chosen_scores, evaluate, output_folder, read_truth
+from pixelwise.geometry.reach import Geometry
+from pixelwise.models import checkpoint
+from pixelwise.models.checkpoint import MODEL_FILE
+from pixelwise.prediction.inputs import count_pixels
+from pixelwise.prediction.predictor import Predictor
+from pixelwise.prediction.runner import TileSize
+from pixelwise.training.plan import pick_device
 
 if TYPE_CHECKING:  # a training's and a report's libraries take seconds and memory, so they are imported when needed
     from pixelwise.report.html import Case
-    from pixelwise.train import Result
+    from pixelwise.training.loop import Result
 
 Progress = Callable[[int, int], None]
 COMPILED = "compiled"  # in a run's folder
@@ -248,7 +248,7 @@ def train(data: str | Path, out: str | Path, **settings: Any) -> "Result":
     Raises:
         PixelwiseError: bad data or settings.
     """
-    from pixelwise.train import train as train_run
+    from pixelwise.training.loop import train as train_run
 
     options = ("minutes", "epochs", "seed", "init", "resume", "force", "allow", "device", "callbacks")
     chosen = {key: value for key, value in settings.items() if key in options}

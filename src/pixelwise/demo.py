@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from pixelwise.api import load
-from pixelwise.canvas import Outputs
-from pixelwise.data.cells import write_cells
-from pixelwise.errors import OutputError
-from pixelwise.stream import predict_files
-from pixelwise.train import Callbacks, train
+from pixelwise.core.errors import OutputError
+from pixelwise.data.sets.cells import write_cells
+from pixelwise.prediction.canvas import Outputs
+from pixelwise.prediction.stream import predict_files
+from pixelwise.training.loop import Callbacks, train
 
 MINUTES = 1.5
 

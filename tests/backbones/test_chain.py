@@ -11,7 +11,7 @@ from pixelwise.backbones.alexnet import ALEXNET, ALEXNET_PAPER
 from pixelwise.backbones.chain import Chain, ChainBackbone, DenseClassifier
 from pixelwise.backbones.lenet import LENET
 from pixelwise.backbones.vgg import VGG16
-from pixelwise.errors import ModelError, SettingError
+from pixelwise.core.errors import ModelError, SettingError
 
 CHAINS = [LENET, ALEXNET, ALEXNET_PAPER, VGG16]
 

@@ -7,7 +7,7 @@ import torch
 from torch.export import Dim
 
 from pixelwise.backbones import BACKBONES, Backbone, make_backbone
-from pixelwise.errors import ModelError, SettingError
+from pixelwise.core.errors import ModelError, SettingError
 
 SMALL = ("lenet", "alexnet", "alexnet_paper", "vgg16")  # at a reduced width
 QUICK = (*SMALL, "lcnet_035", "test_resnet")

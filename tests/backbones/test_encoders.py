@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from pixelwise.backbones.encoders import Encoder, first_line
-from pixelwise.errors import SettingError
+from pixelwise.core.errors import SettingError
 
 
 def test_the_features_are_timms() -> None:

@@ -9,7 +9,7 @@ import torchvision
 
 from pixelwise.backbones import BACKBONES, make_backbone, make_classifier
 from pixelwise.backbones.factory import OWN
-from pixelwise.errors import SettingError
+from pixelwise.core.errors import SettingError
 
 PUBLISHED = {
     "alexnet": torchvision.models.AlexNet_Weights.IMAGENET1K_V1.meta["num_params"],

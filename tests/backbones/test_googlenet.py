@@ -6,7 +6,7 @@ import torchvision
 from torch import nn
 
 from pixelwise.backbones.googlenet import GoogLeNetBackbone, make_googlenet
-from pixelwise.errors import SettingError
+from pixelwise.core.errors import SettingError
 
 
 def test_the_features_are_those_inside_torchvisions_network() -> None:

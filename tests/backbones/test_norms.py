@@ -7,7 +7,7 @@ from timm.layers import BatchNormAct2d
 from torch import nn
 
 from pixelwise.backbones.norms import replace_batch_norms
-from pixelwise.errors import SettingError
+from pixelwise.core.errors import SettingError
 
 
 def test_every_batch_norm_becomes_a_group_norm_that_starts_as_it_did() -> None:

@@ -21,7 +21,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from pixelwise.backbones import load_pretrained, make_backbone, pretrained
-from pixelwise.errors import SettingError
+from pixelwise.core.errors import SettingError
 
 ENCODER = "test_resnet"
 REPOSITORY = "timm/test_resnet.r160_in1k"

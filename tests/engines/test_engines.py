@@ -17,9 +17,9 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from pixelwise import engines
+from pixelwise.core.errors import ModelError, SettingError
 from pixelwise.engines import ENGINES, Engine, TorchEngine, exported, make_engine
 from pixelwise.engines import openvino as openvino_engine
-from pixelwise.errors import ModelError, SettingError
 from pixelwise.models import SegNet, UNet
 
 
@@ -79,7 +79,7 @@ def channels_of(network: nn.Module) -> int:
 
 def noise(network: nn.Module, count: int = 1, rows: int = 4, columns: int = 5) -> np.ndarray:
     """Images of so many strides a side, or of the next size that the network can take."""
-    fitting = network.valid_input_size if isinstance(network, UNet) else int
+    fitting = network.input_size if isinstance(network, UNet) else int
     sides = [fitting(cells * stride_of(network)) for cells in (rows, columns)]
     return np.random.default_rng(rows).normal(size=(count, channels_of(network), *sides)).astype(np.float32)
 

@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from networks import draw, lively
-from pixelwise.errors import SettingError
-from pixelwise.geometry import Reach
+from pixelwise.core.errors import SettingError
+from pixelwise.geometry.reach import Reach
 from pixelwise.layers import (
     WHOLE_IMAGE,
     AtrousSpatialPyramidPooling,

@@ -10,8 +10,8 @@ from scipy.signal import correlate2d
 from torch import nn
 from torch.nn import functional as F
 
-from pixelwise.errors import SettingError
-from pixelwise.geometry import multiply_adds, output_size, parameters
+from pixelwise.core.errors import SettingError
+from pixelwise.geometry.reach import multiply_adds, output_size, parameters
 from pixelwise.layers import NORMS, ConvNormAct, DepthwiseSeparable, InceptionModule, ResidualBlock, he_start
 
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from pixelwise.errors import ModelError
+from pixelwise.core.errors import ModelError
 from pixelwise.layers import GatedConvolution
 
 

@@ -10,8 +10,8 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from pixelwise.errors import ModelError, SettingError
-from pixelwise.geometry import transposed_output_size
+from pixelwise.core.errors import ModelError, SettingError
+from pixelwise.geometry.reach import transposed_output_size
 from pixelwise.layers import (
     bed_of_nails,
     convolution_matrix,

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from pixelwise.errors import ModelError, SettingError
+from pixelwise.core.errors import ModelError, SettingError
 from pixelwise.layers import MaxPoolPositions, MaxUnpool, bed_of_nails
 
 

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from pixelwise.errors import ModelError, SettingError
-from pixelwise.geometry import Reach, transposed_output_size
+from pixelwise.core.errors import ModelError, SettingError
+from pixelwise.geometry.reach import Reach, transposed_output_size
 from pixelwise.layers import (
     MODES,
     UpConcatenate,

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from loss_cases import SEEDS, batch, softmax
-from pixelwise.classes import IGNORE
+from pixelwise.core.classes import IGNORE
 from pixelwise.losses import boundary_target, dual_task_loss, edge_loss
 from pixelwise.losses.boundary import class_change
 

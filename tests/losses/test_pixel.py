@@ -11,8 +11,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from loss_cases import SEEDS, batch, softmax
-from pixelwise.classes import IGNORE
-from pixelwise.errors import SettingError
+from pixelwise.core.classes import IGNORE
+from pixelwise.core.errors import SettingError
 from pixelwise.losses import cross_entropy, focal_loss
 
 

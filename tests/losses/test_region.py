@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from loss_cases import SEEDS, batch, softmax
-from pixelwise.classes import IGNORE
+from pixelwise.core.classes import IGNORE
 from pixelwise.losses import dice_loss, lovasz_loss, tversky_loss
 
 

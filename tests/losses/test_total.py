@@ -12,9 +12,9 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from loss_cases import batch
-from pixelwise.classes import IGNORE
-from pixelwise.config import LossSettings
-from pixelwise.errors import SettingError
+from pixelwise.core.classes import IGNORE
+from pixelwise.core.config import LossSettings
+from pixelwise.core.errors import SettingError
 from pixelwise.losses import (
     FACTORS,
     SegmentationLoss,

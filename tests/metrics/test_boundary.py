@@ -6,8 +6,8 @@ from scipy import ndimage
 from scipy.spatial import cKDTree
 
 from pixelwise import metrics
-from pixelwise.classes import IGNORE
-from pixelwise.errors import DataError
+from pixelwise.core.classes import IGNORE
+from pixelwise.core.errors import DataError
 
 
 @st.composite

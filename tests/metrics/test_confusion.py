@@ -5,8 +5,8 @@ from hypothesis import strategies as st
 from skimage.metrics import contingency_table
 
 from pixelwise import metrics
-from pixelwise.classes import IGNORE
-from pixelwise.errors import DataError
+from pixelwise.core.classes import IGNORE
+from pixelwise.core.errors import DataError
 from pixelwise.metrics import confusion
 
 LECTURE_TRUTH = np.array([[1, 1, 0, 1], [1, 1, 1, 1], [0, 1, 1, 1], [0, 0, 0, 0]], dtype=np.uint8)

@@ -6,7 +6,7 @@ from scipy.optimize import linear_sum_assignment
 from skimage.segmentation import relabel_sequential
 
 from pixelwise import metrics
-from pixelwise.errors import DataError, SettingError
+from pixelwise.core.errors import DataError, SettingError
 
 
 @st.composite

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 
-from pixelwise.errors import ModelError, SettingError
+from pixelwise.core.errors import ModelError, SettingError
 from pixelwise.models import MODELS, UNet, build
 from pixelwise.models.summary import describe, describe_all, summarize, summarize_all, summarize_network
 

@@ -11,11 +11,11 @@ from PIL import Image
 from torch import Tensor, nn
 
 from networks import make_settings
-from pixelwise.errors import SettingError
+from pixelwise.core.errors import SettingError
+from pixelwise.geometry.tracing import Layer, trace_layers
 from pixelwise.models import UNet
-from pixelwise.predict import Predictor
+from pixelwise.prediction.predictor import Predictor
 from pixelwise.report.features import choose_layers, draw_features, look, mosaic, strongest
-from pixelwise.tracing import Layer, trace_layers
 
 
 def make_predictor(channels: int = 1, **keywords: Any) -> Predictor:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pixelwise.errors import ModelError
+from pixelwise.core.errors import ModelError
 from pixelwise.report.figures import checkerboard
 
 

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pixelwise import metrics, pictures
-from pixelwise.classes import IGNORE, ClassMap
-from pixelwise.errors import OutputError
+from pixelwise import metrics
+from pixelwise.core.classes import IGNORE, ClassMap
+from pixelwise.core.errors import OutputError
+from pixelwise.data.pixels import pictures
 from pixelwise.report import Case, figures, html, write_report
 
 CLASSES = ClassMap(("background", "cell", "<script>alert(1)</script>"))

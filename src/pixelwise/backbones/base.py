@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from pixelwise.errors import ModelError, SettingError, near
+from pixelwise.core.errors import ModelError, SettingError, near
 from pixelwise.layers import NORMS, pad_to_stride
 
 OUTPUT_STRIDES = (8, 16, 32)

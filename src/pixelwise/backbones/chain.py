@@ -23,7 +23,7 @@ from typing import Literal
 from torch import Tensor, nn
 
 from pixelwise.backbones.base import Backbone, check_depth
-from pixelwise.errors import ModelError, SettingError
+from pixelwise.core.errors import ModelError, SettingError
 from pixelwise.layers import NORMS, he_start
 
 PUBLISHED_WIDTH = 64

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from pixelwise.backbones.base import ENCODERS, Backbone, check_depth
 from pixelwise.backbones.norms import replace_batch_norms
-from pixelwise.errors import SettingError
+from pixelwise.core.errors import SettingError
 
 
 class Encoder(Backbone):

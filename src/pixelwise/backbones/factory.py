@@ -9,7 +9,7 @@ from pixelwise.backbones.base import ENCODERS, Backbone, check_backbone
 from pixelwise.backbones.chain import PUBLISHED_WIDTH, ChainBackbone, DenseClassifier
 from pixelwise.backbones.lenet import LENET
 from pixelwise.backbones.vgg import VGG16
-from pixelwise.errors import SettingError, near
+from pixelwise.core.errors import SettingError, near
 
 CHAINS = {chain.name: chain for chain in (LENET, ALEXNET, ALEXNET_PAPER, VGG16)}
 OWN = (*CHAINS, "googlenet")

@@ -14,7 +14,7 @@ from urllib.request import Request, urlopen
 import torch
 from torch import Tensor
 
-from pixelwise.errors import SettingError
+from pixelwise.core.errors import SettingError
 
 TIMEOUT = 10.0  # seconds without an answer
 HUB_FILE = "model.safetensors"

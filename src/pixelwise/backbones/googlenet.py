@@ -16,7 +16,7 @@ from torchvision.models import GoogLeNet
 
 from pixelwise.backbones.base import Backbone, check_depth
 from pixelwise.backbones.norms import replace_batch_norms
-from pixelwise.errors import SettingError
+from pixelwise.core.errors import SettingError
 from pixelwise.layers import he_start
 
 STAGES = (

@@ -2,7 +2,7 @@
 
 from torch import nn
 
-from pixelwise.errors import SettingError
+from pixelwise.core.errors import SettingError
 from pixelwise.layers import NORMS
 
 

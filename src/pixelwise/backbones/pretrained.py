@@ -18,7 +18,7 @@ from pixelwise.backbones import fetch
 from pixelwise.backbones.base import Backbone
 from pixelwise.backbones.chain import PUBLISHED_WIDTH
 from pixelwise.backbones.factory import OWN, make_backbone
-from pixelwise.errors import SettingError
+from pixelwise.core.errors import SettingError
 
 TORCHVISION = {
     ("alexnet", "none"): "AlexNet_Weights",

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from pixelwise.errors import PixelwiseError
+from pixelwise.core.errors import PixelwiseError
 
 DONE, OUR_FAILURE, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 
@@ -90,7 +90,7 @@ def read_overrides(
     config: Path | None, assignments: list[str] | None, model: str | None = None
 ) -> dict[str, dict[str, Any]]:
     """What the user set; --model is one of the settings."""
-    from pixelwise.config import parse_overrides
+    from pixelwise.core.config import parse_overrides
 
     overrides = parse_overrides(config, assignments or [])
     if model is not None:

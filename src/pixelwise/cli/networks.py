@@ -64,7 +64,7 @@ def models(
 
 def _check_pictures(name: str | None, features: object, checkerboard: object, layer: object, out: Path | None) -> None:
     """Refuse options of a picture that need another one, or exclude it."""
-    from pixelwise.errors import SettingError
+    from pixelwise.core.errors import SettingError
 
     if checkerboard and (name or features):
         raise SettingError("--checkerboard: draws an operator, not a network; leave out NAME and --features beside it.")
@@ -76,7 +76,7 @@ def _check_pictures(name: str | None, features: object, checkerboard: object, la
 
 def _model_settings(name: str | None, assignments: list[str] | None, draws: bool) -> dict[str, Any]:
     """The settings of section `model`; where they mean nothing they are refused."""
-    from pixelwise.errors import SettingError
+    from pixelwise.core.errors import SettingError
 
     overrides = read_overrides(None, assignments)
     if name is None and (draws or overrides):
@@ -93,8 +93,8 @@ def _draw_features(
 ) -> None:
     """Write the picture, and tell where."""
     from pixelwise.api import load
-    from pixelwise.errors import SettingError
-    from pixelwise.files import write_with
+    from pixelwise.core.errors import SettingError
+    from pixelwise.core.files import write_with
     from pixelwise.report.features import draw_features
 
     loaded = load(run)
@@ -110,8 +110,8 @@ def _draw_features(
 
 def _draw_checkerboard(kernel: int, stride: int, out: Path | None, as_json: bool, quiet: bool) -> None:
     """Write the picture of the output away from its border, and tell how even it is."""
-    from pixelwise.errors import SettingError
-    from pixelwise.files import write_with
+    from pixelwise.core.errors import SettingError
+    from pixelwise.core.files import write_with
     from pixelwise.layers import coverage
     from pixelwise.report.figures import checkerboard
 

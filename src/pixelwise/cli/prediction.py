@@ -23,10 +23,10 @@ from pixelwise.cli.base import (
     guarded,
     print_result,
 )
-from pixelwise.terminal import Progress, megapixels
+from pixelwise.cli.terminal import Progress, megapixels
 
 if TYPE_CHECKING:
-    from pixelwise.stream import Summary
+    from pixelwise.prediction.stream import Summary
 
 
 @app.command(epilog="Example: pixelwise evaluate runs/cells cells/ --split val")
@@ -43,7 +43,7 @@ def evaluate(
 ) -> None:
     """Measure a run on labelled images: metrics.json and report.html."""
     from pixelwise.api import load
-    from pixelwise.evaluate import output_folder
+    from pixelwise.evaluation.measure import output_folder
 
     loaded = load(run)
     with Progress("evaluating", quiet) as progress:
@@ -99,11 +99,11 @@ def predict(
     quiet: Quiet = False,
 ) -> None:
     """Label images of any size: the mask of a/b.tif is OUT/b.png."""
-    from pixelwise import stream
     from pixelwise.api import WORTH_PREPARING, load
-    from pixelwise.canvas import Outputs
-    from pixelwise.data.inputs import count_pixels, find_inputs
-    from pixelwise.postprocess import PostProcess
+    from pixelwise.prediction import stream
+    from pixelwise.prediction.canvas import Outputs
+    from pixelwise.prediction.inputs import count_pixels, find_inputs
+    from pixelwise.prediction.postprocess import PostProcess
 
     _check_choice("--format", file_format, "a format", ("auto", "png", "tiff", "zarr"))
     _check_choice("--probability-type", probability_type, "a type of probabilities", ("uint8", "float16"))
@@ -123,7 +123,7 @@ def predict(
 
 def _tell_masks(summary: "Summary", out: Path, engine: str, as_json: bool, quiet: bool) -> None:
     """Print what became of the images; status 2 if one failed."""
-    from pixelwise.memory import peak_ram_bytes
+    from pixelwise.core.memory import peak_ram_bytes
 
     rate = summary.pixels / 1e6 / max(summary.seconds, 1e-9)
     value = {
@@ -144,14 +144,14 @@ def _tell_masks(summary: "Summary", out: Path, engine: str, as_json: bool, quiet
 
 
 def _check_choice(option: str, value: str, kind: str, choices: tuple[str, ...]) -> None:
-    from pixelwise.errors import SettingError, near
+    from pixelwise.core.errors import SettingError, near
 
     if value not in choices:
         raise SettingError(f"{option} {value}: is not {kind}; {near(value, choices)}")
 
 
 def _bytes(size: str | None) -> int | None:
-    from pixelwise.memory import parse_size
+    from pixelwise.core.memory import parse_size
 
     return None if size is None else parse_size(size)
 
@@ -170,8 +170,8 @@ def verify_seams(
     quiet: Quiet = False,
 ) -> None:
     """Compare an image predicted by tiles with one plain forward of the whole image."""
-    from pixelwise import verify
     from pixelwise.api import load
+    from pixelwise.prediction import verify
 
     predictor = load(run).predictor(device, engine, tile or "auto", "none", _bytes(max_ram))
     found = verify.verify_seams(predictor, image, tile or "auto", axes)

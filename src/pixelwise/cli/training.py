@@ -23,10 +23,10 @@ from pixelwise.cli.base import (
     process_start,
     read_overrides,
 )
-from pixelwise.terminal import Progress, TrainingProgress
+from pixelwise.cli.terminal import Progress, TrainingProgress
 
 if TYPE_CHECKING:
-    from pixelwise.config import Config
+    from pixelwise.core.config import Config
 
 
 @app.command(epilog="Example: pixelwise train cells/ --out runs/cells --minutes 10")
@@ -50,8 +50,8 @@ def train(
 ) -> None:
     """Train a network on a folder of images and masks."""
     overrides = read_overrides(config, assignments, model)
-    from pixelwise.prepare import is_child
-    from pixelwise.train import train
+    from pixelwise.training.loop import train
+    from pixelwise.training.prepare import is_child
 
     silent = quiet or is_child()
     with Progress("training", silent) as progress:
@@ -96,7 +96,7 @@ def pretrain(
 ) -> None:
     """Train an encoder alone, as a start for train --init."""
     overrides = read_overrides(config, assignments, model)
-    from pixelwise.pretrain import pretrain
+    from pixelwise.tasks.pretrain import pretrain
 
     with Progress("pretraining", quiet) as progress:
         result = pretrain(
@@ -128,8 +128,8 @@ def plan(
 ) -> None:
     """Print the settings that train would use, and a forecast of its time and memory from a few measured steps."""
     overrides = read_overrides(config, assignments, model)
-    from pixelwise.forecast import forecast
-    from pixelwise.prepare import prepare
+    from pixelwise.training.forecast import forecast
+    from pixelwise.training.prepare import prepare
 
     with Progress("checking", quiet) as progress:
         planned, surveyed = prepare(

@@ -11,10 +11,10 @@ from typing import Protocol
 import numpy as np
 from torch import nn
 
+from pixelwise.core.errors import ModelError, SettingError, near
 from pixelwise.engines import onnxruntime, openvino
 from pixelwise.engines.exported import ExportedEngine
 from pixelwise.engines.torch import TorchEngine, is_float32
-from pixelwise.errors import ModelError, SettingError, near
 from pixelwise.layers import MaxPoolPositions
 
 __all__ = ["ENGINES", "Engine", "ExportedEngine", "TorchEngine", "choose_engine", "depends_on_rounding", "make_engine"]

@@ -16,10 +16,10 @@ import torch
 from torch import nn
 from torch.export import Dim
 
+from pixelwise.core.errors import ModelError, OutputError
+from pixelwise.core.files import write_with
 from pixelwise.engines.torch import TOLERANCE, TorchEngine, evaluation_mode, on_device
-from pixelwise.errors import ModelError, OutputError
-from pixelwise.files import write_with
-from pixelwise.geometry import Geometry
+from pixelwise.geometry.reach import Geometry
 
 EXAMPLE_SIDE = 64  # pixels, at least: large enough for the kernels of networks that pad nothing
 Run = Callable[[np.ndarray], np.ndarray]
@@ -57,7 +57,7 @@ class InputSizes:
                 f"{type(network).__name__}: has a stride of {geometry.stride} pixels, so it cannot be exported for "
                 f"images of any multiple of {stride}: state a multiple of its stride, or use the engine torch."
             )
-        side_for = getattr(network, "valid_input_size", lambda side: side)
+        side_for = getattr(network, "input_size", lambda side: side)
         offset = side_for(stride * math.ceil(EXAMPLE_SIDE / stride)) % stride
         return cls(_channels(network), stride, offset, max(1, side_for(1) // stride))
 

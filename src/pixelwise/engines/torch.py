@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pixelwise.errors import ModelError, SettingError
+from pixelwise.core.errors import ModelError, SettingError
 
 TOLERANCE = 1e-4  # of the largest logit: what float32 is allowed to differ by
 

@@ -12,11 +12,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pixelwise.errors import SettingError
-from pixelwise.geometry import Reach
+from pixelwise.core.errors import SettingError
+from pixelwise.geometry.reach import Reach
+from pixelwise.geometry.tracing import WHOLE_IMAGE, described_by
+from pixelwise.geometry.tracing.seen import NotLocalError
 from pixelwise.layers.conv import ConvNormAct, DepthwiseSeparable
-from pixelwise.tracing import WHOLE_IMAGE, described_by
-from pixelwise.tracing.seen import NotLocalError
 
 
 class GlobalAveragePool(nn.Module):

@@ -6,7 +6,7 @@ Shapes: N images, S channels of the gated stream, R channels of the stream that 
 import torch
 from torch import Tensor, nn
 
-from pixelwise.errors import ModelError
+from pixelwise.core.errors import ModelError
 from pixelwise.layers.conv import ConvNormAct
 
 

@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pixelwise.errors import ModelError, SettingError
-from pixelwise.geometry import output_size, transposed_output_size
+from pixelwise.core.errors import ModelError, SettingError
+from pixelwise.geometry.reach import output_size, transposed_output_size
 
 
 def transposed_by_stamps(

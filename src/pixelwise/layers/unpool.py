@@ -7,9 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pixelwise.errors import ModelError, SettingError
-from pixelwise.geometry import Reach
-from pixelwise.tracing import described_by
+from pixelwise.core.errors import ModelError, SettingError
+from pixelwise.geometry.reach import Reach
+from pixelwise.geometry.tracing import described_by
 
 DROPPED_BITS = {torch.float64: 29, torch.float32: 16}
 """Bits of a value that do not count for its position, by type."""

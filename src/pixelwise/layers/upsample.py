@@ -7,9 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pixelwise.errors import ModelError, SettingError, near
-from pixelwise.geometry import Reach
-from pixelwise.tracing import described_by
+from pixelwise.core.errors import ModelError, SettingError, near
+from pixelwise.geometry.reach import Reach
+from pixelwise.geometry.tracing import described_by
 
 MODES = ("nearest", "bilinear", "bicubic")
 """Ways of `enlarge`."""

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from pixelwise.classes import IGNORE
+from pixelwise.core.classes import IGNORE
 from pixelwise.losses.pixel import or_one, promoted
 
 

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from pixelwise.classes import IGNORE
-from pixelwise.errors import SettingError
+from pixelwise.core.classes import IGNORE
+from pixelwise.core.errors import SettingError
 
 
 def cross_entropy(

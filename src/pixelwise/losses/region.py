@@ -7,7 +7,7 @@ batch hold; the others have no say.
 import torch
 from torch import Tensor
 
-from pixelwise.classes import IGNORE
+from pixelwise.core.classes import IGNORE
 from pixelwise.losses.pixel import or_one, promoted
 
 

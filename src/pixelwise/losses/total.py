@@ -6,8 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pixelwise.config import LossSettings
-from pixelwise.errors import SettingError
+from pixelwise.core.config import LossSettings
+from pixelwise.core.errors import SettingError
 from pixelwise.losses.pixel import cross_entropy, focal_loss, promoted
 from pixelwise.losses.region import dice_loss, lovasz_loss, tversky_loss
 

@@ -18,28 +18,13 @@ from collections.abc import Sequence
 import edt
 import numpy as np
 
-from pixelwise.classes import IGNORE
-from pixelwise.errors import DataError
+from pixelwise.core.classes import IGNORE
+from pixelwise.core.errors import DataError
+from pixelwise.data.pixels.targets import label_edges
 from pixelwise.metrics.confusion import check_pair, check_range
 
 TOLERANCES = (1, 2, 3)
 """Distances in pixels at which boundaries are compared."""
-
-
-def label_edges(labels: np.ndarray, counted: np.ndarray) -> np.ndarray:
-    """Mark the counted pixels with a counted 4-neighbour of another label.
-
-    `labels` is H x W of integers, `counted` H x W bool. Returns H x W bool.
-
-    >>> label_edges(np.array([[0, 0, 1, 1]]), np.ones((1, 4), bool)).tolist()
-    [[False, True, True, False]]
-    """
-    edges = np.zeros(labels.shape, dtype=bool)
-    for before, after in ((np.s_[:-1], np.s_[1:]), (np.s_[:, :-1], np.s_[:, 1:])):
-        differ = (labels[before] != labels[after]) & counted[before] & counted[after]
-        edges[before] |= differ
-        edges[after] |= differ
-    return edges
 
 
 def boundary_counts(

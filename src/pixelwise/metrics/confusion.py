@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from pixelwise.classes import IGNORE
-from pixelwise.errors import DataError
+from pixelwise.core.classes import IGNORE
+from pixelwise.core.errors import DataError
 
 BLOCK = 1 << 20  # pixels counted at a time: the 64-bit codes of a large image would fill the memory
 

@@ -17,7 +17,7 @@ import numpy as np
 from scipy.sparse import coo_array, csr_array
 from scipy.sparse.csgraph import maximum_bipartite_matching
 
-from pixelwise.errors import DataError, SettingError
+from pixelwise.core.errors import DataError, SettingError
 from pixelwise.metrics.confusion import check_pair
 
 THRESHOLDS = (0.50, 0.55, 0.60, 0.65, 0.70, 0.75, 0.80, 0.85, 0.90, 0.95)

@@ -3,16 +3,16 @@
 import inspect
 from typing import Any
 
-from pixelwise.errors import SettingError, near
+from pixelwise.core.errors import SettingError, near
 from pixelwise.models.base import Segmenter
-from pixelwise.models.deconvnet import DeconvNet
-from pixelwise.models.deeplab import DeepLabV2, DeepLabV3Plus
-from pixelwise.models.fcn import FCN8s, FCN16s, FCN32s
-from pixelwise.models.gscnn import GSCNN
-from pixelwise.models.patch import Patch, convolutionalize
-from pixelwise.models.pspnet import PSPNet
-from pixelwise.models.segnet import SegNet
-from pixelwise.models.unet import UNet
+from pixelwise.models.segmentation.deconvnet import DeconvNet
+from pixelwise.models.segmentation.deeplab import DeepLabV2, DeepLabV3Plus
+from pixelwise.models.segmentation.fcn import FCN8s, FCN16s, FCN32s
+from pixelwise.models.segmentation.gscnn import GSCNN
+from pixelwise.models.segmentation.patch import Patch, convolutionalize
+from pixelwise.models.segmentation.pspnet import PSPNet
+from pixelwise.models.segmentation.segnet import SegNet
+from pixelwise.models.segmentation.unet import UNet
 
 __all__ = [
     "GSCNN",

@@ -10,10 +10,10 @@ from functools import cached_property
 
 from torch import Tensor, nn
 
-from pixelwise.errors import ModelError, SettingError
-from pixelwise.geometry import Geometry
+from pixelwise.core.errors import ModelError, SettingError
+from pixelwise.geometry.reach import Geometry
+from pixelwise.geometry.tracing import trace_geometry
 from pixelwise.layers import pad_to_stride
-from pixelwise.tracing import trace_geometry
 
 SIZED_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)  # cannot train on one value a channel
 
@@ -60,6 +60,18 @@ class Segmenter(nn.Module, ABC):
         height, width = images.shape[-2:]
         outputs = self.outputs_of(pad_to_stride(images, self.stride))
         return {name: values[..., :height, :width] for name, values in outputs.items()}
+
+    def input_size(self, output_size: int) -> int:
+        """Side in pixels of the smallest image whose outputs have at least that side: the same, where it is padded."""
+        return output_size
+
+    def output_size(self, input_size: int) -> int:
+        """Side in pixels of the outputs for an image of that side: the same, where it is padded.
+
+        Raises:
+            ModelError: the network cannot take that size.
+        """
+        return input_size
 
     @abstractmethod
     def outputs_of(self, images: Tensor) -> dict[str, Tensor]:

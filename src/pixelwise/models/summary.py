@@ -9,11 +9,11 @@ from pydantic import ValidationError
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from pixelwise.config import ModelSettings
-from pixelwise.errors import SettingError
-from pixelwise.geometry import Geometry
+from pixelwise.core.config import ModelSettings
+from pixelwise.core.errors import SettingError
+from pixelwise.geometry.reach import Geometry
+from pixelwise.geometry.tracing import Layer, totals, trace_layers
 from pixelwise.models import MODELS, build
-from pixelwise.tracing import Layer, totals, trace_layers
 
 
 @dataclass(frozen=True)

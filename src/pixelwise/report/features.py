@@ -19,13 +19,13 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from pixelwise.data.sources import Source, open_source
-from pixelwise.errors import SettingError, near
-from pixelwise.inference import cut, planes_of
-from pixelwise.page import Page
-from pixelwise.pictures import STRETCH, to_display
-from pixelwise.predict import Predictor
-from pixelwise.tracing import Layer, trace_layers
+from pixelwise.core.errors import SettingError, near
+from pixelwise.data.files.sources import Source, open_source
+from pixelwise.data.pixels.pictures import STRETCH, to_display
+from pixelwise.geometry.tracing import Layer, trace_layers
+from pixelwise.prediction.page import Page
+from pixelwise.prediction.predictor import Predictor
+from pixelwise.prediction.runner import cut, planes_of
 
 SIDE = 512  # pixels; a larger image is cropped to so many, as the network sees them
 COLUMNS = 8  # feature maps of a layer

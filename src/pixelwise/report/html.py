@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from pixelwise import pictures
-from pixelwise.classes import IGNORE, ClassMap
-from pixelwise.files import write_text
+from pixelwise.core.classes import IGNORE, ClassMap
+from pixelwise.core.files import write_text
+from pixelwise.data.pixels import pictures
 from pixelwise.report import figures
 
 PICTURE_SIDE = 480  # pixels, at most, of a case's pictures

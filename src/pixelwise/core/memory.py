@@ -1,0 +1,96 @@
+"""What this process holds, and what it may hold."""
+
+import ctypes
+import gc
+import re
+import sys
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+
+import psutil
+
+from pixelwise.core.errors import SettingError
+
+_UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
+_FREE_SHARE = 0.6  # of the free memory that is taken without being told
+_LEAST = 256 * 2**20  # bytes that are taken even where little is free: the system may still make room
+
+
+def peak_ram_bytes() -> int:
+    """The most memory that this process has held so far."""
+    if sys.platform == "win32":
+        return int(psutil.Process().memory_info().peak_wset)
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return int(peak if sys.platform == "darwin" else peak * 1024)  # macOS counts bytes, Linux kibibytes
+
+
+def held_bytes() -> int:
+    """The memory that this process holds now."""
+    return int(psutil.Process().memory_info().rss)
+
+
+def default_limit() -> int:
+    """Bytes that this process may hold where nobody says: what it has, and a good half of what is free."""
+    return held_bytes() + max(int(_FREE_SHARE * psutil.virtual_memory().available), _LEAST)
+
+
+def parse_size(text: str) -> int:
+    """A size as people write it -> bytes.
+
+    Raises:
+        SettingError: it is none.
+
+    >>> parse_size("2GiB"), parse_size("1.5 MB"), parse_size("800m")
+    (2147483648, 1500000, 800000000)
+    """
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]?i?)b?\s*", text.lower())
+    if not match or match[2] not in _UNITS:
+        raise SettingError(f'"{text}" is no size; write a number and a unit, as in 2GiB or 800MB.')
+    return int(float(match[1]) * _UNITS[match[2]])
+
+
+def size_text(size: float) -> str:
+    """Bytes for people.
+
+    >>> size_text(3 * 2**30), size_text(5 * 2**20)
+    ('3.0 GiB', '5 MiB')
+    """
+    return f"{size / 2**30:.1f} GiB" if size >= 2**30 else f"{size / 2**20:.0f} MiB"
+
+
+def release_free_memory() -> None:
+    """Give what was freed back to the system, where the C library would keep it (Linux with glibc)."""
+    gc.collect()
+    if sys.platform == "linux":
+        with suppress(OSError, AttributeError):
+            ctypes.CDLL(None).malloc_trim(0)
+
+
+def growth(work: Callable[[], object], seconds: float = 0.002) -> int:
+    """Bytes by which the memory of this process grows at most while `work` runs, by looking at it often.
+
+    What was freed before and is used again does not show; so work that was done before grows less.
+    """
+    process = psutil.Process()
+    before = most = process.memory_info().rss
+    done = threading.Event()
+
+    def watch() -> None:
+        nonlocal most
+        while not done.is_set():
+            most = max(most, process.memory_info().rss)
+            time.sleep(seconds)
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    try:
+        work()
+    finally:
+        most = max(most, process.memory_info().rss)
+        done.set()
+        watcher.join()
+    return most - before

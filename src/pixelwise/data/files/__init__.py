@@ -1,0 +1,1 @@
+"""Image files: readers and writers of whole images, sources and sinks of windows."""

@@ -1,0 +1,151 @@
+"""Files of one page: PNG, JPEG, BMP, GIF, WebP and portable maps, read by Pillow.
+
+An error raised here ends a sentence that begins with the file's path: `readers` puts it before.
+"""
+
+import math
+import re
+import struct
+import threading
+import warnings
+from contextlib import suppress
+from typing import Any, BinaryIO
+
+import imagecodecs
+import numpy as np
+from PIL import (
+    BmpImagePlugin,
+    GifImagePlugin,
+    JpegImagePlugin,
+    PngImagePlugin,
+    PpmImagePlugin,
+    WebPImagePlugin,
+)
+
+from pixelwise.core.errors import DataError
+
+# Name -> how a file begins, and Pillow's reader. The reader is called directly, because Image.open refuses
+# large images by a limit that holds for the whole process.
+RASTER_FORMATS: dict[str, tuple[re.Pattern[bytes], Any]] = {
+    "PNG": (re.compile(rb"\x89PNG\r\n\x1a\n"), PngImagePlugin.PngImageFile),
+    "JPEG": (re.compile(rb"\xff\xd8\xff"), JpegImagePlugin.JpegImageFile),
+    "BMP": (re.compile(rb"BM"), BmpImagePlugin.BmpImageFile),
+    "GIF": (re.compile(rb"GIF8[79]a"), GifImagePlugin.GifImageFile),
+    "WebP": (re.compile(rb"RIFF....WEBP", re.DOTALL), WebPImagePlugin.WebPImageFile),
+    "PNM": (re.compile(rb"P[1-6]\s"), PpmImagePlugin.PpmImageFile),
+}
+
+# Pillow's mode of a file, and the mode as which its image is read: no palette, no alpha, no print colours.
+_MODES = {mode: mode for mode in ("1", "L", "RGB", "I", "I;16", "I;16B")} | {
+    "LA": "L",
+    "P": "RGB",
+    "RGBA": "RGB",
+    "RGBX": "RGB",
+    "CMYK": "RGB",
+    "YCbCr": "RGB",
+}
+_DEEP_CHANNELS = {2: 3, 4: 1, 6: 3}  # colour type of a PNG (RGB, grey + alpha, RGBA) -> channels but alpha
+_ORIENTATION_TAG = 0x0112
+
+# Filters of warnings belong to the process: two threads must not swap them at once.
+_WARNINGS_LOCK = threading.Lock()
+
+
+class RasterSource:
+    """The one page of an open file, not yet decoded."""
+
+    def __init__(self, handle: BinaryIO, name: str, plugin: Any) -> None:
+        self._handle = handle
+        self._is_png = name == "PNG"
+        chunks = _png_chunks(handle) if self._is_png else {}
+        if b"acTL" in chunks:
+            raise _animation()
+        self._image, self.orientation = _header(handle, plugin, chunks.get(b"eXIf"))
+        _check_kind(self._image, name)
+        self._depth, self._color_type = chunks[b"IHDR"][8:10] if self._is_png else (8, 0)
+        self._is_deep_color = self._depth == 16 and self._color_type in _DEEP_CHANNELS
+        self.shape, self.dtype = self._shape_and_dtype()
+        self.bytes_needed = math.prod(self.shape) * self.dtype.itemsize
+
+    def _shape_and_dtype(self) -> tuple[tuple[int, int, int, int], np.dtype]:
+        width, height = self._image.size
+        mode = _MODES[self._image.mode]
+        if self._is_deep_color:
+            return (1, height, width, _DEEP_CHANNELS[self._color_type]), np.dtype(np.uint16)
+        dtype = np.dtype(np.uint16 if mode.startswith("I") else np.uint8)
+        return (1, height, width, 3 if mode == "RGB" else 1), dtype
+
+    def image(self) -> np.ndarray:
+        """P x H x W x C, colours resolved."""
+        if self._is_deep_color:  # Pillow would keep the upper eight bits only
+            self._handle.seek(0)
+            return self._shaped(imagecodecs.png_decode(self._handle.read()))
+        image = self._loaded()
+        mode = _MODES[image.mode]
+        image.info.pop("transparency", None)  # dropping it by `convert` raises a warning
+        return self._shaped(np.asarray(image if mode == image.mode else image.convert(mode)))
+
+    def labels(self) -> np.ndarray:
+        """P x H x W x C, numbers as they are stored: the indices of a palette."""
+        if self._image.mode == "P":
+            return self._shaped(np.asarray(self._loaded()))
+        if self._depth in (2, 4) and self._color_type == 0:  # which Pillow stretches to 255
+            return self.image() // (255 // (2**self._depth - 1))
+        return self.image()
+
+    def _shaped(self, pixels: np.ndarray) -> np.ndarray:
+        _, height, width, channels = self.shape
+        pixels = pixels.reshape(1, height, width, -1)
+        return pixels[..., :channels].astype(self.dtype, copy=False)
+
+    def _loaded(self) -> Any:
+        if self._is_png:  # Pillow decodes without a look at the checksums
+            self._handle.seek(0)
+            PngImagePlugin.PngImageFile(self._handle).verify()
+        self._image.load()
+        return self._image
+
+
+def _header(handle: BinaryIO, plugin: Any, png_exif: bytes | None) -> tuple[Any, int]:
+    """Pillow's image, not yet decoded, and its orientation."""
+    handle.seek(0)
+    with _WARNINGS_LOCK, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of damaged EXIF, which leaves an image as it lies
+        image = plugin(handle)
+        if png_exif is not None:  # it may lie behind the pixels, where Pillow finds it too late
+            image.info["exif"] = b"Exif\x00\x00" + png_exif
+        orientation: Any = None
+        with suppress(Exception):
+            orientation = image.getexif().get(_ORIENTATION_TAG)
+    return image, orientation if orientation in range(1, 9) else 1
+
+
+def _check_kind(image: Any, name: str) -> None:
+    if getattr(image, "is_animated", False):
+        raise _animation()
+    if name == "PNM" and image.tile[0][0] != "raw":
+        # Pillow would stretch the values to 255, which changes labels.
+        raise DataError("is a portable map as text or of an odd maximum, which is not read. Convert it to PNG.")
+    if image.mode not in _MODES:
+        raise DataError(f"has colours of the kind {image.mode}, which are not read. Convert it to RGB.")
+
+
+def _animation() -> DataError:
+    return DataError("is an animation, and its frames are not pages. Save them as a TIFF stack.")
+
+
+def _png_chunks(handle: BinaryIO) -> dict[bytes, bytes]:
+    """The kinds of chunks of a PNG, all up to its last; with the data of those that matter here."""
+    chunks: dict[bytes, bytes] = {}
+    handle.seek(8)
+    while b"IEND" not in chunks:
+        header = handle.read(8)
+        if len(header) < 8:
+            raise DataError("is truncated: the PNG breaks off before its end mark. Copy or export it again.")
+        length, kind = struct.unpack(">I4s", header)
+        start = handle.tell()
+        chunks[kind] = handle.read(min(length, 2**16)) if kind in (b"IHDR", b"eXIf") else b""
+        handle.seek(start + length + 4)
+    if len(chunks.get(b"IHDR", b"")) != 13:
+        raise DataError("is damaged: the PNG has no header. Copy or export it again.")
+    return chunks

@@ -1,0 +1,411 @@
+"""Masks and probabilities too large for memory, written by tile: an OME-Zarr that grows, and a TIFF made from it.
+
+P pages, K channels, H height, W width. A Zarr that is not complete is a valid image all the same: tiles that are
+not done are 0, and its attributes say `"complete": false`.
+"""
+
+import json
+import math
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tifffile
+import zarr
+from zarr.codecs import BloscCodec
+from zarr.storage import LocalStore
+
+from pixelwise.core.classes import ClassMap
+from pixelwise.core.errors import OutputError, RunError
+from pixelwise.core.files import cannot_write, whole, write_json
+from pixelwise.data.files.physical import zarr_pixel_size
+
+_SMALLEST_LEVEL = 512  # pixels of the longer side at which a pyramid ends
+_TYPES = ("uint8", "uint16", "float16")
+_TIFF_TILE = 512
+_METADATA = "zarr.json"
+_OURS = "pixelwise"  # the attribute in which a Zarr of ours says what it is
+_DONE = ".done"  # in the folder of level 0, where readers of Zarr see chunks and nothing else
+
+Progress = Callable[[int, int], None]
+
+
+class ZarrMask:
+    """An OME-Zarr 0.5 image of class indices or probabilities that is written tile by tile and can be resumed.
+
+    Dimensions are C (K channels, if there are any), Z (pages, if there are several), Y, X. Make one by `create`
+    or `resume`, `write` every tile, then `finish`. One thread at a time may write. The end of the process at any
+    moment, even by SIGKILL, leaves whole chunks, and a tile counts as done only when its pixels are in place.
+
+    Attributes:
+        path: the folder.
+        done: numbers of the tiles that are written.
+        complete: `finish` has ended; nothing is left to write.
+        details: that `finish` was told to keep.
+        axes: of the array: "yx", "zyx", "cyx" or "czyx".
+        levels: the array, and, once complete, the smaller ones of its pyramid.
+        pixel_size: in micrometres, or None.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     mask = ZarrMask.create(Path(folder) / "a.zarr", 1, 4, 6, "uint8", chunk=2, job={"tile": 4})
+    ...     mask.write(0, 0, 0, 0, np.ones((4, 4), np.uint8))
+    ...     again = ZarrMask.resume(Path(folder) / "a.zarr", {"tile": 4})
+    ...     again.done, again.levels[0][0].tolist()
+    ({0}, [1, 1, 1, 1, 0, 0])
+    """
+
+    def __init__(self, path: Path, attributes: Mapping[str, Any], done: set[int]) -> None:
+        """Open the folder of a Zarr of ours; `create` and `resume` are the ways to one."""
+        self.path = path
+        self.done = done
+        self.complete: bool = attributes[_OURS]["complete"]
+        self.details: Mapping[str, Any] = attributes[_OURS].get("details", {})
+        self._attributes = attributes
+        multiscale = attributes["ome"]["multiscales"][0]
+        self.axes = "".join(axis["name"] for axis in multiscale["axes"])
+        self.pixel_size = zarr_pixel_size(multiscale)
+        self.levels = [_open_level(path / str(number)) for number in range(len(multiscale["datasets"]))]
+
+    @classmethod
+    def create(
+        cls,
+        path: Path,
+        pages: int,
+        height: int,
+        width: int,
+        dtype: str | np.dtype,
+        chunk: int,
+        job: Mapping[str, Any],
+        channels: int | None = None,
+        pixel_size: float | None = None,
+        classes: ClassMap | None = None,
+        replace: bool = False,
+    ) -> "ZarrMask":
+        """Make the folder, which appears as a whole.
+
+        Args:
+            path: the folder; the one above is made if it is missing.
+            pages: P.
+            height: H.
+            width: W.
+            dtype: uint8, uint16 or float16.
+            chunk: side of a chunk in pixels. Tiles that cover whole chunks are written without reading.
+            job: what the pixels depend on, for JSON: the image with its size and date, the weights, settings, tiles.
+            channels: K of probabilities; None for class indices.
+            pixel_size: side of a pixel in micrometres.
+            classes: names and colours, which viewers show.
+            replace: delete what is at `path`, if it is a Zarr of ours.
+
+        Raises:
+            OutputError: something is at `path`; another type; the folder cannot be written.
+        """
+        if np.dtype(dtype).name not in _TYPES:
+            raise OutputError(f"{path}: masks are stored as {', '.join(_TYPES)}, not as {np.dtype(dtype).name}.")
+        _check_target(path, replace)
+        axes = ("c" if channels else "") + ("z" if pages > 1 else "") + "yx"
+        shape = tuple({"c": channels or 1, "z": pages, "y": height, "x": width}[axis] for axis in axes)
+        own = {"complete": False, "job": dict(job)}
+        attributes = {"ome": _ome(path.stem, axes, 1, pixel_size, None if channels else classes), _OURS: own}
+        temporary, old = (path.with_name(f".{path.name}.{os.getpid()}.{kind}") for kind in ("part", "old"))
+        with _writing(path):
+            try:
+                temporary.mkdir(parents=True)
+                _make_level(temporary / "0", axes, shape, np.dtype(dtype), chunk)
+                _write_attributes(temporary, attributes)
+                if path.exists():
+                    path.replace(old)
+                temporary.rename(path)
+            finally:
+                shutil.rmtree(temporary, ignore_errors=True)
+            shutil.rmtree(old, ignore_errors=True)
+        return cls(path, attributes, set())
+
+    @staticmethod
+    def job_of(path: Path) -> dict[str, Any] | None:
+        """The job of a Zarr of ours, or None where there is none."""
+        attributes = _our_attributes(path)
+        return None if attributes is None else attributes[_OURS]["job"]
+
+    @classmethod
+    def resume(cls, path: Path, job: Mapping[str, Any]) -> "ZarrMask":
+        """Open what an earlier process began, or ended.
+
+        Raises:
+            RunError: there is no Zarr of ours at `path`, or its job is another; the message says what differs.
+            OutputError: the folder cannot be written.
+        """
+        attributes = _our_attributes(path)
+        if attributes is None:
+            raise RunError(f"{path}: holds no prediction that could be resumed. Start it without --resume.")
+        differences = _differences(attributes[_OURS]["job"], json.loads(json.dumps(job)))
+        if differences:
+            raise RunError(
+                f"{path}: was begun with other input or settings: {'; '.join(differences)}. Repeat those, or start "
+                "anew without --resume."
+            )
+        with _writing(path):
+            return cls(path, attributes, _read_done(path / "0" / _DONE))
+
+    def write(self, number: int, page: int, y0: int, x0: int, mask: np.ndarray) -> None:
+        """Write the pixels of tile `number` at (y0, x0), then note that it is done.
+
+        `mask` is h x w, or K x h x w where there are channels, of the type that `create` was given.
+
+        Raises:
+            OutputError: the disk is full or the folder cannot be written; all tiles before stay valid.
+            RunError: a chunk that the tile shares with others is damaged.
+        """
+        level = self.levels[0]
+        assert mask.dtype == level.dtype, (mask.dtype, level.dtype)
+        assert mask.ndim == 2 + ("c" in self.axes), mask.shape
+        y1, x1 = y0 + mask.shape[-2], x0 + mask.shape[-1]
+        assert 0 <= y0 < y1 <= level.shape[-2], (y0, y1, level.shape)
+        assert 0 <= x0 < x1 <= level.shape[-1], (x0, x1, level.shape)
+        places: dict[str, int | slice] = {"c": slice(None), "z": page, "y": slice(y0, y1), "x": slice(x0, x1)}
+        with _writing(self.path):
+            level[tuple(places[axis] for axis in self.axes)] = mask
+            with (self.path / "0" / _DONE).open("ab") as record:
+                record.write(b"%d\n" % number)
+        self.done.add(number)
+
+    def finish(self, progress: Progress | None = None, details: Mapping[str, Any] | None = None) -> None:
+        """Add the pyramid, of every second pixel again and again, and mark the Zarr complete.
+
+        `progress` is called with (chunks done, all chunks); `details`, for JSON, are kept.
+
+        Raises:
+            OutputError: the disk is full or the folder cannot be written; it can be finished again later.
+            RunError: a chunk is damaged.
+        """
+        if self.complete:
+            return
+        with _writing(self.path):
+            shapes = _pyramid(self.levels[0].shape)
+            self.levels = [self.levels[0], *self._make_levels(shapes[1:], progress)]
+            multiscale = _multiscale(self.path.stem, self.axes, len(shapes), self.pixel_size)
+            ome = {**self._attributes["ome"], "multiscales": [multiscale]}
+            self.details = dict(details or {})
+            own = {**self._attributes[_OURS], "complete": True, "details": self.details}
+            _write_attributes(self.path, {"ome": ome, _OURS: own})
+            self.complete = True
+            (self.path / "0" / _DONE).unlink(missing_ok=True)
+            _remove_torn(self.path)
+
+    def _make_levels(self, shapes: Sequence[tuple[int, ...]], progress: Progress | None) -> list[zarr.Array]:
+        levels = [self.levels[0]]
+        for number, shape in enumerate(shapes, start=1):
+            shutil.rmtree(self.path / str(number), ignore_errors=True)  # of a process that ended here
+            _make_level(self.path / str(number), self.axes, shape, levels[0].dtype, max(levels[0].chunks))
+            levels.append(_open_level(self.path / str(number)))
+        total, done = sum(math.prod(level.cdata_shape) for level in levels[1:]), 0
+        for fine, coarse in pairwise(levels):
+            for planes, y, x in _chunk_windows(coarse):
+                part = fine[_window(planes, slice(2 * y.start, 2 * y.stop), slice(2 * x.start, 2 * x.stop))]
+                coarse[_window(planes, y, x)] = np.asarray(part)[::2, ::2]
+                done += 1
+                if progress:
+                    progress(done, total)
+        return levels[1:]
+
+
+def write_pyramid_tiff(
+    path: Path,
+    mask: ZarrMask,
+    palette: Sequence[int] | None = None,
+    job: str | None = None,
+    progress: Progress | None = None,
+) -> None:
+    """Assemble a tiled BigTIFF from a complete Zarr, with its pyramid as sub-images and its pixel size.
+
+    `palette` is flat RGB of 256 colours, as `ClassMap.palette`, for class indices of 8 bits. `job` is kept for
+    `writers.job_of`; `progress` is called with (rows done, all rows) of each level.
+    Axes are those of the Zarr in the same order. In memory are four times 512 rows at most.
+
+    Raises:
+        OutputError: the file cannot be written. RunError: the Zarr is not complete, or damaged.
+    """
+    if not mask.complete:
+        raise RunError(f"{mask.path}: is not complete, so no TIFF can be made from it. Resume the prediction first.")
+    base = mask.levels[0]
+    options: dict[str, Any] = {"photometric": "minisblack"}
+    if palette is not None and base.dtype == np.uint8 and "c" not in mask.axes:
+        options = {"photometric": "palette", "colormap": np.array(palette, np.uint16).reshape(256, 3).T * 257}
+    with whole(path) as temporary, tifffile.TiffWriter(temporary, bigtiff=True) as writer:
+        for number, level in enumerate(mask.levels):
+            if mask.pixel_size is not None:
+                scale = 10000 / (mask.pixel_size * 2**number)
+                options |= {"resolution": (scale, scale), "resolutionunit": "CENTIMETER"}
+            writer.write(
+                _tiff_tiles(mask.path, level, progress),
+                shape=level.shape,
+                dtype=level.dtype,
+                tile=(_TIFF_TILE, _TIFF_TILE),
+                compression="zlib",
+                compressionargs={"level": 1},
+                maxworkers=1,  # with more, tifffile would take in many tiles ahead
+                software=False,
+                metadata={"axes": mask.axes.upper(), **({"pixelwise": job} if job else {})} if number == 0 else None,
+                subifds=len(mask.levels) - 1 if number == 0 and len(mask.levels) > 1 else None,
+                subfiletype=0 if number == 0 else 1,
+                **options,
+            )
+
+
+def _tiff_tiles(path: Path, level: zarr.Array, progress: Progress | None) -> Iterator[np.ndarray]:
+    """Tiles of an array, row by row of each of its planes; those at the edges may be smaller."""
+    for number in np.ndindex(level.shape[:-2]):
+        for y0 in range(0, level.shape[-2], _TIFF_TILE):
+            if progress:
+                progress(y0, level.shape[-2])
+            with _writing(path):
+                rows = np.asarray(level[*number, y0 : y0 + _TIFF_TILE])
+            for x0 in range(0, level.shape[-1], _TIFF_TILE):
+                yield rows[:, x0 : x0 + _TIFF_TILE]
+            del rows  # before the next ones are read
+
+
+def _check_target(path: Path, replace: bool) -> None:
+    if not path.exists() and not path.is_symlink():
+        return
+    if not replace:
+        raise OutputError(f"{path}: exists already. Resume it, replace it, or choose another folder.")
+    if path.is_symlink() or _our_attributes(path) is None:
+        raise OutputError(f"{path}: is not a Zarr that pixelwise wrote, so it is left alone. Choose another folder.")
+
+
+def _our_attributes(path: Path) -> dict[str, Any] | None:
+    """Attributes of a Zarr that `ZarrMask` made; None for anything else."""
+    try:
+        attributes = json.loads((path / _METADATA).read_bytes())["attributes"]
+        is_ours = isinstance(attributes[_OURS]["job"], dict) and "multiscales" in attributes["ome"]
+    except (OSError, ValueError, LookupError, TypeError):
+        return None
+    return attributes if is_ours else None
+
+
+def _write_attributes(folder: Path, attributes: Mapping[str, Any]) -> None:
+    write_json(folder / _METADATA, {"zarr_format": 3, "node_type": "group", "attributes": attributes})
+
+
+def _differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """What two jobs differ in, named by dotted keys.
+
+    >>> _differences({"tile": 512, "image": {"size": 1}}, {"tile": 512, "image": {"size": 2}})
+    ['image.size was 1 and is 2']
+    """
+    found = []
+    for key in dict.fromkeys((*old, *new)):
+        before, after = old.get(key, "absent"), new.get(key, "absent")
+        if isinstance(before, dict) and isinstance(after, dict):
+            found += _differences(before, after, f"{prefix}{key}.")
+        elif before != after:
+            found.append(f"{prefix}{key} was {before} and is {after}")
+    return found
+
+
+def _read_done(record: Path) -> set[int]:
+    """Numbers in the record; the last line counts only if it was written to its end, and else is cut off."""
+    content = record.read_bytes() if record.exists() else b""
+    end = content.rfind(b"\n") + 1
+    if end < len(content):
+        os.truncate(record, end)
+    return {int(line) for line in content[:end].splitlines() if line.isdigit()}
+
+
+def _remove_torn(folder: Path) -> None:
+    """Delete the temporary files that zarr leaves where a process ended within a write."""
+    for path in folder.glob("**/*.partial"):
+        path.unlink(missing_ok=True)
+
+
+def _pyramid(shape: tuple[int, ...]) -> list[tuple[int, ...]]:
+    """Shapes of all levels, the full one first.
+
+    >>> _pyramid((2, 1025, 600))
+    [(2, 1025, 600), (2, 513, 300), (2, 257, 150)]
+    """
+    shapes = [shape]
+    while max(shapes[-1][-2:]) > _SMALLEST_LEVEL:
+        *others, height, width = shapes[-1]
+        shapes.append((*others, -(-height // 2), -(-width // 2)))
+    return shapes
+
+
+def _chunk_windows(level: zarr.Array) -> Iterator[tuple[tuple[int, ...], slice, slice]]:
+    """Numbers of the plane, rows and columns of each chunk."""
+    side_y, side_x = level.chunks[-2:]
+    height, width = level.shape[-2:]
+    for number in np.ndindex(level.shape[:-2]):
+        for y0 in range(0, height, side_y):
+            for x0 in range(0, width, side_x):
+                yield number, slice(y0, min(y0 + side_y, height)), slice(x0, min(x0 + side_x, width))
+
+
+def _window(planes: tuple[int, ...], y: slice, x: slice) -> tuple[int | slice, ...]:
+    return (*planes, y, x)
+
+
+def _make_level(folder: Path, axes: str, shape: tuple[int, ...], dtype: np.dtype, chunk: int) -> None:
+    zarr.create_array(
+        LocalStore(folder),
+        shape=shape,
+        dtype=dtype,
+        chunks=(*[1] * (len(shape) - 2), *[min(chunk, size) for size in shape[-2:]]),
+        compressors=BloscCodec(
+            typesize=dtype.itemsize, cname="zstd", clevel=1, shuffle="noshuffle" if dtype.itemsize == 1 else "shuffle"
+        ),
+        fill_value=0,
+        dimension_names=list(axes),
+    )
+
+
+def _open_level(folder: Path) -> zarr.Array:
+    # Zarr would compare every chunk with 0 to leave out the empty ones, which takes longer than to compress them.
+    level = zarr.open_array(store=LocalStore(folder), mode="r+", zarr_format=3)
+    return level.with_config({"write_empty_chunks": True})
+
+
+def _ome(name: str, axes: str, levels: int, pixel_size: float | None, classes: ClassMap | None) -> dict[str, Any]:
+    """OME-Zarr 0.5 attributes of an image of classes or probabilities."""
+    ome: dict[str, Any] = {"version": "0.5", "multiscales": [_multiscale(name, axes, levels, pixel_size)]}
+    if classes is not None:
+        colors = [{"label-value": number, "rgba": [*color, 255]} for number, color in enumerate(classes.colors)]
+        names = [{"label-value": number, "class": text} for number, text in enumerate(classes.names)]
+        ome["image-label"] = {"version": "0.5", "colors": colors, "properties": names}
+    return ome
+
+
+def _multiscale(name: str, axes: str, levels: int, pixel_size: float | None) -> dict[str, Any]:
+    kinds: dict[str, dict[str, str]] = {"c": {"type": "channel"}}
+    if pixel_size is not None:
+        kinds |= {axis: {"type": "space", "unit": "micrometer"} for axis in "yx"}
+    datasets = []
+    for level in range(levels):
+        side = (pixel_size or 1.0) * 2**level
+        scale = [side if axis in "yx" else 1.0 for axis in axes]
+        datasets.append({"path": str(level), "coordinateTransformations": [{"type": "scale", "scale": scale}]})
+    described = [{"name": axis, **kinds.get(axis, {"type": "space"})} for axis in axes]
+    return {"name": name, "axes": described, "datasets": datasets, "type": "nearest"}
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    """Say what a failed write means for the Zarr at `path`; the system's error may lie below zarr's own."""
+    try:
+        yield
+    except (OutputError, RunError):
+        raise
+    except Exception as error:  # a codec raises nearly any type on a damaged chunk
+        cause: BaseException | None = error
+        while cause is not None and not isinstance(cause, OSError):
+            cause = cause.__cause__ or cause.__context__
+        if cause is not None:
+            raise cannot_write(path, cause) from error
+        reason = str(error) or type(error).__name__
+        raise RunError(f"{path}: holds a damaged part ({reason}). Start it anew without --resume.") from error

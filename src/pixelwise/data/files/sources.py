@@ -1,0 +1,413 @@
+"""Images by window, so that one larger than the memory can be read: TIFF and Zarr by chunks, other files whole.
+
+P pages, C channels, H height, W width. A chunk is what a file stores as one piece: a tile or a strip of a TIFF, a
+chunk of a Zarr. Chunks that were decoded last are kept, up to a number of bytes, because tiles overlap.
+"""
+
+import io
+import math
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import psutil
+import tifffile
+
+from pixelwise.core.errors import DataError
+from pixelwise.data.files.physical import tiff_pixel_size
+from pixelwise.data.files.readers import check_pixels, image_dtype, image_info, read_errors, read_image
+from pixelwise.data.files.tiff import TIFF_MAGIC, TiffSource, check_axes
+from pixelwise.data.files.zarrs import ZarrImage, is_zarr, open_zarr
+
+__all__ = ["Source", "is_zarr", "open_source"]
+
+_CACHE_BYTES = 256 * 2**20
+# Smaller chunks are decoded several at a time: a call costs as much as 100,000 pixels.
+_LEAST_BLOCK = 512
+
+Span = tuple[int, int]
+_Page = tifffile.TiffPage | tifffile.TiffFrame
+
+
+class Source(Protocol):
+    """An open image. One thread at a time may read, and not only the one that opened it."""
+
+    pages: int
+    height: int
+    width: int
+    channels: int
+    dtype: np.dtype
+    pixel_size: float | None  # micrometres; None where the file does not tell, or rows and columns differ
+    streams: bool  # False: the pixels lie in memory as a whole
+    bytes_needed: int  # what it holds in memory at most, beside what `read` returns
+
+    def read(self, page: int, y0: int, y1: int, x0: int, x1: int) -> np.ndarray:
+        """Pixels of a window, (y1 - y0) x (x1 - x0) x C, equal to `read_image(path)[page][y0:y1, x0:x1]`.
+
+        Raises:
+            DataError: this part of the file is damaged or missing; the message says which.
+        """
+        ...
+
+
+@contextmanager
+def open_source(
+    path: Path, axes: str | None = None, cache_bytes: int = _CACHE_BYTES, largest: int | None = None
+) -> Iterator[Source]:
+    """Open an image to be read by window.
+
+    Read by chunks: TIFF, BigTIFF and OME-TIFF (the first image, at full resolution) that are tiled, striped or
+    uncompressed; Zarr arrays and OME-Zarr images (the first, at full resolution), which are folders. Everything
+    else is read whole by `read_image` and given by the same interface.
+
+    Args:
+        path: a file, or a folder of which `is_zarr` is true.
+        axes: names the dimensions, as in `read_image`; a Zarr array without metadata needs it as well.
+        cache_bytes: decoded chunks that are kept, in bytes.
+        largest: bytes that a file may take which must be read whole; None: as many as the machine has.
+
+    Raises:
+        DataError: no such file, not an image, unclear axes, no pixels, a chunk larger than the memory.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     tifffile.imwrite(Path(folder) / "a.tif", np.arange(64 * 64, dtype="u2").reshape(64, 64), tile=(16, 16))
+    ...     with open_source(Path(folder) / "a.tif") as source:
+    ...         source.streams, source.read(0, 1, 3, 62, 64)[..., 0].tolist()
+    (True, [[126, 127], [190, 191]])
+    """
+    with ExitStack() as stack:
+        source: Source | None = None
+        with read_errors(path):
+            check_axes(axes)
+            if is_zarr(path):
+                source = _ZarrWindows(path, open_zarr(path, axes), cache_bytes)
+            elif path.is_file():
+                source = _open_tiff(path, axes, cache_bytes, stack)
+        yield source or _Whole(path, axes, largest)
+
+
+class _Whole:
+    """An image in memory."""
+
+    streams = False
+
+    def __init__(self, path: Path, axes: str | None, largest: int | None) -> None:
+        if largest is not None:
+            _check_size(path, axes, largest)
+        self._image = read_image(path, axes)
+        self.pixel_size = _pixel_size(path)
+        self.pages, self.height, self.width, self.channels = self._image.shape
+        self.dtype = self._image.dtype
+        self.bytes_needed = self._image.nbytes
+
+    def read(self, page: int, y0: int, y1: int, x0: int, x1: int) -> np.ndarray:
+        return self._image[page, y0:y1, x0:x1]
+
+
+def _check_size(path: Path, axes: str | None, largest: int) -> None:
+    info = image_info(path, axes)
+    size = info.pages * info.height * info.width * info.channels * info.dtype.itemsize
+    if size > largest:
+        raise DataError(
+            f"{path}: can only be read as a whole, which takes {size / 2**20:,.0f} MiB, and "
+            f"{max(largest, 0) / 2**20:,.0f} MiB of memory are left. Save it as a tiled TIFF or a Zarr, or "
+            "allow more memory."
+        )
+
+
+def _pixel_size(path: Path) -> float | None:
+    """Of a TIFF in micrometres; other files that are read whole do not tell."""
+    with path.open("rb") as handle:
+        if not TIFF_MAGIC.match(handle.read(4)):
+            return None
+        handle.seek(0)
+        with read_errors(path), tifffile.TiffFile(handle) as file:
+            return tiff_pixel_size(file)
+
+
+class _Recent:
+    """The blocks that were used last, as many as `limit` bytes hold."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._bytes = 0
+        self._blocks: OrderedDict[Hashable, np.ndarray] = OrderedDict()
+
+    def get(self, key: Hashable, make: Callable[[], np.ndarray]) -> np.ndarray:
+        block = self._blocks.pop(key, None)
+        if block is None:
+            block = make()
+            self._bytes += block.nbytes
+        self._blocks[key] = block
+        while self._bytes > self._limit:
+            self._bytes -= self._blocks.popitem(last=False)[1].nbytes
+        return block
+
+
+def _blocks(y: Span, x: Span, step: tuple[int, int]) -> Iterator[tuple[int, int]]:
+    """Row and column numbers, in a grid of blocks of `step` pixels, of those that a window touches."""
+    for row in range(y[0] // step[0], -(-y[1] // step[0])):
+        for column in range(x[0] // step[1], -(-x[1] // step[1])):
+            yield row, column
+
+
+def _paste(out: np.ndarray, y: Span, x: Span, block: np.ndarray, y0: int, x0: int) -> None:
+    """Copy the part of a block at (y0, x0) of the image that lies in the window `y`, `x`, which is `out`."""
+    rows = slice(max(y[0], y0), min(y[1], y0 + block.shape[0]))
+    columns = slice(max(x[0], x0), min(x[1], x0 + block.shape[1]))
+    part = block[rows.start - y0 : rows.stop - y0, columns.start - x0 : columns.stop - x0]
+    out[rows.start - y[0] : rows.stop - y[0], columns.start - x[0] : columns.stop - x[0]] = part
+
+
+@contextmanager
+def _part_errors(path: Path, place: str, y: Span, x: Span) -> Iterator[None]:
+    """Name the part of the image that could not be read."""
+    try:
+        yield
+    except Exception as error:  # the decoders raise nearly every built-in type on damaged input
+        reason = str(error) or type(error).__name__
+        raise DataError(
+            f"{path}: rows {y[0]} to {y[1] - 1}, columns {x[0]} to {x[1] - 1}{place} cannot be read ({reason}). "
+            "It may be truncated or damaged there: copy or export it again."
+        ) from error
+
+
+def _check_block(size: int) -> None:
+    """Refuse a chunk that the header declares larger than the machine's memory."""
+    total = psutil.virtual_memory().total
+    if size > total:
+        raise DataError(
+            f"is stored in chunks of {size / 2**30:,.1f} GiB, of which one is decoded at a time, and this machine "
+            f"has {total / 2**30:,.1f} GiB of memory. Save it with smaller tiles."
+        )
+
+
+# TIFF
+
+
+class _TiffPlanes(Protocol):
+    """The planes of a TIFF, counted as in `TiffSource.planes`."""
+
+    bytes_needed: int
+
+    def window(self, plane: int, y: Span, x: Span) -> np.ndarray:
+        """Rows x columns x samples, as stored."""
+        ...
+
+
+def _open_tiff(path: Path, axes: str | None, cache_bytes: int, stack: ExitStack) -> Source | None:
+    """None for what is no TIFF, and for a TIFF that is stored as one piece or in odd dimensions."""
+    handle = stack.enter_context(path.open("rb"))
+    if not TIFF_MAGIC.match(handle.read(4)):
+        return None
+    handle.seek(0)
+    file = stack.enter_context(tifffile.TiffFile(handle))
+    source = TiffSource(file, axes)
+    check_pixels(source.shape)
+    numbers = source.planes()
+    if numbers is None or source.orientation != 1 or source.series.is_multifile:
+        return None
+    planes: _TiffPlanes
+    offset = source.series.dataoffset if source.keyframe.is_final else None
+    if offset is not None:
+        planes = _RawPlanes(path, source.series, offset, stack.enter_context(path.open("rb", buffering=0)))
+    elif len(source.series) * math.prod(source.keyframe.chunked) > 1:
+        planes = _ChunkedPlanes(path, source.series, cache_bytes)
+    else:
+        return None
+    return _TiffWindows(source, numbers, planes, tiff_pixel_size(file))
+
+
+class _TiffWindows:
+    """A TIFF by window."""
+
+    streams = True
+
+    def __init__(self, source: TiffSource, numbers: np.ndarray, planes: _TiffPlanes, pixel_size: float | None) -> None:
+        self._source, self._numbers, self._planes = source, numbers, planes
+        self._samples = source.keyframe.shaped[4]
+        self.pages, self.height, self.width, self.channels = source.shape
+        self.dtype = image_dtype(source.dtype)
+        self.pixel_size = pixel_size
+        self.bytes_needed = planes.bytes_needed
+
+    def read(self, page: int, y0: int, y1: int, x0: int, x1: int) -> np.ndarray:
+        stored = self._stored(self._numbers[page], (y0, y1), (x0, x1))
+        with np.errstate(over="ignore"):  # float64 beyond float32 is infinite
+            return np.ascontiguousarray(self._source.resolved(stored[None])[0], dtype=self.dtype)
+
+    def _stored(self, numbers: np.ndarray, y: Span, x: Span) -> np.ndarray:
+        planes, samples = np.divmod(numbers, self._samples)
+        if np.array_equal(samples, np.arange(self._samples)) and (planes == planes[0]).all():
+            return self._planes.window(int(planes[0]), y, x)
+        out = np.empty((y[1] - y[0], x[1] - x[0], len(numbers)), self._source.series.dtype)
+        for plane in np.unique(planes):
+            channels = planes == plane
+            out[..., channels] = self._planes.window(int(plane), y, x)[..., samples[channels]]
+        return out
+
+
+class _RawPlanes:
+    """Planes whose numbers lie in the file as they are, one after another."""
+
+    bytes_needed = 0
+
+    def __init__(self, path: Path, series: tifffile.TiffPageSeries, offset: int, handle: io.FileIO) -> None:
+        self._path, self._offset, self._handle = path, offset, handle
+        self._separate, _, *self._size = series.keyframe.shaped  # rows, columns, samples
+        self._dtype = series.dtype.newbyteorder(series.keyframe.parent.byteorder)
+        end = offset + math.prod(series.shape) * self._dtype.itemsize
+        size = path.stat().st_size
+        if size < end:
+            row = max(size - offset, 0) // (math.prod(self._size[1:]) * self._dtype.itemsize)
+            plane, row = divmod(row, self._size[0])
+            raise DataError(
+                f"is truncated: pixels from row {row} of page {plane // self._separate + 1} on lie beyond the end of "
+                "the file. Copy or export it again."
+            )
+
+    def window(self, plane: int, y: Span, x: Span) -> np.ndarray:
+        height, width, samples = self._size
+        out = np.empty((y[1] - y[0], x[1] - x[0], samples), self._dtype)
+        pixel = samples * self._dtype.itemsize
+        start = self._offset + ((plane * height + y[0]) * width + x[0]) * pixel
+        with _part_errors(self._path, f" of page {plane // self._separate + 1}", y, x):
+            if x == (0, width):
+                self._fill(start, out)
+            else:
+                for number, row in enumerate(out):
+                    self._fill(start + number * width * pixel, row)
+        return out
+
+    def _fill(self, start: int, out: np.ndarray) -> None:
+        self._handle.seek(start)
+        view, done = out.reshape(-1).view(np.uint8).data, 0
+        while done < len(view):  # the system gives at most 2 GiB at once
+            count = self._handle.readinto(view[done:])
+            if not count:
+                raise DataError("the file ends before its pixels do")
+            done += count
+
+
+class _ChunkedPlanes:
+    """Planes in tiles or strips, mostly compressed."""
+
+    def __init__(self, path: Path, series: tifffile.TiffPageSeries, cache_bytes: int) -> None:
+        self._path, self._series, self._page = path, series, series.keyframe
+        self._separate, _, self._height, self._width, self._samples = self._page.shaped
+        tile = (self._page.tilelength, self._page.tilewidth)
+        self._step = tile if self._page.is_tiled else (min(self._page.rowsperstrip, self._height), self._width)
+        self._columns = -(-self._width // self._step[1])
+        self._rows = -(-self._height // self._step[0])
+        block = math.prod(self._step) * self._samples * series.dtype.itemsize
+        _check_block(block)
+        self._checked_page(series[0])
+        self.bytes_needed = min(cache_bytes, math.prod(series.shape) * series.dtype.itemsize) + 2 * block
+        self._recent = _Recent(cache_bytes)
+
+    def window(self, plane: int, y: Span, x: Span) -> np.ndarray:
+        out = np.empty((y[1] - y[0], x[1] - x[0], self._samples), self._series.dtype)
+        for row, column in _blocks(y, x, self._step):
+            y0, x0 = row * self._step[0], column * self._step[1]
+            block = self._recent.get((plane, row, column), lambda: self._decode(plane, row, column))  # noqa: B023
+            _paste(out, y, x, block, y0, x0)
+        return out
+
+    def _decode(self, plane: int, row: int, column: int) -> np.ndarray:
+        """A tile without what hangs over the image's edge."""
+        y0, x0 = row * self._step[0], column * self._step[1]
+        y = y0, min(y0 + self._step[0], self._height)
+        x = x0, min(x0 + self._step[1], self._width)
+        number, separate = divmod(plane, self._separate)
+        with read_errors(self._path):
+            page = self._checked_page(self._series[number])
+        with _part_errors(self._path, f" of page {number + 1}", y, x):
+            pixels = self._decode_segment(page, (separate * self._rows + row) * self._columns + column)
+            if pixels is None:  # a tile that was never written
+                return np.full((y[1] - y[0], x[1] - x[0], self._samples), self._page.nodata, self._series.dtype)
+            return pixels[0, : y[1] - y[0], : x[1] - x[0]]
+
+    def _decode_segment(self, page: _Page, index: int) -> np.ndarray | None:
+        start, count = page.dataoffsets[index], page.databytecounts[index]
+        if not start or not count:
+            return None
+        handle = page.parent.filehandle
+        handle.seek(start)
+        data = handle.read(count)
+        if len(data) < count:
+            raise DataError("it lies beyond the end of the file")
+        tables = {"jpegtables": page.jpegtables, "jpegheader": self._page.jpegheader}
+        return self._page.decode(data, index, **tables)[0]
+
+    def _checked_page(self, page: _Page | None) -> _Page:
+        if page is None:
+            raise DataError("belongs to a set of files, and another is missing. Put it beside this one.")
+        if min(len(page.dataoffsets), len(page.databytecounts)) < math.prod(self._page.chunked):
+            raise DataError("is truncated: the list of its tiles breaks off. Copy or export it again.")
+        return page
+
+
+# Zarr
+
+
+class _ZarrWindows:
+    """A Zarr array by window."""
+
+    streams = True
+
+    def __init__(self, path: Path, image: ZarrImage, cache_bytes: int) -> None:
+        self._path, self._array, self._axes = path, image.array, image.axes
+        self._page_sizes = self._sizes("ZTI")
+        self.pages = math.prod(self._page_sizes)
+        (self.height,), (self.width,) = self._sizes("Y"), self._sizes("X")
+        self.channels = math.prod(self._sizes("CS"))
+        check_pixels((self.pages, self.height, self.width, self.channels))
+        self.dtype = image_dtype(self._array.dtype)
+        self.pixel_size = image.pixel_size
+        chunk = math.prod(self._array.chunks) * self._array.dtype.itemsize
+        _check_block(chunk)
+        total = math.prod(self._array.shape) * self._array.dtype.itemsize
+        self._step = self._block_side("Y"), self._block_side("X")
+        block = math.prod(self._step) * self.channels * self._array.dtype.itemsize
+        self.bytes_needed = min(cache_bytes, total) + 2 * max(chunk, block)
+        self._recent = _Recent(cache_bytes)
+
+    def read(self, page: int, y0: int, y1: int, x0: int, x1: int) -> np.ndarray:
+        y, x = (y0, y1), (x0, x1)
+        out = np.empty((y1 - y0, x1 - x0, self.channels), self._array.dtype)
+        for row, column in _blocks(y, x, self._step):
+            block = self._recent.get((page, row, column), lambda: self._decode(page, row, column))  # noqa: B023
+            _paste(out, y, x, block, row * self._step[0], column * self._step[1])
+        with np.errstate(over="ignore"):
+            return out.astype(self.dtype, copy=False)
+
+    def _sizes(self, axes: str) -> list[int]:
+        return [size for axis, size in zip(self._axes, self._array.shape, strict=True) if axis in axes]
+
+    def _block_side(self, axis: str) -> int:
+        index = self._axes.index(axis)
+        chunk, size = self._array.chunks[index], self._array.shape[index]
+        return max(min(chunk * -(-_LEAST_BLOCK // chunk), size), 1)
+
+    def _decode(self, page: int, row: int, column: int) -> np.ndarray:
+        y0, x0 = row * self._step[0], column * self._step[1]
+        y = y0, min(y0 + self._step[0], self.height)
+        x = x0, min(x0 + self._step[1], self.width)
+        with _part_errors(self._path, f" of page {page + 1}", y, x):
+            stored = np.asarray(self._array[self._selection(page, y, x)])
+        axes = [axis for axis in self._axes if axis in "YXCS"]
+        order = sorted(range(stored.ndim), key=lambda index: "YXCS".index(axes[index]))
+        return stored.transpose(order).reshape(y[1] - y[0], x[1] - x[0], self.channels)
+
+    def _selection(self, page: int, y: Span, x: Span) -> tuple[int | slice, ...]:
+        numbers: Iterator[int] = iter(_unravel(page, self._page_sizes))
+        windows = {"Y": slice(*y), "X": slice(*x)}
+        return tuple(next(numbers) if axis in "ZTI" else windows.get(axis, slice(None)) for axis in self._axes)
+
+
+def _unravel(number: int, sizes: Sequence[int]) -> list[int]:
+    return [int(index) for index in np.unravel_index(number, tuple(sizes))] if sizes else []

@@ -1,0 +1,222 @@
+"""TIFF files, plain, ImageJ's and OME's: the axes of their arrays, and arrays that are whole.
+
+An error raised here ends a sentence that begins with the file's path: `readers` puts it before.
+"""
+
+import logging
+import math
+import re
+import struct
+from collections.abc import Iterable
+
+import numpy as np
+import tifffile
+
+from pixelwise.core.errors import DataError
+
+# Without a handler of its own, its every remark on odd metadata would go to stderr.
+logging.getLogger("tifffile").addHandler(logging.NullHandler())
+
+TIFF_MAGIC = re.compile(rb"II[*+]\x00|MM\x00[*+]")
+
+_PAGE_AXES = "ZTI"
+_CHANNEL_AXES = "CS"
+_CLEAR_AXES = frozenset(_PAGE_AXES + _CHANNEL_AXES + "YX")
+_AXIS_ORDER = {"Y": 1, "X": 2, "C": 3, "S": 4}  # pages come before
+
+_READ_COLORS = (
+    tifffile.PHOTOMETRIC.MINISWHITE,
+    tifffile.PHOTOMETRIC.MINISBLACK,
+    tifffile.PHOTOMETRIC.RGB,
+    tifffile.PHOTOMETRIC.PALETTE,
+    tifffile.PHOTOMETRIC.MASK,
+)
+_JPEG_COMPRESSIONS = (6, 7, 34892)  # tifffile turns their YCbCr into RGB
+_ALPHA = (tifffile.EXTRASAMPLE.ASSOCALPHA, tifffile.EXTRASAMPLE.UNASSALPHA)
+_ORIENTATION_TAG = 274
+# Sizes, bits, compression, colours, description (with axes), strips, tiles, predictor, samples, JPEG tables.
+_NEEDED_TAGS = frozenset({*range(256, 260), 262, 266, 270, 273, 274, *range(277, 280), 284, 317, 320})
+_NEEDED_TAGS |= frozenset({*range(322, 326), 338, 339, 347})
+
+
+class TiffSource:
+    """The first series of an open TIFF, at full resolution, not yet decoded."""
+
+    def __init__(self, file: tifffile.TiffFile, axes: str | None) -> None:
+        _check_chain(file)
+        self.series = _first_series(file)
+        self.keyframe = self.series.keyframe
+        _check_tags(file, self.keyframe)
+        self._axes = _clear_axes(self.series, axes)
+        _check_colors(self.keyframe)
+        self._kept_samples = self._samples_without_alpha()
+        channels = self._size("C") * (len(self._kept_samples) if self._kept_samples else self._size("S"))
+        pages = math.prod(self._size(axis) for axis in self._axes if axis not in "YXCS")
+        self._stored_shape = (pages, self._size("Y"), self._size("X"), channels)
+        self._has_palette = self.keyframe.photometric == tifffile.PHOTOMETRIC.PALETTE and channels == 1
+        self.shape = (*self._stored_shape[:3], 3 if self._has_palette else channels)
+        self.dtype = np.dtype(np.uint8) if self._has_palette else self.series.dtype
+        orientation = self.keyframe.tags.valueof(_ORIENTATION_TAG)
+        self.orientation = orientation if orientation in range(1, 9) else 1
+        largest = max(math.prod(self.series.shape), math.prod(self.shape), math.prod(self.keyframe.chunks))
+        self.bytes_needed = largest * self.series.dtype.itemsize
+
+    def image(self) -> np.ndarray:
+        """P x H x W x C, colours resolved."""
+        return self.resolved(self._stored())
+
+    def resolved(self, pixels: np.ndarray) -> np.ndarray:
+        """P x H x W x C as they are stored, or a part of them -> their colours: palette and white-is-zero."""
+        if self._has_palette:
+            palette = np.asarray(self.keyframe.colormap)  # 3 x entries, 16 bits
+            return (palette.T >> 8).astype(np.uint8)[pixels[..., 0]]
+        return self._white_high(pixels)
+
+    def labels(self) -> np.ndarray:
+        """P x H x W x C, numbers as they are stored; but white is 1 in every 1-bit image."""
+        pixels = self._stored()
+        return self._white_high(pixels) if self.keyframe.bitspersample == 1 else pixels
+
+    def planes(self) -> np.ndarray | None:
+        """P x C numbers: where each channel of each page lies, so that a window can be read alone.
+
+        Number n is sample `n % samples` (those that lie pixel by pixel) of the plane `n // samples`; planes
+        are counted through the pages of the file and, within one, through the samples that lie one after
+        another. None if rows and columns of the image are not those of the pages.
+        """
+        _, depth, *size, samples = self.keyframe.shaped
+        shape, y, x = self.series.shape, self._axes.index("Y"), self._axes.index("X")
+        inner = (*shape[y : x + 1], math.prod(shape[x + 1 :]))
+        if depth != 1 or self.series.transform is not None or inner != (*size, samples):
+            return None
+        others = shape[:y] + shape[x + 1 :]
+        axes = self._axes[:y] + self._axes[x + 1 :]
+        numbers = np.arange(math.prod(others)).reshape(others)
+        if self._kept_samples:
+            numbers = numbers.take(self._kept_samples, axis=axes.index("S"))
+        order = sorted(range(numbers.ndim), key=lambda index: _AXIS_ORDER.get(axes[index], 0))
+        return numbers.transpose(order).reshape(self._stored_shape[0], self._stored_shape[3])
+
+    def _size(self, axis: str) -> int:
+        return self.series.shape[self._axes.index(axis)] if axis in self._axes else 1
+
+    def _samples_without_alpha(self) -> list[int]:
+        """Indices along S but alpha's; empty if there is none to drop."""
+        count, extra = self.keyframe.samplesperpixel, self.keyframe.extrasamples
+        alpha = {count - len(extra) + index for index, kind in enumerate(extra) if kind in _ALPHA}
+        if not alpha or self._size("S") != count:
+            return []
+        return [index for index in range(count) if index not in alpha]
+
+    def _white_high(self, pixels: np.ndarray) -> np.ndarray:
+        if self.keyframe.photometric != tifffile.PHOTOMETRIC.MINISWHITE or pixels.dtype.kind not in "ub":
+            return pixels
+        return ~pixels if pixels.dtype.kind == "b" else (2**self.keyframe.bitspersample - 1) - pixels
+
+    def _stored(self) -> np.ndarray:
+        _check_segments(self.series)
+        array = self.series.asarray()
+        if self._kept_samples:
+            array = array.take(self._kept_samples, axis=self._axes.index("S"))
+        order = sorted(range(array.ndim), key=lambda index: _AXIS_ORDER.get(self._axes[index], 0))
+        return array.transpose(order).reshape(self._stored_shape)
+
+
+def product_text(shape: Iterable[int]) -> str:
+    """A shape for people.
+
+    >>> product_text((5, 64, 48))
+    '5 x 64 x 48'
+    """
+    return " x ".join(str(size) for size in shape)
+
+
+def check_axes(axes: str | None) -> None:
+    """Refuse names of axes that no array can have.
+
+    Raises:
+        DataError: an unknown letter, a letter twice, or Y or X missing.
+    """
+    if axes is not None and (len(set(axes)) != len(axes) or not {"Y", "X"} <= set(axes) <= _CLEAR_AXES):
+        raise DataError(
+            f'axes = "{axes}" is not possible. Name Y and X once each, and at most once each C or S '
+            '(channels) and Z, T or I (pages), as in "ZYX".'
+        )
+
+
+def _clear_axes(series: tifffile.TiffPageSeries, axes: str | None) -> str:
+    """The axes of the array: the user's, else the file's if their meaning is clear."""
+    shape, found = series.shape, series.axes
+    if axes is not None:
+        if len(axes) != len(shape):
+            raise DataError(
+                f"has the {len(shape)} dimensions {product_text(shape)} (axes {found} in its metadata), but "
+                f'axes = "{axes}" names {len(axes)}. Name each of them, in this order.'
+            )
+        return axes
+    unclear = [axis for axis, size in zip(found, shape, strict=True) if axis not in _CLEAR_AXES and size > 1]
+    if unclear or found.count("Y") != 1 or found.count("X") != 1:
+        raise DataError(
+            f"has the shape {product_text(shape)} with the axes {found}, whose meaning is unclear. Name them "
+            'in this order (Z, T: pages; C: channels; Y, X: rows, columns), for example axes = "ZYX" in '
+            "dataset.toml or --axes ZYX on the command line."
+        )
+    return found
+
+
+def _check_chain(file: tifffile.TiffFile) -> None:
+    """The list of pages must reach its end mark; tifffile drops without a word what a broken link hides."""
+    end = file.pages.next_page_offset if file.pages else None
+    if end is None:
+        raise DataError("is truncated or damaged: it holds no page. Copy or export it again.")
+    file.filehandle.seek(end)
+    if file.filehandle.read(file.tiff.offsetsize) != bytes(file.tiff.offsetsize):
+        raise DataError("is truncated or damaged: the list of its pages breaks off. Copy or export it again.")
+
+
+def _check_tags(file: tifffile.TiffFile, page: tifffile.TiffPage) -> None:
+    """No tag that gives the pixels their meaning may be lost; tifffile leaves out what it cannot read."""
+    handle, form = file.filehandle, file.tiff
+    handle.seek(page.offset)
+    (count,) = struct.unpack(form.tagnoformat, handle.read(form.tagnosize))
+    entries = handle.read(count * form.tagsize)
+    codes = {struct.unpack_from(f"{form.byteorder}H", entries, form.tagsize * index)[0] for index in range(count)}
+    lost = [str(code) for code in sorted(codes & _NEEDED_TAGS) if code not in page.tags]
+    if lost:
+        raise DataError(f"is truncated or damaged: it lacks the value of tag {', '.join(lost)}. Copy it again.")
+
+
+def _first_series(file: tifffile.TiffFile) -> tifffile.TiffPageSeries:
+    series, *others = file.series
+    if series.kind == "shaped" and others and {_kind(other) for other in others} == {_kind(series)}:
+        # Equal pages that tifffile wrote one by one, a series each, are a stack all the same.
+        series = tifffile.TiffFile(file.filehandle, is_shaped=False).series[0]
+    if file.is_imagej and series.kind == "generic":
+        raise DataError("is truncated: ImageJ's header declares more images than it holds. Copy it again.")
+    if series.keyframe.dtype is None:  # of which tifffile would make float64
+        raise DataError("holds numbers of a type that cannot be read. Convert it to 8, 16 or 32 bits.")
+    return series
+
+
+def _kind(series: tifffile.TiffPageSeries) -> tuple[tuple[int, ...], np.dtype | None]:
+    return series.shape, series.dtype
+
+
+def _check_colors(page: tifffile.TiffPage) -> None:
+    photometric = page.photometric
+    is_ycbcr_jpeg = photometric == tifffile.PHOTOMETRIC.YCBCR and page.compression in _JPEG_COMPRESSIONS
+    if photometric not in _READ_COLORS and not is_ycbcr_jpeg:
+        name = getattr(photometric, "name", photometric)
+        raise DataError(f"stores its colours as {name}, which is not read. Convert it to RGB or grey.")
+
+
+def _check_segments(series: tifffile.TiffPageSeries) -> None:
+    """Every strip and tile must be there, within the file, because tifffile may leave out what is not."""
+    for page in series.pages:
+        if page is None:
+            raise DataError("belongs to a set of files, and another is missing. Put it beside this one.")
+        offsets, counts = page.dataoffsets, page.databytecounts
+        size = page.parent.filehandle.size
+        is_outside = any(start + count > size for start, count in zip(offsets, counts, strict=False))
+        if is_outside or min(len(offsets), len(counts)) < math.prod(page.chunked):
+            raise DataError("is truncated: pixels lie beyond the end of the file. Copy or export it again.")

@@ -1,0 +1,166 @@
+"""Masks, pictures and probabilities into files, each whole or not at all.
+
+P pages, K classes, H height, W width. PNG holds what a viewer shows; TIFF holds everything, with its axes.
+"""
+
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tifffile
+from PIL import Image, PngImagePlugin
+
+from pixelwise.core.errors import OutputError
+from pixelwise.core.files import whole
+
+_TILE = (256, 256)
+TIFF_BUFFER = 2**24  # bytes that are compressed at a time; tifffile would take half a gigabyte
+_JOB = "pixelwise"  # the key of a job in a file's metadata
+# Half of what a classic TIFF can address, since compressed tiles may be a little larger than raw ones.
+_BIG_BYTES = 2**31
+
+
+def write_mask(
+    path: Path,
+    labels: np.ndarray,
+    palette: Sequence[int] | None = None,
+    pixel_size: float | None = None,
+    job: str | None = None,
+) -> None:
+    """Write labels as PNG or TIFF, by the suffix of `path`.
+
+    `labels` is H x W, or P x H x W for a TIFF stack: integers of at least 0, stored in the smallest of uint8,
+    uint16 and uint32 that holds their type, or their largest value where the type is signed or 64 bits wide.
+    `palette` is flat RGB of up to 256 colours, as `ClassMap.palette`; labels of 8 bits are then stored as its
+    indices. `pixel_size` is in micrometres. `job` is a name for what the mask was made of, kept in the file's
+    metadata for `job_of`.
+
+    Raises:
+        OutputError: a suffix, shape or type that does not fit; the file cannot be written.
+
+    >>> import tempfile
+    >>> from pixelwise.data.files.readers import read_mask
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     write_mask(Path(folder) / "mask.png", np.array([[0, 1], [1, 300]]))
+    ...     read_mask(Path(folder) / "mask.png").tolist()
+    [[[0, 1], [1, 300]]]
+    """
+    if labels.ndim not in (2, 3):
+        raise OutputError(f"{path}: labels are H x W or P x H x W; these are {labels.shape}.")
+    labels = _compact(path, labels)
+    is_tiff = _is_tiff(path)
+    if not is_tiff and labels.ndim != 2:
+        raise OutputError(f"{path}: PNG holds one page and the labels have {len(labels)}. Write a TIFF (.tif).")
+    if not is_tiff and labels.dtype == np.uint32:
+        raise OutputError(f"{path}: PNG holds at most 16 bits and the labels have 32. Write a TIFF (.tif).")
+    colors = None if palette is None or labels.dtype != np.uint8 else _full_palette(palette)
+    if is_tiff:
+        _write_tiff(path, labels, "YX" if labels.ndim == 2 else "ZYX", colors, pixel_size, job)
+    else:
+        _write_png(path, labels, colors, pixel_size, job)
+
+
+def job_of(path: Path) -> str | None:
+    """The `job` that `write_mask` was given; None for any other file, or none."""
+    with suppress(Exception):  # whatever stands there was not written by `write_mask`
+        if path.suffix == ".png":
+            with Image.open(path) as image:
+                return image.info.get(_JOB)
+        with tifffile.TiffFile(path) as file:
+            return (file.shaped_metadata or [{}])[0].get(_JOB)
+    return None
+
+
+def write_image(path: Path, array: np.ndarray) -> None:
+    """Write a picture, H x W x 3 uint8, as PNG.
+
+    Raises:
+        OutputError: the array is no picture; the file cannot be written.
+    """
+    if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3:
+        raise OutputError(f"{path}: a picture is H x W x 3 uint8; this array is {array.shape} {array.dtype}.")
+    _write_png(path, array, None, None)
+
+
+def write_probabilities(path: Path, probabilities: np.ndarray) -> None:
+    """Write probabilities, K x H x W or P x K x H x W, as TIFF with the classes as channels.
+
+    uint8 stands for 255 times the probability, which every viewer shows; float16 and float32 for itself.
+
+    Raises:
+        OutputError: another type; the suffix is no TIFF's; the file cannot be written.
+    """
+    if not _is_tiff(path):
+        raise OutputError(f"{path}: probabilities are written as TIFF only. Name the file .tif.")
+    if probabilities.dtype not in (np.uint8, np.float16, np.float32):
+        raise OutputError(f"{path}: probabilities are uint8, float16 or float32; these are {probabilities.dtype}.")
+    _write_tiff(path, probabilities, "CYX" if probabilities.ndim == 3 else "ZCYX", None, None)
+
+
+def _is_tiff(path: Path) -> bool:
+    suffix = path.suffix.lower()
+    if suffix not in (".png", ".tif", ".tiff"):
+        raise OutputError(f'{path}: the suffix "{path.suffix}" is not written. Choose .png or .tif.')
+    return suffix != ".png"
+
+
+def _compact(path: Path, labels: np.ndarray) -> np.ndarray:
+    """Labels as uint8, uint16 or uint32."""
+    if labels.dtype in (np.uint8, np.uint16, np.uint32):
+        return labels.astype(labels.dtype.newbyteorder("="), copy=False)
+    if labels.dtype.kind not in "biu":
+        raise OutputError(f"{path}: labels are whole numbers; these are {labels.dtype}.")
+    low, high = int(labels.min()), int(labels.max())
+    if low < 0 or high >= 2**32:
+        raise OutputError(f"{path}: labels lie between 0 and 2^32 - 1; these go from {low} to {high}.")
+    return labels.astype(np.min_scalar_type(high))
+
+
+def _full_palette(palette: Sequence[int]) -> list[int]:
+    """All 256 colours: with fewer, Pillow would store fewer bits and cut the labels."""
+    return [*palette, *[0] * (3 * 256 - len(palette))]
+
+
+def _write_png(
+    path: Path, array: np.ndarray, palette: list[int] | None, pixel_size: float | None, job: str | None = None
+) -> None:
+    image = Image.fromarray(array)
+    if palette is not None:
+        image.putpalette(palette)
+    options: dict[str, Any] = {}
+    if pixel_size is not None:
+        options["dpi"] = (25400 / pixel_size,) * 2
+    if job is not None:
+        options["pnginfo"] = PngImagePlugin.PngInfo()
+        options["pnginfo"].add_text(_JOB, job)
+    with whole(path) as temporary:
+        image.save(temporary, format="PNG", **options)
+
+
+def _write_tiff(
+    path: Path,
+    array: np.ndarray,
+    axes: str,
+    palette: list[int] | None,
+    pixel_size: float | None,
+    job: str | None = None,
+) -> None:
+    options: dict[str, Any] = {"photometric": "minisblack"}
+    if palette is not None:
+        options = {"photometric": "palette", "colormap": np.array(palette, np.uint16).reshape(256, 3).T * 257}
+    if pixel_size is not None:
+        options |= {"resolution": (10000 / pixel_size,) * 2, "resolutionunit": "CENTIMETER"}
+    with whole(path) as temporary:
+        tifffile.imwrite(
+            temporary,
+            array,
+            bigtiff=array.nbytes > _BIG_BYTES,
+            tile=_TILE,
+            compression="zlib",
+            buffersize=TIFF_BUFFER,
+            metadata={"axes": axes} if job is None else {"axes": axes, _JOB: job},
+            software=False,
+            **options,
+        )

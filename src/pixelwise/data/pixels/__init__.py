@@ -1,0 +1,1 @@
+"""Arrays in, arrays out: intensities, scale, augmentation, targets, pictures."""

@@ -1,0 +1,1 @@
+"""Data sets: folders, labels, the doctor, samples, synthetic images."""

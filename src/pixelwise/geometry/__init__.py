@@ -1,0 +1,1 @@
+"""How far a network sees: derived from its operators (`reach`, `tracing`), or found by experiment (`probing`)."""

@@ -1,0 +1,22 @@
+"""What a network sees, found by running it once without data: its geometry and its layers.
+
+The network runs on tensors that have a shape but no values (torch's "meta" device). Each operator that runs says
+which input pixels its result depends on, given those of its arguments.
+"""
+
+from pixelwise.geometry.tracing.layers import Layer, Totals, totals, trace_layers
+from pixelwise.geometry.tracing.rules import GROUP_NORM, WHOLE_IMAGE
+from pixelwise.geometry.tracing.seen import NotLocalError
+from pixelwise.geometry.tracing.trace import described_by, trace_geometry
+
+__all__ = [
+    "GROUP_NORM",
+    "WHOLE_IMAGE",
+    "Layer",
+    "NotLocalError",
+    "Totals",
+    "described_by",
+    "totals",
+    "trace_geometry",
+    "trace_layers",
+]

@@ -1,0 +1,202 @@
+"""Weights, settings and training state on disk: safetensors only, so nothing is ever unpickled.
+
+`model.safetensors` holds the best weights, its metadata the resolved config; `last/state.safetensors` holds all that a
+resume needs. Both are single files, renamed when whole, so that they are never half of one moment and half of another.
+"""
+
+import hashlib
+import inspect
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from pixelwise.core.config import Config, ModelSettings, make_config
+from pixelwise.core.errors import ModelError, RunError, SettingError, near
+from pixelwise.core.files import write_with
+from pixelwise.models import MODELS, Segmenter, build
+
+FORMAT = "pixelwise"
+MODEL_FILE = "model.safetensors"  # in a run's folder
+VERSION = 2
+
+
+def save(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
+    """Write named tensors and JSON metadata as one safetensors file, whole or not at all.
+
+    Raises:
+        OutputError: the file cannot be written.
+    """
+    ready = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    header = {"format": FORMAT, "version": str(VERSION), "content": json.dumps(metadata)}
+    write_with(path, lambda temporary: _save_file(ready, temporary, header))
+
+
+def _save_file(tensors: dict[str, Tensor], path: Path, header: dict[str, str]) -> None:
+    try:
+        save_file(tensors, path, metadata=header)
+    except SafetensorError as error:  # its I/O errors carry no errno
+        raise OSError(str(error)) from error
+
+
+def load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Read what `save` wrote.
+
+    Raises:
+        RunError: the file is missing, broken, not ours, or of another version.
+    """
+    if not path.is_file():
+        raise RunError(f"{path}: no such file. Is this the folder of a finished `pixelwise train`?")
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = file.metadata() or {}
+            _check_header(path, header)
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+        return tensors, json.loads(header["content"])
+    except (SafetensorError, json.JSONDecodeError, OSError, KeyError) as error:
+        raise RunError(f"{path}: is not a readable checkpoint ({error}). Train again, or restore the file.") from error
+
+
+def _check_header(path: Path, header: Mapping[str, str]) -> None:
+    if header.get("format") != FORMAT:
+        raise RunError(f"{path}: was not written by pixelwise.")
+    if header.get("version") != str(VERSION):
+        raise RunError(
+            f"{path}: is a checkpoint of version {header.get('version')}; this pixelwise reads version {VERSION}. "
+            "Use the pixelwise that wrote it, or train again."
+        )
+
+
+def build_network(config: Config) -> Segmenter:
+    """The network that a config describes, freshly initialised from torch's current random state.
+
+    Settings that are None are left to the network; `model.pretrained` is up to the training, so that a run can be read
+    without the published weights.
+
+    Raises:
+        SettingError, ModelError: the settings make no network, or one that lacks what they ask for.
+    """
+    settings, classes = config.model, len(config.data.classes)
+    keywords = settings.model_dump(exclude={"name", "pretrained"}, exclude_none=True)
+    own = settings_of(settings.name)
+    for key in keywords:
+        if key not in own:
+            raise SettingError(f"model.{key}: {settings.name} has no such setting; it has {', '.join(own)}.")
+    network = build(settings.name, in_channels=config.data.channels, num_classes=classes, **keywords)
+    if settings.pretrained and getattr(network, "backbone", None) is None:
+        raise SettingError(
+            f"model.pretrained: {settings.title()} has no backbone that weights are published for; "
+            "choose a network with a model.backbone, or leave the setting out."
+        )
+    return network
+
+
+def settings_of(name: str) -> list[str]:
+    """The model's settings that the network called `name` has.
+
+    Raises:
+        SettingError: there is no such network.
+
+    >>> "padding" in settings_of("unet")
+    True
+    """
+    if name not in MODELS:
+        raise SettingError(f"model.name: there is no network {name!r}; {near(name, MODELS)}")
+    parameters = inspect.signature(MODELS[name]).parameters
+    return [key for key in ModelSettings.model_fields if key in parameters]
+
+
+def save_model(path: Path, network: nn.Module, config: Config, facts: Mapping[str, Any]) -> None:
+    """Write a network's weights with the config that builds it and some facts about the training."""
+    save(path, network.state_dict(), {"config": config.model_dump(mode="json"), **facts})
+
+
+def fingerprint(network: nn.Module, config: Config) -> str:
+    """A hash of all that a prediction depends on: the weights, the network's and the data's settings."""
+    digest = hashlib.sha256(json.dumps([config.model.model_dump(), config.data.model_dump()]).encode())
+    for name, tensor in network.state_dict().items():
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def load_model(path: Path) -> tuple[nn.Module, Config, dict[str, Any]]:
+    """Read what `save_model` wrote: the network in eval mode, its config, the facts.
+
+    Raises:
+        RunError: the file cannot be used.
+    """
+    tensors, metadata = load(path)
+    try:
+        config = make_config(metadata.pop("config"), str(path))
+        network = build_network(config)
+    except (SettingError, ModelError, KeyError) as error:
+        raise RunError(f"{path}: its settings are not usable here: {error}") from error
+    load_weights(network, tensors, path)
+    return network.eval(), config, metadata
+
+
+def load_weights(network: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Fill a network; every tensor must be there, with its shape.
+
+    Raises:
+        RunError: they do not fit.
+    """
+    wanted = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
+    found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    if wanted != found:
+        wrong = sorted(name for name in wanted.keys() | found.keys() if wanted.get(name) != found.get(name))
+        name = wrong[0]
+        raise RunError(
+            f"{path}: its weights do not fit the network: {len(wrong)} tensors differ, "
+            f"first {name}: {found.get(name, 'missing')} in the file, {wanted.get(name, 'none')} in the network."
+        )
+    network.load_state_dict(dict(tensors))
+
+
+def load_matching(network: nn.Module, tensors: Mapping[str, Tensor]) -> list[str]:
+    """Start a network from another's weights, as far as names and shapes agree; the names of those left as they were.
+
+    This is how `--init` fine-tunes: a head for other classes, or a first layer for other channels, starts afresh.
+    """
+    own = network.state_dict()
+    fitting = {name: t for name, t in tensors.items() if name in own and own[name].shape == t.shape}
+    network.load_state_dict({**own, **fitting})
+    return sorted(own.keys() - fitting.keys())
+
+
+def flatten(prefix: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Put `prefix/` before every name."""
+    return {f"{prefix}/{name}": tensor for name, tensor in state.items()}
+
+
+def unflatten(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The entries below `prefix/`, without it."""
+    return {name.removeprefix(f"{prefix}/"): t for name, t in tensors.items() if name.startswith(f"{prefix}/")}
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """The optimiser's state as named tensors `parameter number/key`; all its values are tensors."""
+    state = optimizer.state_dict()["state"]
+    return {
+        f"{index}/{key}": value for index, values in state.items() for key, value in values.items() if value is not None
+    }
+
+
+def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
+    """Put back what `optimizer_tensors` gave."""
+    state: dict[int, dict[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        index, key = name.split("/")
+        state.setdefault(int(index), {})[key] = tensor
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+    for parameter, values in optimizer.state.items():
+        for key, value in values.items():
+            if isinstance(value, Tensor) and value.shape == parameter.shape:
+                # The same strides too: vector and scalar code round differently, and the bits would part.
+                values[key] = torch.empty_like(parameter).copy_(value)

@@ -1,0 +1,180 @@
+"""FCN-32s, FCN-16s, FCN-8s: a classifier whose dense layers are convolutions, so that it classifies every place.
+
+Shapes: N images, C channels, H x W pixels, K classes; "features at stride s" have H / s x W / s cells.
+
+Paper: Long, Shelhamer, Darrell 2015, arXiv:1411.4038.
+
+Our deviations:
+
+- an image of any size goes in: it is padded at the right and bottom to the stride, the logits are cropped back;
+- fc6, 7 x 7, is padded by 3, where the paper adds 100 pixels around the image; so the crops are symmetrical and known
+  beforehand: half a stride on each side of a transposed convolution;
+- convolutions are normalised (batch norm unless told otherwise) and have no bias then, fc6 and fc7 among them;
+- all transposed convolutions are trained, from a bilinear start; in the paper the last one stays bilinear;
+- the deepest score layer starts as other layers do, so that the first step reaches what is below; those of the skips
+  start at zero, as all of the paper's;
+- on another backbone than VGG16 the skips are its features at strides 8 and 16, and in place of fc6 and fc7 come a
+  3 x 3 and a 1 x 1 convolution of a quarter of its deepest channels, at least 64: in VGG16's own proportions they
+  would dwarf a small backbone;
+- the network is trained as a whole, not one form after the other.
+
+With 3 channels, 21 classes and norm "none", FCN-8s on VGG16 has 134,489,759 parameters:
+
+=================================================== ===========
+13 convolutions                                      14,714,688
+fc6 (7 x 7 x 512 + 1) x 4096                        102,764,544
+fc7 (4096 + 1) x 4096                                16,781,312
+score layers on 4096, 512 and 256 channels              102,207
+transposed convolutions, 21 x 21 x (4² + 4² + 16²)      127,008
+=================================================== ===========
+"""
+
+from collections.abc import Sequence
+from typing import ClassVar, Literal
+
+from torch import Tensor, nn
+
+from pixelwise.backbones import Backbone, make_backbone
+from pixelwise.core.errors import SettingError
+from pixelwise.layers import ConvNormAct, bilinear_start, he_start
+from pixelwise.models.base import Segmenter, check_at_least_one, check_dropout
+
+STRIDE = 32  # of the deepest features
+DENSE_MULTIPLE = 64  # channels of fc6 and fc7 for each of VGG16's first: 4096 of 64
+DENSE_KERNEL = 7  # cells of a side that VGG16's first dense layer sees
+SMALLEST_HEAD = 64  # channels
+
+
+class FCN(Segmenter):
+    """What the three forms share; they differ in the finest features that they score.
+
+    Takes N x in_channels x H x W float images of any size, already normalised; gives N x num_classes x H x W logits.
+    The deepest features, at stride 32, are scored; the scores are doubled and added to those of finer features until
+    the finest of the form, and enlarged to the image from there. Outside of the image the transposed convolutions
+    see zeros.
+
+    Args:
+        in_channels: C of the image.
+        num_classes: K.
+        width: channels of VGG16's first convolutions, of which fc6 and fc7 have 64 times as many; or what
+            `make_backbone` says of another backbone. None: as published.
+        backbone: a name that `make_backbone` knows; it needs features at stride 32 and at those of the form's skips.
+        norm: "batch", "group" or "none".
+        dropout: probability that a value is dropped after fc6 and after fc7.
+
+    Raises:
+        SettingError: a setting makes no sense, or the backbone lacks features that the form scores.
+        ModelError: (forward) the images have other channels; or a single cell is all that batch norm would train on.
+    """
+
+    finest: ClassVar[int]  # stride of the finest features that are scored
+
+    def __init__(
+        self,
+        in_channels: int = 3,
+        num_classes: int = 21,
+        width: int | None = None,
+        backbone: str = "vgg16",
+        norm: Literal["batch", "group", "none"] = "batch",
+        dropout: float = 0.5,
+    ) -> None:
+        check_at_least_one(in_channels=in_channels, num_classes=num_classes)
+        check_dropout(dropout)
+        super().__init__(in_channels, num_classes, STRIDE)
+        self.backbone = make_backbone(backbone, in_channels, width=width, norm=norm)
+        # VGG16's features are those before a pooling; the paper scores those after it.
+        before = 2 if backbone == "vgg16" else 1
+        self.pool = nn.MaxPool2d(before)
+        self.taken = [stride // before for stride in (16, 8) if stride >= self.finest]
+        channels = _channels_at([STRIDE, *self.taken], self.backbone, type(self).__name__)
+        if backbone == "vgg16":
+            dense, kernel = DENSE_MULTIPLE * self.backbone.channels[0], DENSE_KERNEL
+        else:
+            dense, kernel = max(channels[0] // 4, SMALLEST_HEAD), 3
+        self.head = nn.Sequential(
+            ConvNormAct(channels[0], dense, kernel, norm=norm),
+            nn.Dropout(dropout),
+            ConvNormAct(dense, dense, kernel=1, norm=norm),
+            nn.Dropout(dropout),
+        )
+        self.score = nn.Conv2d(dense, num_classes, kernel_size=1)
+        self.skip_scores = nn.ModuleList(nn.Conv2d(wide, num_classes, kernel_size=1) for wide in channels[1:])
+        self.doublings = nn.ModuleList(_upsampling(num_classes, 2) for _ in self.taken)
+        self.enlargement = _upsampling(num_classes, self.finest)
+        self._start()
+
+    def _start(self) -> None:
+        """The weights that are not the backbone's nor an upsampling's."""
+        self.head.apply(he_start)
+        self.score.apply(he_start)
+        for score in self.skip_scores.parameters():
+            nn.init.zeros_(score)
+
+    def encoder(self) -> list[nn.Module]:
+        """The backbone, and what stands for the classifier's dense layers on VGG16."""
+        return [self.backbone, self.head] if self.backbone.name == "vgg16" else [self.backbone]
+
+    def encode(self, images: Tensor) -> list[Tensor]:
+        """The features of the encoder, finest first, of images whose sides are multiples of the stride."""
+        features = self.backbone(images)
+        return [*features[:-1], self.head(features[-1])] if self.backbone.name == "vgg16" else features
+
+    def outputs_of(self, images: Tensor) -> dict[str, Tensor]:
+        """Logits of images whose sides are multiples of the stride."""
+        features = dict(zip(self.backbone.strides, self.backbone(images), strict=True))
+        scores = self.score(self.head(features[STRIDE]))
+        for stride, score, double in zip(self.taken, self.skip_scores, self.doublings, strict=True):
+            scores = double(scores) + score(self.pool(features[stride]))
+        return {"logits": self.enlargement(scores)}
+
+
+class FCN32s(FCN):
+    """FCN whose scores come from the deepest features alone.
+
+    >>> import torch
+    >>> FCN32s(num_classes=5, width=1)(torch.zeros(1, 3, 50, 17)).shape
+    torch.Size([1, 5, 50, 17])
+    """
+
+    finest = 32
+
+
+class FCN16s(FCN):
+    """FCN with scores from features at strides 32 and 16.
+
+    >>> import torch
+    >>> FCN16s(num_classes=5, width=1)(torch.zeros(1, 3, 50, 17)).shape
+    torch.Size([1, 5, 50, 17])
+    """
+
+    finest = 16
+
+
+class FCN8s(FCN):
+    """FCN with scores from features at strides 32, 16 and 8.
+
+    >>> import torch
+    >>> FCN8s(num_classes=5, backbone="resnet18")(torch.zeros(1, 3, 50, 17)).shape
+    torch.Size([1, 5, 50, 17])
+    """
+
+    finest = 8
+
+
+def _channels_at(strides: Sequence[int], backbone: Backbone, form: str) -> list[int]:
+    """Channels of the backbone's features at these strides, the first of which must be its largest."""
+    channels = dict(zip(backbone.strides, backbone.channels, strict=True))
+    if backbone.stride != strides[0] or not channels.keys() >= set(strides):
+        needed, found = (", ".join(map(str, sorted(group))) for group in (strides, backbone.strides))
+        raise SettingError(
+            f"model.backbone: {form} scores features at the strides {needed}, the last being the largest, but those "
+            f"of {backbone.name} have {found}: use another backbone, such as vgg16 or resnet18."
+        )
+    return [channels[stride] for stride in strides]
+
+
+def _upsampling(channels: int, factor: int) -> nn.ConvTranspose2d:
+    """Transposed convolution that starts as bilinear upsampling, cropped to `factor` times the size."""
+    module = nn.ConvTranspose2d(channels, channels, 2 * factor, stride=factor, padding=factor // 2, bias=False)
+    bilinear_start(module)
+    return module

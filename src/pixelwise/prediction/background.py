@@ -1,0 +1,296 @@
+"""Which tiles need no prediction: those of a slide's empty background, and those outside of a region.
+
+Both change the result, which is why they are off by default. Outside of a region no class is asked for. A tile of
+empty background is taken for class 0 unseen: where the network would have put something into it (a false alarm on
+bare glass, or an object fainter than the noise), the mask differs from that of a prediction without this test. All
+other tiles come out as they did.
+
+The test decides once for an image, from statistics gathered in one streamed pass, so it does not depend on the order
+of the tiles. It is meant for images with a background: bright glass, dark fluorescence, an empty conveyor belt.
+A clear sky looks the same to it.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+
+from pixelwise.core.errors import DataError
+
+Read = Callable[[int, int, int, int], np.ndarray]  # (y0, y1, x0, x1) -> that window
+Window = tuple[int, int, int, int]  # y0, y1, x0, x1
+
+GRAIN = 8  # pixels; side of the squares whose mean is compared, which quietens the noise of single pixels
+_READ_SIDE = 1024  # pixels; side of the windows that a thumbnail is made from, about
+_SAMPLE = 2000  # cells that are enough to fit a surface to
+_ROUNDS = 6  # of a repeated fit, after which it no longer moves
+_FEWEST_CELLS = 16  # of background, to tell its level
+_SMALLEST_SHARE = 0.05  # of all cells; less background is not worth the risk
+_DEVIATIONS = 6  # robust standard deviations beyond the median that background may reach
+
+
+@dataclass(frozen=True)
+class Thumbnail:
+    """What a low-resolution grid of cells knows of an image, without losing sight of small things in a cell."""
+
+    low: np.ndarray  # h x w x C float32: the lowest mean of a grain (`GRAIN` x `GRAIN` pixels) in the cell
+    high: np.ndarray  # h x w x C float32: the highest
+    noise: np.ndarray  # h x w x C float32: standard deviation of the pixels within a grain
+    cell: int  # pixels; side of a cell, a multiple of `GRAIN`
+    step: float  # the smallest difference between two pixels: 1 for whole numbers, else 0
+
+
+def thumbnail(read: Read, height: int, width: int, side: int = 512) -> Thumbnail:
+    """Reduce an image of any size to at most about `side` x `side` cells, window by window.
+
+    Args:
+        read: returns the H x W or H x W x C window (y0, y1, x0, x1) of the image, of any number type.
+        height: pixels, at least 1.
+        width: pixels, at least 1.
+        side: most cells along an axis; a cell is at least 2 x 2 grains. Takes 12 C side^2 bytes.
+
+    Raises:
+        DataError: the image has no pixel, or `read` returns something else than the window.
+
+    >>> thumbnail(lambda y0, y1, x0, x1: np.full((y1 - y0, x1 - x0), 7), 100, 40).low[..., 0].shape
+    (7, 3)
+    """
+    if height < 1 or width < 1:
+        raise DataError(f"an image of {height} x {width} pixels has no background to look for.")
+    cell = max(2, -(-max(height, width) // (side * GRAIN))) * GRAIN
+    stride = max(1, _READ_SIDE // cell) * cell
+    rows = []
+    for y0 in range(0, height, stride):
+        y1 = min(y0 + stride, height)
+        row = []
+        for x0 in range(0, width, stride):
+            x1 = min(x0 + stride, width)
+            block = _require_shape(read(y0, y1, x0, x1), (y1 - y0, x1 - x0), "image")
+            row.append(_reduce(block, cell))
+        rows.append(np.concatenate(row, axis=2))
+    low, high, noise = np.concatenate(rows, axis=1)
+    return Thumbnail(low, high, noise, cell, float(np.issubdtype(block.dtype, np.integer)))
+
+
+def _require_shape(block: np.ndarray, shape: tuple[int, int], what: str) -> np.ndarray:
+    if block.ndim not in (2, 3) or block.shape[:2] != shape:
+        raise DataError(
+            f"a window of the {what} has the shape {block.shape}; {shape[0]} x {shape[1]} pixels are expected."
+        )
+    return block
+
+
+def _reduce(block: np.ndarray, cell: int) -> np.ndarray:
+    """H x W (x C) pixels -> 3 x h x w x C: low, high and noise of each cell.
+
+    A grain that the image cuts off is completed by mirroring, so that its mean is no noisier than others.
+    """
+    pixels = block.reshape(*block.shape[:2], -1).astype(np.float32)
+    pixels = np.pad(pixels, (*((0, -size % GRAIN) for size in pixels.shape[:2]), (0, 0)), mode="symmetric")
+    height, width, channels = pixels.shape
+    grains = pixels.reshape(height // GRAIN, GRAIN, width // GRAIN, GRAIN, channels)
+    means = grains.mean((1, 3))
+    variances = grains.var((1, 3))
+    starts = [np.arange(0, size, cell // GRAIN) for size in means.shape[:2]]
+    count = _over_cells(np.add, np.ones(means.shape, np.float32), starts)
+    return np.stack(
+        [
+            _over_cells(np.minimum, means, starts),
+            _over_cells(np.maximum, means, starts),
+            np.sqrt(_over_cells(np.add, variances, starts) / count),
+        ]
+    )
+
+
+def _over_cells(function: np.ufunc, grains: np.ndarray, starts: list[np.ndarray]) -> np.ndarray:
+    reduced: np.ndarray = function.reduceat(function.reduceat(grains, starts[0], axis=0), starts[1], axis=1)
+    return reduced
+
+
+def empty_tiles(image: Thumbnail, windows: Sequence[Window]) -> np.ndarray:
+    """Tell which windows hold nothing but background: all cells that they touch are background, and those beside them.
+
+    The cells beside them, because the rim of an object may reach into a window by a pixel or fade out there.
+
+    Args:
+        image: of the image that the windows lie in.
+        windows: (y0, y1, x0, x1) in pixels; all that a tile reads, with its margin. What lies outside of the image
+            does not count.
+
+    Returns:
+        A bool for each window. All are True in an empty image, but for a stray one; all are False in one without
+        background, and in one too small to tell (below 16 cells).
+    """
+    busy = cv2.dilate((~background_cells(image)).astype(np.uint8), np.ones((3, 3), np.uint8))
+    summed = np.pad(busy.astype(np.int64).cumsum(0).cumsum(1), ((1, 0), (1, 0)))
+    corners = np.array(windows, np.int64).reshape(-1, 4)
+    limits = np.repeat(busy.shape, 2)
+    y0, _, x0, _ = np.clip(corners // image.cell, 0, limits).T
+    _, y1, _, x1 = np.clip(-(-corners // image.cell), 0, limits).T
+    return summed[y1, x1] - summed[y0, x1] - summed[y1, x0] + summed[y0, x0] == 0
+
+
+def background_cells(image: Thumbnail) -> np.ndarray:
+    """Find the cells of a thumbnail that show nothing but background.
+
+    1. Candidates are the flat cells: Otsu's threshold on the logarithm of the contrast between the grains of a cell.
+    2. The level of the background, which uneven lighting bends, is a surface through the candidates (least absolute
+       deviations). A cell is background where none of its grains, in no channel, is further from the surface than
+       the median of the background's cells and six of their robust deviations. Surface and background are found in
+       turns, as sky levels are in astronomy (sigma clipping): first of second order, too stiff to bend into large
+       objects, then of fourth order, which follows the light to within the noise.
+    3. It counts as a background only if it is as even as noise or far more even than the image, if at least 1 cell in
+       20 belongs to it, and if nearly all the rest is on one side of it: darker than glass, or brighter than the dark.
+       Otherwise no cell is background.
+
+    Returns:
+        h x w bool.
+
+    Otsu 1979, "A threshold selection method from gray-level histograms"; Stetson 1987, "DAOPHOT".
+    """
+    middle = (image.low + image.high) / 2
+    known = np.isfinite(image.low).all(2) & np.isfinite(image.high).all(2)
+    background = known & _flat_cells(np.where(known, (image.high - image.low).max(2), np.inf), image.step)
+    for order in [2] * _ROUNDS + [4] * _ROUNDS:
+        if background.sum() < max(_FEWEST_CELLS, _SMALLEST_SHARE * background.size):
+            return np.zeros_like(background)
+        surface = _fit_surface(middle, background, order)
+        distance = np.maximum(image.high - surface, surface - image.low).max(2)
+        background = known & (distance <= _tolerance(image, surface, distance[background]))
+    side = np.sign((middle - surface).mean(2))[known & ~background]
+    if _is_even(image, distance, background) and _is_one_sided(side, background.size):
+        return background
+    return np.zeros_like(background)
+
+
+def _flat_cells(contrast: np.ndarray, step: float) -> np.ndarray:
+    """Otsu's threshold on the logarithm, in 256 levels; what rounding does to a contrast is not to matter."""
+    finite = np.isfinite(contrast)
+    positive = contrast[finite & (contrast > 0)]
+    if not len(positive):
+        return finite
+    logarithm = np.log(np.where(finite, contrast, positive.max()) + max(step, 0.01 * np.median(positive)))
+    lowest, highest = logarithm.min(), logarithm.max()
+    if highest == lowest:
+        return finite
+    grey = ((logarithm - lowest) * (255 / (highest - lowest))).astype(np.uint8)
+    threshold, _ = cv2.threshold(grey, 0, 255, cv2.THRESH_BINARY | cv2.THRESH_OTSU)
+    return finite & (grey <= threshold)
+
+
+def _fit_surface(level: np.ndarray, chosen: np.ndarray, order: int) -> np.ndarray:
+    """Surface with the least sum of absolute distances to the chosen cells: a polynomial of rows and columns.
+
+    By least squares with weights that are renewed from the distances.
+    """
+    y, x = (np.linspace(-1, 1, size) for size in chosen.shape)
+    down, right = (axis.ravel() for axis in np.meshgrid(y, x, indexing="ij"))
+    powers = [(i, j) for i in range(order + 1) for j in range(order + 1 - i)]
+    terms = np.stack([down**i * right**j for i, j in powers], axis=1)
+    sample = np.flatnonzero(chosen)
+    sample = sample[:: -(-len(sample) // _SAMPLE)]
+    surfaces = []
+    for values in level.reshape(-1, level.shape[2]).T.astype(np.float64):
+        weights = np.ones(len(sample))
+        for _ in range(_ROUNDS):
+            factors = np.linalg.lstsq(terms[sample] * weights[:, None], values[sample] * weights, rcond=None)[0]
+            distance = abs(values[sample] - terms[sample] @ factors)
+            weights = 1 / np.sqrt(np.maximum(distance, 0.05 * distance.mean() + 1e-12))
+        surfaces.append((terms @ factors).reshape(chosen.shape))
+    return np.stack(surfaces, axis=2)
+
+
+def _tolerance(image: Thumbnail, surface: np.ndarray, distances: np.ndarray) -> float:
+    """How far a grain of background may be from the surface; at least what rounding makes."""
+    median = np.median(distances)
+    deviation = 1.4826 * np.median(abs(distances - median))
+    return float(median + _DEVIATIONS * deviation + max(image.step / 2, 1e-5 * abs(surface).max()))
+
+
+def _is_even(image: Thumbnail, distance: np.ndarray, background: np.ndarray) -> bool:
+    """Whether the background is flat, and not just the calmer half of a texture.
+
+    The grains of pure noise scatter an eighth as much as its pixels; their extremes in a cell stay below half of it.
+    Those of a texture scatter as much as its pixels. What is even to a fortieth of the image's contrast, or to half a
+    step of the numbers, is flat as well.
+    """
+    usual = float(np.median(distance[background]))
+    noise = float(np.median(image.noise.max(2)[background]))
+    contrast = float(np.nanmax(image.high) - np.nanmin(image.low))
+    return usual <= max(0.5 * noise, contrast / 40, image.step / 2, 1e-6 * float(abs(image.high[background]).max()))
+
+
+def _is_one_sided(side: np.ndarray, cells: int) -> bool:
+    """Whether the rest is brighter than the background, or darker, but for a twentieth of it or a few stray cells."""
+    minority = min((side > 0).sum(), (side < 0).sum())
+    return bool(minority <= max(0.05 * len(side), 0.005 * cells))
+
+
+class RegionMask:
+    """The part of an image that is to be predicted: nonzero pixels of a mask, which may be smaller than the image.
+
+    >>> region = RegionMask(lambda y0, y1, x0, x1: np.array([[0, 1]])[y0:y1, x0:x1], (1, 2), height=2, width=4)
+    >>> region.window(0, 2, 1, 4).tolist()
+    [[False, True, True], [False, True, True]]
+    """
+
+    def __init__(self, read: Read, shape: tuple[int, int], height: int, width: int) -> None:
+        """Take a mask for an image.
+
+        Args:
+            read: returns the h x w window (y0, y1, x0, x1), in pixels of the mask.
+            shape: rows and columns of the mask: the image's own, or these divided by a whole number, where a rest
+                may be rounded up or down.
+            height: of the image, pixels.
+            width: of the image, pixels.
+
+        Raises:
+            DataError: the sizes do not fit.
+        """
+        self._read = read
+        self._shape = shape
+        self._factor = _whole_factor(shape, (height, width))
+
+    def window(self, y0: int, y1: int, x0: int, x1: int) -> np.ndarray:
+        """Whether each pixel of a window of the image, not empty, belongs to the region: H x W bool.
+
+        Raises:
+            DataError: the mask is not h x w.
+        """
+        rows, columns = self._indices(y0, y1, 0), self._indices(x0, x1, 1)
+        part = self._part(rows[0], rows[-1] + 1, columns[0], columns[-1] + 1)
+        return part[rows - rows[0]][:, columns - columns[0]]
+
+    def touches(self, y0: int, y1: int, x0: int, x1: int) -> bool:
+        """Whether a window of the image holds a pixel of the region."""
+        rows, columns = self._indices(y0, y1, 0), self._indices(x0, x1, 1)
+        return bool(self._part(rows[0], rows[-1] + 1, columns[0], columns[-1] + 1).any())
+
+    def _indices(self, start: int, end: int, axis: int) -> np.ndarray:
+        """Of the mask's row or column for each of the image; beyond a size rounded down the last one goes on."""
+        return np.minimum(np.arange(start, end) // self._factor, self._shape[axis] - 1)
+
+    def _part(self, y0: int, y1: int, x0: int, x1: int) -> np.ndarray:
+        part = _require_shape(self._read(y0, y1, x0, x1), (y1 - y0, x1 - x0), "region mask")
+        if part.ndim != 2:
+            raise DataError(
+                f"the region mask has {part.shape[2]} channels; one is expected, where nonzero pixels are predicted."
+            )
+        return part != 0
+
+
+def _whole_factor(small: tuple[int, int], large: tuple[int, int]) -> int:
+    """The whole number that divides `large` into `small`, with the least rest."""
+    pairs = list(zip(small, large, strict=True))
+    fitting = [
+        factor
+        for factor in range(1, max(large) + 1)
+        if all(size > 0 and size in (whole // factor, -(-whole // factor)) for size, whole in pairs)
+    ]
+    if not fitting:
+        raise DataError(
+            f"the region mask has {small[0]} x {small[1]} pixels and the image {large[0]} x {large[1]}: "
+            "the mask must have the image's size, or that divided by a whole number."
+        )
+    return min(fitting, key=lambda factor: sum(abs(size * factor - whole) for size, whole in pairs))

@@ -1,0 +1,119 @@
+"""What there is to predict: files, folders, patterns -> images, and the names of what is made of them."""
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from glob import glob
+from pathlib import Path
+
+from pixelwise.core.errors import DataError
+from pixelwise.data.files.readers import image_info
+from pixelwise.data.files.zarrs import is_zarr
+from pixelwise.data.sets.folder import list_images
+
+
+@dataclass(frozen=True)
+class Job:
+    """An image and what its outputs are called."""
+
+    source: Path
+    name: Path  # below the output folder, without a suffix
+
+
+def find_inputs(inputs: Sequence[str], outputs: Path | None = None) -> list[Path]:
+    """Files, Zarrs, folders (with the folders inside) and glob patterns -> files and Zarrs, each once, in order.
+
+    A path that does not exist is kept, to be reported as failed. What lies in `outputs`, a folder inside one of the
+    input folders, was made by an earlier prediction and is left out.
+
+    Raises:
+        DataError: a folder or a pattern without images.
+    """
+    found: dict[Path, Path] = {}
+    for text in inputs:
+        path = Path(text)
+        if path.is_dir() and not is_zarr(path):
+            inside = [image for image in _images(path) if not _is_output(image, path, outputs)]
+            if not inside:
+                raise DataError(f"{path}: holds no images.")
+        elif not path.exists() and any(sign in text for sign in "*?["):
+            inside = [Path(match) for match in sorted(glob(text, recursive=True)) if _is_image(Path(match))]  # noqa: PTH207 (absolute patterns)
+            if not inside:
+                raise DataError(f"{text}: no file matches this pattern.")
+        else:
+            inside = [path]
+        for image in inside:
+            found.setdefault(_absolute(image), image)
+    return list(found.values())
+
+
+def _absolute(path: Path) -> Path:
+    return Path(os.path.abspath(path))  # noqa: PTH100 (links keep their own names)
+
+
+def _is_output(image: Path, folder: Path, outputs: Path | None) -> bool:
+    if outputs is None:
+        return False
+    made = _absolute(outputs)
+    return (
+        made != _absolute(folder) and made.is_relative_to(_absolute(folder)) and _absolute(image).is_relative_to(made)
+    )
+
+
+def _is_image(path: Path) -> bool:
+    return path.is_file() or is_zarr(path)
+
+
+def count_pixels(paths: Sequence[Path], enough: int) -> int:
+    """Pixels of these images by their headers; stops counting at `enough`. What cannot be read counts nothing."""
+    total = 0
+    for path in paths:
+        with suppress(DataError):
+            info = image_info(path)
+            total += info.pages * info.height * info.width
+        if path.is_dir():  # a Zarr is made for images that are large
+            total = enough
+        if total >= enough:
+            break
+    return total
+
+
+def _images(folder: Path) -> Iterator[Path]:
+    """Images of a folder, Zarrs among them, then those of the folders inside; hidden ones and links are left out."""
+    yield from list_images(folder)
+    shown = [path for path in sorted(folder.iterdir()) if path.is_dir() and not path.name.startswith(".")]
+    children = [path for path in shown if not path.is_symlink()]
+    yield from (path for path in children if is_zarr(path))
+    for path in children:
+        if not is_zarr(path):
+            yield from _images(path)
+
+
+def name_jobs(paths: Sequence[Path]) -> list[Job]:
+    """Stems; those that collide keep the folders below what they have in common, and then their extension."""
+    names = {path: Path(path.stem) for path in paths}
+    colliding = _colliding(names)
+    if colliding:
+        full = {path: _absolute(path) for path in colliding}
+        common = Path(*_common_parts([path.parent.parts for path in full.values()]))
+        names.update({path: full[path].relative_to(common).with_suffix("") for path in colliding})
+    while same := [path for path in _colliding(names) if names[path].name != path.name]:
+        names.update({path: names[path].with_name(path.name) for path in same})
+    return [Job(path, names[path]) for path in paths]
+
+
+def _colliding(names: dict[Path, Path]) -> list[Path]:
+    count: dict[str, int] = {}
+    for name in names.values():
+        count[str(name).casefold()] = count.get(str(name).casefold(), 0) + 1
+    return [path for path, name in names.items() if count[str(name).casefold()] > 1]
+
+
+def _common_parts(rows: Sequence[Sequence[str]]) -> list[str]:
+    common = []
+    for column in zip(*rows, strict=False):
+        if len(set(column)) > 1:
+            break
+        common.append(column[0])
+    return common

@@ -1,0 +1,104 @@
+"""The proof of seamless prediction on a user's own image: its tiles against one plain forward of the whole image."""
+
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pixelwise.core.errors import DataError
+from pixelwise.core.memory import held_bytes, size_text
+from pixelwise.data.files.sources import open_source
+from pixelwise.engines import TorchEngine, depends_on_rounding
+from pixelwise.prediction.page import Page
+from pixelwise.prediction.postprocess import argmax
+from pixelwise.prediction.predictor import Predictor
+from pixelwise.prediction.runner import Runner, TileSize, assembled
+
+TOLERANCE = 1e-4  # of the largest logit: how far float32 may differ
+
+
+def verify_seams(predictor: Predictor, path: Path, tile: TileSize = "auto", axes: str | None = None) -> dict[str, Any]:
+    """Predict an image by tiles, and compare with one forward of the whole image by PyTorch alone.
+
+    The tiles go through the predictor's own engine, so that what is compared is what `predict` does.
+
+    Args:
+        predictor: of a run.
+        path: the image; of several pages the first.
+        tile: side of a tile; "auto" takes one that cuts the image into several.
+        axes: as in `read_image`.
+
+    Returns:
+        The largest differences of the logits (absolute, and relative to the largest logit), the pixels whose class
+        flipped although the two best logits differ by more than `tolerance` times the largest, the network's
+        geometry, and whether the whole image was compared or the largest crop that fits the memory (`whole`). A network
+        that puts values where maxima stood is not `exact` by another engine than torch.
+
+    Raises:
+        DataError, ModelError, SettingError: the image cannot be used, or the tile does not suit the network.
+    """
+    with open_source(path, axes) as source:
+        page = Page(predictor, source, 0)
+        plain = replace(predictor.runner, engine=TorchEngine(predictor.network, predictor.runner.engine.device))
+        height, width = _crop(plain, page, predictor.limit)
+        runner = predictor.runner
+        plan = runner.plan(height, width, _several(runner, height, width) if tile == "auto" else tile, predictor.limit)
+        whole_plan = plain.tiles(height, width, None)
+        whole = whole_plan.part(whole_plan.tiles[0], plain(page.window(whole_plan, whole_plan.tiles[0])[None])[0])
+        tiled = assembled(runner.run(lambda tile: page.window(plan, tile), plan), plan)
+    name, reason = runner.engine.name, runner.geometry.reason
+    if name != "torch" and depends_on_rounding(predictor.network):
+        reason = reason or f"it puts values where maxima stood, and {name} rounds otherwise than torch; use torch"
+    return {
+        **_differences(whole, tiled),
+        "tolerance": TOLERANCE,
+        "halo": runner.geometry.halo,
+        "margin": runner.geometry.margin,
+        "stride": runner.geometry.stride,
+        "exact": not reason,
+        "reason": reason,
+        "whole": (height, width) == (page.height, page.width),
+        "height": height,
+        "width": width,
+        "tiles": len(plan.tiles),
+        "window": list(plan.window_shape),
+        "engine": name,
+    }
+
+
+def _crop(plain: Runner, page: Page, limit: int) -> tuple[int, int]:
+    """Height and width of the image, or of what one forward in the memory can take of it."""
+    pixels = page.height * page.width
+    if pixels <= 512 * 512:
+        return page.height, page.width
+    room = (limit - held_bytes()) / (plain.bytes_per_pixel * plain.scale**2)
+    if pixels <= room:
+        return page.height, page.width
+    side = int(math.sqrt(max(room, 0))) // plain.geometry.stride * plain.geometry.stride
+    if side == 0:
+        raise DataError(f"{size_text(limit)} of memory is not enough for one forward of any part of the image.")
+    height = min(page.height, side)
+    return height, min(page.width, int(room / height))
+
+
+def _several(runner: Runner, height: int, width: int) -> int:
+    """A tile that cuts the image at least twice along its longer side, if the stride lets it."""
+    stride, longest = runner.geometry.stride, int(max(height, width) * runner.scale)
+    return max(stride, min(512, longest // 3) // stride * stride)
+
+
+def _differences(whole: np.ndarray, tiled: np.ndarray) -> dict[str, Any]:
+    """Of K x H x W logits."""
+    largest = float(np.abs(whole).max())
+    difference = float(np.abs(whole - tiled).max())
+    flipped = argmax(whole) != argmax(tiled)
+    best = np.sort(whole[:, flipped], axis=0)
+    clear = best[-1] - best[-2] > TOLERANCE * largest if len(whole) > 1 else np.zeros(flipped.sum(), bool)
+    return {
+        "max_abs_difference": difference,
+        "max_relative_difference": difference / max(largest, 1e-30),
+        "flipped_pixels": int(clear.sum()),
+        "near_ties": int((~clear).sum()),
+    }

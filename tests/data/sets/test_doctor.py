@@ -1,0 +1,356 @@
+"""What is wrong with a data set, by code; and the figures that a plan is made from."""
+
+import shutil
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tifffile
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from pixelwise.core.classes import IGNORE, ClassMap
+from pixelwise.core.errors import DataError, SettingError
+from pixelwise.data.sets.doctor import CODES, ImageFacts, Problem, Survey, _facts, examine, survey
+from pixelwise.data.sets.folder import Sample, open_dataset
+from pixelwise.data.sets.labels import LabelRule
+
+MakeDataset = Callable[..., Path]
+Break = Callable[[Path], object]
+
+
+@pytest.fixture
+def data(tmp_path: Path, make_dataset: MakeDataset) -> Path:
+    """Train and val of four pairs each, index labels of three named classes."""
+    root = make_dataset(tmp_path / "data", count=4, kind="index", split=("train", "val"))
+    (root / "dataset.toml").write_text("classes = ['rest', 'one', 'two']\nlabels = 'index'\n")
+    return root
+
+
+def names(problem: Problem) -> list[str]:
+    return [path.name for path in problem.files]
+
+
+def save(path: Path, array: np.ndarray, **options: Any) -> None:
+    if path.suffix == ".png":
+        Image.fromarray(array).save(path)
+    else:
+        tifffile.imwrite(path, array, **options)
+
+
+def replace_image(root: Path, array: np.ndarray, **options: Any) -> None:
+    (root / "train/images/img001.png").unlink()
+    save(root / "train/images/img001.tif", array, **options)
+
+
+def break_size(root: Path) -> None:
+    save(root / "train/images/img001.png", np.zeros((40, 48), np.uint8))
+
+
+def break_label(root: Path) -> None:
+    mask = np.zeros((48, 40), np.uint8)
+    mask[3, 4] = 7
+    save(root / "train/masks/img001.png", mask)
+
+
+def break_numbers(root: Path) -> None:
+    image = np.ones((48, 40), np.float32)
+    image[0, :3] = np.nan, np.inf, -np.inf
+    replace_image(root, image)
+
+
+def break_channels(root: Path) -> None:
+    replace_image(root, np.ones((4, 48, 40), np.uint8), metadata={"axes": "CYX"}, photometric="minisblack")
+
+
+def truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:60])
+
+
+CASES: list[tuple[str, Break, list[str], str, int]] = [
+    (
+        "image-without-mask",
+        lambda root: (root / "train/masks/img001.png").unlink(),
+        ["img001.png"],
+        r"images.img001\.png: has no mask of the same stem in masks/\. Add the mask or remove the file, "
+        r"or leave it out with --allow image-without-mask\. \[image-without-mask\]$",
+        3,
+    ),
+    (
+        "mask-without-image",
+        lambda root: (root / "train/images/img001.png").unlink(),
+        ["img001.png"],
+        r"masks.img001\.png: has no image of the same stem in images/\. Add it or remove the file, ",
+        3,
+    ),
+    (
+        "same-stem",
+        lambda root: shutil.copy(root / "train/images/img001.png", root / "train/images/img001.tif"),
+        ["img001.tif"],
+        r"images.img001\.tif: has the same stem as another file beside it\. Rename one or remove the file, ",
+        4,
+    ),
+    (
+        "unreadable",
+        lambda root: truncate(root / "train/masks/img001.png"),
+        ["img001.png"],
+        r"masks.img001\.png: .*truncated.* Replace the file, or leave it out with --allow unreadable\.",
+        3,
+    ),
+    (
+        "unreadable",
+        lambda root: (root / "train/images/img001.png").write_text("this is a note"),
+        ["img001.png"],
+        r"images.img001\.png: is a text file, not an image\. .* or leave it out with --allow unreadable\.",
+        3,
+    ),
+    (
+        "size-differs",
+        break_size,
+        ["img001.png"],
+        r"images.img001\.png: is 48 x 40, but its mask .*masks.img001\.png is 40 x 48\. Make both the same size",
+        3,
+    ),
+    (
+        "label-unknown",
+        break_label,
+        ["img001.png"],
+        r"masks.img001\.png: holds the value 7, but the 3 classes have the values 0 to 2\. .* Or use --allow label-u",
+        3,
+    ),
+    (
+        "not-finite",
+        break_numbers,
+        ["img001.tif"],
+        r"images.img001\.tif: holds 3 values that are NaN or infinite; .* Or use --allow not-finite\.",
+        3,
+    ),
+    (
+        "channels-differ",
+        break_channels,
+        ["img001.tif"],
+        r"images.img001\.tif: has another number of channels than the 1 of most images\. Convert it, or leave it out",
+        3,
+    ),
+]
+
+
+def test_a_sound_data_set_has_no_problems(data: Path) -> None:
+    found = survey(open_dataset(data))
+    assert found.problems == ()
+    assert found.channels == 1
+    assert found.rule.kind == "index"
+    assert [len(found.of(split)) for split in ("train", "val")] == [4, 4]
+    assert [fact.sample for fact in found.of("val")] == list(found.dataset.split("val"))
+
+
+def test_every_code_has_a_case() -> None:
+    assert {code for code, *_ in CASES} == set(CODES)
+    assert all(CODES.values())
+
+
+@pytest.mark.parametrize(("code", "damage", "files", "message", "left"), CASES)
+def test_a_problem_stops_and_is_named_and_may_be_allowed(
+    data: Path, code: str, damage: Break, files: list[str], message: str, left: int
+) -> None:
+    damage(data)
+    with pytest.raises(DataError, match=message):
+        survey(open_dataset(data))
+    found = survey(open_dataset(data), allow=[code])
+    assert [(problem.code, problem.severity, names(problem)) for problem in found.problems] == [(code, "error", files)]
+    assert len(found.dataset.split("train")) == left
+    assert len(found.dataset.split("val")) == 4
+    assert set(found.facts) == {sample.image for sample in found.dataset.samples}  # nothing of what is left out
+    other = next(name for name in CODES if name != code)
+    with pytest.raises(DataError, match=message):
+        survey(open_dataset(data), allow=[other])
+
+
+@pytest.mark.parametrize("code", ["unreadable", "label-unknown", "size-differs"])
+def test_a_problem_stops_an_evaluation_too(data: Path, code: str) -> None:
+    rule = survey(open_dataset(data)).rule
+    damage, message = next((damage, message) for name, damage, _, message, _ in CASES if name == code)
+    damage(data)
+    with pytest.raises(DataError, match=message):
+        survey(open_dataset(data), rule)
+    assert len(survey(open_dataset(data), rule, [code], ("train",)).dataset.split("train")) == 3
+
+
+def test_only_the_splits_that_are_asked_for_are_read(data: Path) -> None:
+    truncate(data / "val/masks/img101.png")
+    assert len(survey(open_dataset(data), splits=("train",)).of("train")) == 4
+    with pytest.raises(DataError, match=r"val.masks.img101\.png: "):
+        survey(open_dataset(data))
+
+
+def test_an_unknown_code_is_refused(data: Path) -> None:
+    message = r"^--allow label-unknwon: is not a code of a problem; did you mean label-unknown\?$"
+    with pytest.raises(SettingError, match=message):
+        survey(open_dataset(data), allow=["label-unknwon"])
+    with pytest.raises(
+        SettingError, match=r"^--allow x: is not a code of a problem; choose from: image-without-mask, "
+    ):
+        survey(open_dataset(data), allow=["unreadable", "x"])
+
+
+def test_masks_that_make_no_sense_name_the_data_set(tmp_path: Path, make_dataset: MakeDataset) -> None:
+    root = make_dataset(tmp_path / "cells", count=3)
+    for path in (root / "masks").iterdir():
+        save(path, np.zeros((48, 40), np.uint8))
+    with pytest.raises(DataError, match=r"cells: masks: every pixel has the value 0; at least two classes are needed"):
+        survey(open_dataset(root))
+
+
+def test_all_problems_are_told_at_once_but_not_too_many(tmp_path: Path, make_dataset: MakeDataset) -> None:
+    root = make_dataset(tmp_path, count=30, size=(8, 8))
+    damaged = sorted((root / "images").iterdir())[:24]
+    for path in damaged:
+        path.write_text("a note")
+    with pytest.raises(DataError) as caught:
+        survey(open_dataset(root))
+    lines = str(caught.value).splitlines()
+    assert len(lines) == 21
+    assert lines[-1] == "... and 4 more problems"
+    assert all(line.endswith("[unreadable]") for line in lines[:-1])
+
+
+def test_two_problems_are_told_together(data: Path) -> None:
+    break_size(data)
+    (data / "val/masks/img101.png").unlink()
+    (data / "val/images/img102.png").write_text("a note")
+    with pytest.raises(DataError, match=r"(?s)image-without-mask"):
+        survey(open_dataset(data), allow=["size-differs"])
+    with pytest.raises(DataError) as caught:
+        survey(open_dataset(data), allow=["image-without-mask"])
+    assert [line.rpartition("[")[2] for line in str(caught.value).splitlines()] == ["size-differs]", "unreadable]"]
+
+
+def test_a_problem_shows_three_files() -> None:
+    files = tuple(Path(f"{number}.png") for number in range(5))
+    assert str(Problem("code", "error", files[:3], "Bad.", "Mend.")) == "0.png, 1.png, 2.png: Bad. Mend. [code]"
+    assert str(Problem("code", "error", files, "Bad.", "Mend.")).startswith("0.png, 1.png, 2.png and 2 more: Bad.")
+
+
+def test_progress_counts_the_samples(data: Path) -> None:
+    calls: list[tuple[int, int]] = []
+    survey(open_dataset(data), splits=("train",), progress=lambda done, total: calls.append((done, total)))
+    assert calls == [(1, 4), (2, 4), (3, 4), (4, 4)]
+
+
+# Channels
+
+
+def test_grey_and_rgb_may_be_mixed(data: Path) -> None:
+    rng = np.random.default_rng(0)
+    for name in ("img001", "img002", "img003"):
+        save(data / f"train/images/{name}.png", rng.integers(0, 256, (48, 40, 3), np.uint8))
+    found = survey(open_dataset(data))
+    assert found.channels == 3
+    (problem,) = found.problems
+    assert (problem.code, problem.severity, len(problem.files)) == ("channels-differ", "warning", 5)
+    assert "is grey while 3 other images are RGB. It is used as RGB with three equal channels." in str(problem)
+    assert len(found.of("train")) == 4  # none is left out
+
+
+def test_the_commonest_number_of_channels_counts(data: Path) -> None:
+    for number in range(3):
+        (data / f"train/images/img00{number}.png").unlink()
+        image = np.ones((4, 48, 40), np.uint8)
+        save(data / f"train/images/img00{number}.tif", image, metadata={"axes": "CYX"}, photometric="minisblack")
+    with pytest.raises(DataError, match=r"than the 4 of most images"):
+        survey(open_dataset(data), splits=("train",))
+    found = survey(open_dataset(data), allow=["channels-differ"], splits=("train",))
+    assert found.channels == 4
+    assert {fact.channels for fact in found.facts.values()} == {4}
+
+
+# Pages
+
+
+def test_a_stack_is_counted_page_by_page(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    image, mask = rng.integers(0, 256, (3, 9, 11), np.uint8), rng.integers(0, 2, (3, 9, 11), np.uint8)
+    sample = Sample("stack", tmp_path / "image.tif", tmp_path / "mask.tif")
+    rule = LabelRule("index", ClassMap(("a", "b")))
+    save(sample.image, image, photometric="minisblack", metadata={"axes": "ZYX"})
+    save(sample.mask, mask, photometric="minisblack", metadata={"axes": "ZYX"})
+    facts = examine(sample, rule)
+    assert isinstance(facts, ImageFacts)
+    assert (facts.pages, facts.height, facts.width, facts.channels) == (3, 9, 11, 1)
+    assert facts.class_counts.tolist() == np.bincount(mask.ravel()).tolist()
+    save(sample.mask, mask[:2], photometric="minisblack", metadata={"axes": "ZYX"})
+    problem = examine(sample, rule)
+    assert isinstance(problem, Problem)
+    assert "is 3 pages of 11 x 9, but its mask" in str(problem)
+    assert "is 2 pages of 11 x 9." in str(problem)
+
+
+def test_axes_of_the_description_reach_the_reader(tmp_path: Path, make_dataset: MakeDataset) -> None:
+    root = make_dataset(tmp_path, count=3, size=(9, 11))
+    for path in (root / "images").iterdir():
+        path.unlink()
+        save(path.with_suffix(".tif"), np.ones((2, 9, 11), np.uint8), photometric="minisblack", metadata=None)
+    for path in (root / "masks").iterdir():
+        path.unlink()
+        mask = np.random.default_rng(0).integers(0, 2, (2, 9, 11), np.uint8)
+        save(path.with_suffix(".tif"), mask, photometric="minisblack", metadata=None)
+    (root / "dataset.toml").write_text("axes = 'ZYX'")
+    assert {fact.pages for fact in survey(open_dataset(root)).facts.values()} == {2}
+
+
+# Figures
+
+
+def facts_of(image: np.ndarray, labels: np.ndarray, num_classes: int = 3) -> ImageFacts:
+    return _facts(Sample("x", Path("x"), Path("x")), image[None], labels[None], num_classes)
+
+
+@settings(deadline=None, max_examples=20)
+@given(st.integers(0, 2**32 - 1), st.sampled_from([np.uint8, np.uint16, np.float32]), st.integers(1, 4))
+def test_figures_are_those_of_the_pixels(seed: int, dtype: type, channels: int) -> None:
+    rng = np.random.default_rng(seed)
+    shape = (*rng.integers(1, 30, 2), channels)
+    unit = {np.uint8: 255, np.uint16: 65535, np.float32: 1}[dtype]
+    image = (rng.random(shape) * unit).astype(dtype)
+    facts = facts_of(image, np.zeros(shape[:2], np.uint8))
+    real = image.astype(np.float64) / unit
+    assert facts.integer == (dtype is not np.float32)
+    np.testing.assert_allclose(facts.mean, real.mean((0, 1)), rtol=1e-6)
+    np.testing.assert_allclose(facts.variance, real.var((0, 1)), rtol=1e-5, atol=1e-12)
+    if np.ptp(image) > 0 and np.ptp(np.percentile(real, (1, 99))) > 0:
+        np.testing.assert_allclose([facts.low, facts.high], np.percentile(real, (1, 99)), rtol=1e-5, atol=1e-9)
+    assert facts.high > facts.low
+
+
+@settings(deadline=None, max_examples=20)
+@given(st.integers(0, 2**32 - 1), st.integers(1, 12), st.integers(1, 5))
+def test_thirds_share_the_rows_out(seed: int, height: int, width: int) -> None:
+    rng = np.random.default_rng(seed)
+    labels = rng.choice(np.array([0, 1, 2, IGNORE], np.uint8), (height, width))
+    facts = facts_of(np.zeros((height, width, 1), np.uint8), labels)
+    expected = np.zeros((3, 3), int)
+    for row, column in np.ndindex(height, width):
+        if labels[row, column] != IGNORE:
+            expected[3 * row // height, labels[row, column]] += 1
+    assert facts.row_counts.tolist() == expected.tolist()
+    assert facts.class_counts.tolist() == [np.count_nonzero(labels == value) for value in range(3)]
+
+
+def test_the_thirds_of_a_picture_are_alike_in_height() -> None:
+    for height in range(3, 40):
+        labels = np.zeros((height, 1), np.uint8)
+        rows = facts_of(np.zeros((height, 1, 1), np.uint8), labels).row_counts[:, 0]
+        assert all(abs(one - other) <= 1 for one, other in pairwise(rows))
+        assert rows.sum() == height
+
+
+def test_facts_of_a_split_are_in_its_order(data: Path) -> None:
+    found = survey(open_dataset(data), splits=("val", "train"))
+    assert isinstance(found, Survey)
+    assert [fact.sample.name for fact in found.of("train")] == [f"img00{number}" for number in range(4)]
+    with pytest.raises(DataError, match=r"the split 'test' is empty or missing"):
+        found.of("test")
