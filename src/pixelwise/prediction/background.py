@@ -226,6 +226,7 @@ def _is_one_sided(side: np.ndarray, cells: int) -> bool:
 class RegionMask:
     """The part of an image that is to be predicted: nonzero pixels of a mask, which may be smaller than the image.
 
+    >>> from pixelwise.core.windows import reader
     >>> region = RegionMask(reader(np.array([[0, 1]])), (1, 2), height=2, width=4)
     >>> region.window(Window(0, 2, 1, 4)).tolist()
     [[False, True, True], [False, True, True]]

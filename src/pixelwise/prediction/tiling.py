@@ -40,7 +40,7 @@ class Tile:
     These are the same but for an image that is scaled. The window may reach beyond the image: by less than a stride
     at the right and bottom where the network pads to its stride, by the margin on all sides where it has no padding.
 
-    >>> tile = plan_tiles(100, 100, tile=32, stride=16, margin=10).tiles[5]
+    >>> tile = plan_tiles((100, 100), tile=32, stride=16, margin=10).tiles[5]
     >>> tile.owned, tile.window
     (Window(y0=32, y1=64, x0=32, x1=64), Window(y0=16, y1=80, x0=16, x1=80))
     """
