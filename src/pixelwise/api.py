@@ -3,7 +3,7 @@
 import json
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +15,8 @@ from pixelwise.core.classes import ClassMap
 from pixelwise.core.config import SECTIONS, Config, Overrides, check_names
 from pixelwise.core.errors import DataError, SettingError, near
 from pixelwise.core.files import write_json
+from pixelwise.core.progress import Progress
+from pixelwise.core.windows import Window
 from pixelwise.data.files.sources import open_source
 from pixelwise.data.pixels.pictures import to_display
 from pixelwise.data.sets.doctor import survey
@@ -33,7 +35,6 @@ if TYPE_CHECKING:  # a training's and a report's libraries take seconds and memo
     from pixelwise.report.html import Case
     from pixelwise.training.loop import Result
 
-Progress = Callable[[int, int], None]
 ANYWHERE = EngineChoice(device="auto")
 COMPILED = "compiled"  # in a run's folder
 WORTH_PREPARING = 12_000_000  # pixels: from here on the fastest engine saves more time than it takes to prepare
@@ -125,7 +126,7 @@ class Run:
                 raise DataError(f"the image has the shape {image.shape}; H x W or H x W x C is expected.")
             return predictor.labels(image[..., None] if image.ndim == 2 else image)
         with open_source(Path(image)) as source:
-            pages = (source.read(page, 0, source.height, 0, source.width) for page in range(source.pages))
+            pages = (source.read(page, Window.whole(source.height, source.width)) for page in range(source.pages))
             masks = np.stack([predictor.labels(page) for page in pages])
         return masks[0] if len(masks) == 1 else masks
 

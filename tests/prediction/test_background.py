@@ -1,7 +1,5 @@
 """No object is ever skipped, and most of the empty slide is; on made slides and on real pictures."""
 
-from collections.abc import Callable
-
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -10,6 +8,7 @@ from scipy import ndimage
 from skimage import data
 
 from pixelwise.core.errors import DataError
+from pixelwise.core.windows import Window, blocks, reader
 from pixelwise.prediction.background import (
     GRAIN,
     RegionMask,
@@ -19,12 +18,6 @@ from pixelwise.prediction.background import (
     thumbnail,
 )
 
-Window = tuple[int, int, int, int]
-
-
-def reader(image: np.ndarray) -> Callable[[int, int, int, int], np.ndarray]:
-    return lambda y0, y1, x0, x1: image[y0:y1, x0:x1]
-
 
 def thumbnail_of(image: np.ndarray, side: int = 512) -> Thumbnail:
     return thumbnail(reader(image), *image.shape[:2], side)
@@ -33,15 +26,14 @@ def thumbnail_of(image: np.ndarray, side: int = 512) -> Thumbnail:
 def windows_of(height: int, width: int, tile: int = 64, margin: int = 16) -> list[Window]:
     """The first and last ones stick out of the image."""
     return [
-        (y - margin, y + tile + margin, x - margin, x + tile + margin)
+        Window(y - margin, y + tile + margin, x - margin, x + tile + margin)
         for y in range(0, height, tile)
         for x in range(0, width, tile)
     ]
 
 
 def inside(image: np.ndarray, window: Window) -> np.ndarray:
-    y0, y1, x0, x1 = window
-    return image[max(y0, 0) : y1, max(x0, 0) : x1]
+    return image[window.within(*image.shape[:2]).slices]
 
 
 def ellipses(generator: np.random.Generator, height: int, width: int, count: int, radius: float) -> np.ndarray:
@@ -212,10 +204,11 @@ def test_a_thumbnail_holds_the_extremes_and_the_noise_of_its_grains(
 def test_a_thumbnail_is_read_by_windows() -> None:
     largest = 0
 
-    def read(y0: int, y1: int, x0: int, x1: int) -> np.ndarray:
+    def read(window: Window) -> np.ndarray:
         nonlocal largest
-        largest = max(largest, (y1 - y0) * (x1 - x0))
-        return np.add.outer(np.arange(y0, y1), np.arange(x0, x1)).astype(np.float32)
+        largest = max(largest, window.height * window.width)
+        y, x = np.ogrid[window.slices]
+        return (y + x).astype(np.float32)
 
     small = thumbnail(read, 2100, 3000, side=100)
     assert largest <= 1024 * 1024
@@ -238,16 +231,13 @@ def test_a_region_of_any_scale(height: int, width: int, factor: int, down: bool,
     rounded = [size // factor if down and size >= factor else -(-size // factor) for size in (height, width)]
     mask = (generator.random(rounded) < 0.1) * generator.integers(1, 255)
     region = RegionMask(reader(mask), mask.shape, height, width)
-    whole = region.window(0, height, 0, width)
+    whole = region.window(Window.whole(height, width))
     assert whole.shape == (height, width)
     assert whole.dtype == bool
-    windows = [
-        (y, min(y + 16, height), x, min(x + 16, width)) for y in range(0, height, 16) for x in range(0, width, 16)
-    ]
-    for window in windows:
-        part = whole[window[0] : window[1], window[2] : window[3]]
-        np.testing.assert_array_equal(region.window(*window), part)
-        assert region.touches(*window) == part.any()
+    for window in blocks(height, width, 16):
+        part = whole[window.slices]
+        np.testing.assert_array_equal(region.window(window), part)
+        assert region.touches(window) == part.any()
     if height % factor == width % factor == 0 and mask.size > 1:
         np.testing.assert_array_equal(whole, np.kron(mask, np.ones((factor, factor))) > 0)
 
@@ -258,7 +248,7 @@ def test_a_region_of_another_shape_is_refused() -> None:
         RegionMask(reader(np.zeros((5, 9))), (5, 9), 10, 10)
     region = RegionMask(reader(np.zeros((5, 5, 3))), (5, 5), 10, 10)
     with pytest.raises(DataError, match="the region mask has 3 channels; one is expected, where nonzero"):
-        region.window(0, 4, 0, 4)
+        region.window(Window.whole(4, 4))
     region = RegionMask(reader(np.zeros((4, 5))), (5, 5), 10, 10)
     with pytest.raises(DataError, match=r"a window of the region mask has the shape \(4, 5\); 5 x 5 pixels"):
-        region.touches(0, 10, 0, 10)
+        region.touches(Window.whole(10, 10))

@@ -12,6 +12,7 @@ from skimage import morphology
 
 from pixelwise.core.classes import IGNORE
 from pixelwise.core.errors import DataError, SettingError
+from pixelwise.core.windows import Window, reader
 from pixelwise.prediction.postprocess import PostProcess, choose_classes, clean, clean_tiles
 
 SIDES = [(-1, 0), (0, -1), (0, 1), (1, 0)]
@@ -67,10 +68,10 @@ def by_tiles(mask: np.ndarray, tile: int, options: PostProcess) -> np.ndarray:
     """In place, as the hardest case."""
     store = mask.copy()
 
-    def write(y0: int, x0: int, block: np.ndarray) -> None:
-        store[y0 : y0 + block.shape[0], x0 : x0 + block.shape[1]] = block
+    def write(window: Window, block: np.ndarray) -> None:
+        store[window.slices] = block
 
-    clean_tiles(lambda y0, y1, x0, x1: store[y0:y1, x0:x1], write, *mask.shape, tile, options)
+    clean_tiles(reader(store), write, mask.shape, tile, options)
     return store
 
 
@@ -235,9 +236,9 @@ def test_progress_counts_all_passes() -> None:
     calls: list[tuple[int, int]] = []
     options = PostProcess(fill_holes=1, smallest_object=2)
     clean_tiles(
-        lambda y0, y1, x0, x1: mask[y0:y1, x0:x1],
-        lambda y0, x0, block: None,
-        *mask.shape,
+        reader(mask),
+        lambda window, block: None,
+        mask.shape,
         4,
         options,
         lambda *call: calls.append(call),
@@ -251,26 +252,26 @@ def test_only_the_last_pass_writes() -> None:
     mask = noise(np.random.default_rng(0), 9, 9, 3).astype(np.uint8)
     order: list[str] = []
 
-    def read(y0: int, y1: int, x0: int, x1: int) -> np.ndarray:
+    def read(window: Window) -> np.ndarray:
         order.append("read")
-        return mask[y0:y1, x0:x1]
+        return mask[window.slices]
 
     options = PostProcess(fill_holes=3, smallest_object=3)
-    clean_tiles(read, lambda y0, x0, block: order.append("write"), 9, 9, 5, options)
+    clean_tiles(read, lambda window, block: order.append("write"), (9, 9), 5, options)
     assert order == ["read"] * 8 + ["read", "write"] * 4
 
 
 def test_memory_does_not_grow_with_the_image() -> None:
     """The mask is made on the fly: circles on a grid, 27 across, with a hole each."""
 
-    def read(y0: int, y1: int, x0: int, x1: int) -> np.ndarray:
-        y, x = np.ogrid[y0:y1, x0:x1]
+    def read(window: Window) -> np.ndarray:
+        y, x = np.ogrid[window.slices]
         distance = (y % 32 - 16) ** 2 + (x % 32 - 16) ** 2
         return ((distance < 180) & (distance > 10)).astype(np.uint8)
 
     def peak(side: int) -> int:
         tracemalloc.start()
-        clean_tiles(read, lambda y0, x0, block: None, side, side, 240, PostProcess(None, 100, 100))
+        clean_tiles(read, lambda window, block: None, (side, side), 240, PostProcess(None, 100, 100))
         result = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
         return result
@@ -334,6 +335,6 @@ def test_what_is_no_mask_is_refused() -> None:
     with pytest.raises(DataError, match=r"rows 0 to 2, columns 0 to 2 is 2 x 2 of float64; 2 x 2 of uint8 or uint16"):
         clean(np.zeros((2, 2)), options)
     with pytest.raises(DataError, match="rows 0 to 2, columns 0 to 3 is 3 x 3 of uint8; 2 x 3 of uint8"):
-        clean_tiles(lambda *window: np.zeros((3, 3), np.uint8), lambda *call: None, 2, 3, 4, options)
+        clean_tiles(lambda window: np.zeros((3, 3), np.uint8), lambda *call: None, (2, 3), 4, options)
     with pytest.raises(SettingError, match="tile: must be at least 1 pixel, but it is 0"):
-        clean_tiles(lambda *window: np.zeros((3, 3), np.uint8), lambda *call: None, 2, 3, 0, options)
+        clean_tiles(lambda window: np.zeros((3, 3), np.uint8), lambda *call: None, (2, 3), 0, options)

@@ -1,7 +1,6 @@
 """Windows, views and blends against plain numpy; plans against a memory that is made up."""
 
 import math
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from pixelwise.core.errors import ModelError, SettingError
+from pixelwise.core.windows import Read, Window, reader
 from pixelwise.engines import Arrays, EngineChoice, TorchEngine
 from pixelwise.geometry.reach import Geometry, round_up
 from pixelwise.geometry.sizes import Sizes
@@ -21,7 +21,7 @@ from pixelwise.models import UNet
 from pixelwise.prediction import runner as running
 from pixelwise.prediction.predictor import ApproximateWarning, make_runner, predict
 from pixelwise.prediction.runner import Blender, Runner, cut, largest_map, planes_of, sizes_of
-from pixelwise.prediction.tiling import Plan, plan_overlapping_tiles, plan_tiles, plan_unpadded_tiles
+from pixelwise.prediction.tiling import Tiling, plan_overlapping_tiles, plan_tiles, plan_unpadded_tiles
 
 SIDES = st.integers(1, 70)
 PIXEL = 1000.0  # bytes of a window's pixel, where the memory is made up
@@ -219,26 +219,25 @@ def test_windows_are_those_of_the_image_padded_by_numpy(
 ) -> None:
     image = np.random.default_rng(0).integers(0, 255, (height, width, 2))
     if border == "edge":
-        plan = plan_tiles(height, width, 8 * strides, 8, margin)
+        plan = plan_tiles((height, width), 8 * strides, 8, margin)
     else:
-        plan = plan_unpadded_tiles(height, width, 8 * strides, 8, margin, lambda side: side + 2 * margin + 5)
+        plan = plan_unpadded_tiles((height, width), 8 * strides, 8, margin, lambda side: side + 2 * margin + 5)
     assert plan.border == border
     frame = margin + 64
     padded = padded_by_numpy(image, margin, frame, border)
     for tile in plan.tiles:
-        y0, y1, x0, x1 = tile.window
-        window = cut(lambda a, b, c, d: image[a:b, c:d], plan, tile)
-        np.testing.assert_array_equal(window, padded[y0 + margin : y1 + margin, x0 + margin : x1 + margin])
+        window = cut(reader(image), plan, tile)
+        np.testing.assert_array_equal(window, padded[tile.window.moved(margin, margin).slices])
 
 
 def test_windows_read_no_pixel_outside_of_the_image() -> None:
-    plan = plan_unpadded_tiles(20, 30, 8, 8, 12, lambda side: side + 24)
+    plan = plan_unpadded_tiles((20, 30), 8, 8, 12, lambda side: side + 24)
 
-    def read(y0: int, y1: int, x0: int, x1: int) -> np.ndarray:
-        assert 0 <= y0 < y1 <= 20
-        assert 0 <= x0 < x1 <= 30
-        assert max(y1 - y0, x1 - x0) <= 32
-        return np.zeros((y1 - y0, x1 - x0, 1))
+    def read(window: Window) -> np.ndarray:
+        assert 0 <= window.y0 < window.y1 <= 20
+        assert 0 <= window.x0 < window.x1 <= 30
+        assert max(window.height, window.width) <= 32
+        return np.zeros((window.height, window.width, 1))
 
     assert all(cut(read, plan, tile).shape == (32, 32, 1) for tile in plan.tiles)
 
@@ -288,27 +287,28 @@ def test_views_that_there_are_not() -> None:
 # Blending
 
 
-def blended(plan: Plan, windows: Callable[[int, int, int, int], np.ndarray]) -> np.ndarray:
+def blended(plan: Tiling, windows: Read) -> np.ndarray:
     blender = Blender(plan)
     out = np.full((2, plan.height, plan.width), np.nan)
     for tile in plan.tiles:
-        out[:, *tile.owned] = blender.add(tile, windows(*tile.window))
+        out[:, *tile.owned.slices] = blender.add(tile, windows(tile.window))
     return out
 
 
 @given(st.integers(1, 150), st.integers(1, 150), st.integers(1, 8), st.sampled_from([2, 3, 8]))
 @settings(deadline=None, max_examples=40)
 def test_the_weights_sum_to_one(height: int, width: int, strides: int, stride: int) -> None:
-    plan = plan_overlapping_tiles(height, width, strides * stride, stride)
+    plan = plan_overlapping_tiles((height, width), strides * stride, stride)
     logits = np.random.default_rng(0).normal(size=(2, height + 100, width + 100))
-    result = blended(plan, lambda y0, y1, x0, x1: logits[:, y0:y1, x0:x1].copy())
+    result = blended(plan, lambda window: logits[:, *window.slices].copy())
     np.testing.assert_allclose(result, logits[:, :height, :width], rtol=0, atol=1e-12)
 
 
 def test_the_weights_fade_from_window_to_window() -> None:
-    plan = plan_overlapping_tiles(8, 68, 32, 4)
+    plan = plan_overlapping_tiles((8, 68), 32, 4)
     numbers = iter(range(9))
-    steps = np.diff(blended(plan, lambda y0, y1, x0, x1: np.full((2, y1 - y0, x1 - x0), float(next(numbers))))[0, 0])
+    flat = blended(plan, lambda window: np.full((2, window.height, window.width), float(next(numbers))))
+    steps = np.diff(flat[0, 0])
     assert (steps >= 0).all()
     assert steps.max() <= 1 / (plan.overlap - 1) + 1e-12
     assert steps.sum() == len(plan.tiles) - 1 == 1
@@ -390,8 +390,8 @@ def test_tiles_of_a_module_that_takes_any_size(height: int, width: int, strides:
 
 def test_their_windows_end_with_the_image() -> None:
     plan = make_runner(CROPPING, 1).plan(31, 33, 8, PLENTY)
-    assert max(tile.window[1] for tile in plan.tiles) == 31
-    assert max(tile.window[3] for tile in plan.tiles) == 33
+    assert max(tile.window.y1 for tile in plan.tiles) == 31
+    assert max(tile.window.x1 for tile in plan.tiles) == 33
 
 
 @given(SIDES, SIDES, st.integers(1, 12))
@@ -465,9 +465,9 @@ def test_a_network_without_padding_that_breaks_its_word() -> None:
 def test_tiles_come_in_order_with_what_they_own() -> None:
     runner, image = make_runner(SAME, 1), draw(30, 40)[..., None]
     plan = runner.plan(30, 40, 12, PLENTY)
-    parts = list(runner.run(lambda tile: planes_of(cut(lambda a, b, c, d: image[a:b, c:d], plan, tile)), plan))
+    parts = list(runner.run(lambda tile: planes_of(cut(reader(image), plan, tile)), plan))
     assert [tile for tile, _ in parts] == list(plan.tiles)
-    assert all(logits.shape == (3, tile.y1 - tile.y0, tile.x1 - tile.x0) for tile, logits in parts)
+    assert all(logits.shape == (3, tile.owned.height, tile.owned.width) for tile, logits in parts)
 
 
 def test_the_largest_map_of_a_network() -> None:

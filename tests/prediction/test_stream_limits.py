@@ -77,7 +77,7 @@ def test_a_mask_in_memory_takes_no_more_than_is_counted(
     stack = np.stack([smooth(800, 800, seed=page) for page in range(pages)])
     tifffile.imwrite(tmp_path / "x.tif", stack, tile=(256, 256), photometric="minisblack", metadata={"axes": "ZYX"})
     job, outputs = Job(tmp_path / "x.tif", Path("x")), Outputs(tmp_path / "out", form, **options)
-    plan = plan_tiles(800, 800, 100, 1, 0)
+    plan = plan_tiles((800, 800), 100, 1, 0)
     logits = np.random.default_rng(0).normal(size=(2, 100, 100)).astype(np.float32)
     with open_source(tmp_path / "x.tif") as source:
 

@@ -13,6 +13,7 @@ from torch import nn
 
 from networks import Brightness, make_settings
 from pixelwise.core.memory import growth, held_bytes
+from pixelwise.core.windows import Window
 from pixelwise.data.files.sources import open_source
 from pixelwise.prediction import runner as running
 from pixelwise.prediction.canvas import Outputs
@@ -186,10 +187,10 @@ def test_an_image_is_read_by_window(tmp_path: Path, monkeypatch: pytest.MonkeyPa
             page = Page(predictor, source, 0)
             read = source.read
 
-            def watched(number: int, y0: int, y1: int, x0: int, x1: int) -> np.ndarray:
+            def watched(number: int, window: Window) -> np.ndarray:
                 nonlocal largest
-                largest = max(largest, (y1 - y0) * (x1 - x0))
-                return read(number, y0, y1, x0, x1)  # noqa: B023
+                largest = max(largest, window.height * window.width)
+                return read(number, window)  # noqa: B023
 
             monkeypatch.setattr(source, "read", watched)
             plan = predictor.runner.plan(height, width, 32, predictor.limit)

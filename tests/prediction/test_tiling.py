@@ -9,10 +9,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from pixelwise.core.errors import DataError, SettingError
+from pixelwise.core.windows import Window
 from pixelwise.data.pixels.scaling import Scaling
 from pixelwise.geometry.reach import round_up
 from pixelwise.models import UNet
-from pixelwise.prediction.tiling import Plan, Tile, of_scaled, plan_overlapping_tiles, plan_tiles, plan_unpadded_tiles
+from pixelwise.prediction.tiling import Tile, Tiling, of_scaled, plan_overlapping_tiles, plan_tiles, plan_unpadded_tiles
 
 SIZES = st.integers(1, 120)
 
@@ -21,11 +22,11 @@ SIZES = st.integers(1, 120)
 @settings(deadline=None, max_examples=100)
 def test_a_plan(height: int, width: int, strides: int, stride: int, margin: int, any_size: bool) -> None:
     owners = np.zeros((height, width), int)
-    plan = plan_tiles(height, width, strides * stride, stride, margin, any_size)
+    plan = plan_tiles((height, width), strides * stride, stride, margin, any_size)
     for tile in plan.tiles:
-        owners[tile.owned] += 1
-        y0, y1, x0, x1 = tile.window
-        for start, end, first, last, size in ((tile.y0, tile.y1, y0, y1, height), (tile.x0, tile.x1, x0, x1, width)):
+        owners[tile.owned.slices] += 1
+        rows, columns = (*tile.owned[:2], *tile.window[:2], height), (*tile.owned[2:], *tile.window[2:], width)
+        for start, end, first, last, size in (rows, columns):
             padded = size if any_size else round_up(size, stride)
             assert start % stride == first % stride == 0
             assert 0 < end - start <= strides * stride
@@ -34,7 +35,7 @@ def test_a_plan(height: int, width: int, strides: int, stride: int, margin: int,
             assert last == padded or (last % stride == 0 and margin <= last - end)
             assert 0 <= first <= start < end <= last <= padded
             assert last - first <= min(padded, end - start + 2 * (margin + 2 * stride) + strides * stride)
-        shape = tile.window_height, tile.window_width
+        shape = tile.window.height, tile.window.width
         assert any_size or shape == plan.window_shape
     assert (owners == 1).all()
     assert plan.window_pixels >= height * width
@@ -46,19 +47,18 @@ def test_cutting_and_stitching_gives_the_image_back(height: int, width: int, str
     image = np.random.default_rng(0).integers(0, 256, (height, width))
     padded = np.pad(image, ((0, 8), (0, 8)), mode="edge")
     copy = np.full_like(image, -1)
-    for tile in plan_tiles(height, width, strides * 8, 8, margin).tiles:
-        y0, y1, x0, x1 = tile.window
-        copy[tile.owned] = padded[y0:y1, x0:x1][tile.inside(0)]
+    for tile in plan_tiles((height, width), strides * 8, 8, margin).tiles:
+        copy[tile.owned.slices] = padded[tile.window.slices][tile.inside(0).slices]
     np.testing.assert_array_equal(copy, image)
 
 
 def test_one_tile_holds_a_small_image() -> None:
-    assert plan_tiles(1, 1, tile=64, stride=16, margin=94).tiles == (Tile(0, 1, 0, 1, 0, 0, 16, 16),)
-    assert plan_tiles(1, 1, None, stride=16, margin=94).window_shape == (16, 16)
+    assert plan_tiles((1, 1), tile=64, stride=16, margin=94).tiles == (Tile(Window.whole(1, 1), Window.whole(16, 16)),)
+    assert plan_tiles((1, 1), None, stride=16, margin=94).window_shape == (16, 16)
 
 
 def test_border_tiles_have_a_margin_on_one_side_alone() -> None:
-    plan = plan_tiles(2048, 2048, tile=1024, stride=16, margin=94)
+    plan = plan_tiles((2048, 2048), tile=1024, stride=16, margin=94)
     assert (len(plan.tiles), plan.window_shape) == (4, (1120, 1120))
 
 
@@ -68,15 +68,15 @@ def test_a_plan_without_padding(height: int, width: int, strides: int, spare: in
     """Logits of windows that lose `margin` on each side cover what the tiles own."""
     margin, stride = 6, 4
     owners = np.zeros((height, width), int)
-    plan = plan_unpadded_tiles(height, width, strides * stride, stride, margin, lambda n: n + 2 * margin + spare)
+    plan = plan_unpadded_tiles((height, width), strides * stride, stride, margin, lambda n: n + 2 * margin + spare)
     assert (plan.lost, plan.border) == (margin, "reflect")
     for tile in plan.tiles:
-        owners[tile.owned] += 1
-        assert (tile.window_height, tile.window_width) == plan.window_shape
-        logits = np.zeros((tile.window_height - 2 * margin, tile.window_width - 2 * margin))
-        assert logits[tile.inside(margin)].shape == (tile.y1 - tile.y0, tile.x1 - tile.x0)
-        assert tile.y0 % stride == tile.x0 % stride == 0
-        assert tile.window_y == tile.y0 - margin
+        owners[tile.owned.slices] += 1
+        assert (tile.window.height, tile.window.width) == plan.window_shape
+        logits = np.zeros((tile.window.height - 2 * margin, tile.window.width - 2 * margin))
+        assert logits[tile.inside(margin).slices].shape == (tile.owned.height, tile.owned.width)
+        assert tile.owned.y0 % stride == tile.owned.x0 % stride == 0
+        assert tile.window.y0 == tile.owned.y0 - margin
     assert (owners == 1).all()
 
 
@@ -84,26 +84,25 @@ def test_a_plan_without_padding(height: int, width: int, strides: int, spare: in
 @settings(deadline=None, max_examples=100)
 def test_a_plan_with_overlaps(height: int, width: int, strides: int, stride: int) -> None:
     owners = np.zeros((height, width), int)
-    plan = plan_overlapping_tiles(height, width, strides * stride, stride)
+    plan = plan_overlapping_tiles((height, width), strides * stride, stride)
     assert plan.overlap % stride == 0
     assert plan.overlap >= strides * stride / 4
-    starts = {tile.window_y for tile in plan.tiles}
+    starts = {tile.window.y0 for tile in plan.tiles}
     for tile in plan.tiles:
-        owners[tile.owned] += 1
-        y0, y1, x0, x1 = tile.window
-        assert y0 <= tile.y0 < tile.y1 <= y1
-        assert x0 <= tile.x0 < tile.x1 <= x1
-        assert (tile.window_height, tile.window_width) == plan.window_shape
-        assert y1 >= height or y1 - plan.overlap in starts  # neighbours share the overlap
+        owners[tile.owned.slices] += 1
+        assert tile.window.y0 <= tile.owned.y0 < tile.owned.y1 <= tile.window.y1
+        assert tile.window.x0 <= tile.owned.x0 < tile.owned.x1 <= tile.window.x1
+        assert (tile.window.height, tile.window.width) == plan.window_shape
+        assert tile.window.y1 >= height or tile.window.y1 - plan.overlap in starts  # neighbours share the overlap
     assert (owners == 1).all()
 
 
-def scaled_plans(height: int, width: int, tile: int, stride: int) -> list[Plan]:
+def scaled_plans(height: int, width: int, tile: int, stride: int) -> list[Tiling]:
     """A plan of each kind, right for one pixel more than a tile owns."""
     return [
-        plan_tiles(height, width, tile, stride, 5 + 1),
-        plan_unpadded_tiles(height, width, tile, stride, 6, lambda length: length + 12, more=1),
-        plan_overlapping_tiles(height, width, tile, stride),
+        plan_tiles((height, width), tile, stride, 5 + 1),
+        plan_unpadded_tiles((height, width), tile, stride, 6, lambda length: length + 12, more=1),
+        plan_overlapping_tiles((height, width), tile, stride),
     ]
 
 
@@ -117,23 +116,21 @@ def test_tiles_of_an_image_that_is_scaled(height: int, width: int, scale: float,
         assert (plan.window_shape, plan.tile) == (small.window_shape, small.tile)
         owners = np.zeros((height, width), int)
         logits = np.random.default_rng(0).normal(size=(1, scaling.height + 200, scaling.width + 200))
-        whole = scaling.back(logits, 0, 0, (0, height, 0, width))
+        whole = scaling.back(logits, Window.whole(scaling.height, scaling.width), Window.whole(height, width))
         for tile in plan.tiles:
-            owners[tile.owned] += 1
-            assert tile.y0 < tile.y1
-            assert tile.x0 < tile.x1
-            y0, y1, x0, x1 = (edge + plan.lost * sign for edge, sign in zip(tile.window, (1, -1, 1, -1), strict=True))
-            np.testing.assert_array_equal(plan.part(tile, logits[:, y0:y1, x0:x1]), whole[:, *tile.owned])
-            top, bottom, left, right = plan.source(tile)
-            assert 0 <= top <= tile.y0 < tile.y1 <= bottom <= height
-            assert 0 <= left <= tile.x0 < tile.x1 <= right <= width
+            owners[tile.owned.slices] += 1
+            seen = logits[:, *tile.window.shrunk(plan.lost).slices]
+            np.testing.assert_array_equal(plan.part(tile, seen), whole[:, *tile.owned.slices])
+            source = plan.source(tile)
+            assert 0 <= source.y0 <= tile.owned.y0 < tile.owned.y1 <= source.y1 <= height
+            assert 0 <= source.x0 <= tile.owned.x0 < tile.owned.x1 <= source.x1 <= width
         assert (owners == 1).all()
 
 
 def test_the_windows_of_scaled_tiles_hold_the_margin_of_one_pixel_more() -> None:
-    plan = of_scaled(plan_tiles(100, 100, tile=16, stride=8, margin=8 + 1), Scaling.by(200, 200, 0.5))
+    plan = of_scaled(plan_tiles((100, 100), tile=16, stride=8, margin=8 + 1), Scaling.by(200, 200, 0.5))
     tile = plan.tiles[8]
-    assert (tile.y0, tile.y1, tile.x0, tile.x1) == (33, 65, 33, 65)  # the centre of pixel 33 lies behind that of 16
+    assert tile.owned == (33, 65, 33, 65)  # the centre of pixel 33 lies behind that of 16
     assert tile.window == (0, 48, 0, 48)  # 16 to 32 with a margin of 16
     assert plan.source(tile) == (0, 96, 0, 96)
 
@@ -144,13 +141,13 @@ def test_the_windows_of_scaled_tiles_hold_the_margin_of_one_pixel_more() -> None
 )
 def test_a_tile_off_the_grid_is_refused(tile: int, choices: str) -> None:
     with pytest.raises(SettingError, match=f"tile: {tile} is no multiple of the network's stride 16; take {choices}"):
-        plan_tiles(100, 100, tile, stride=16, margin=94)
+        plan_tiles((100, 100), tile, stride=16, margin=94)
 
 
 @pytest.mark.parametrize(("height", "width"), [(0, 5), (5, 0)])
 def test_an_image_without_pixels_is_refused(height: int, width: int) -> None:
     with pytest.raises(DataError, match=f"an image of {height} x {width} pixels has nothing to predict"):
-        plan_tiles(height, width, tile=16, stride=16, margin=94)
+        plan_tiles((height, width), tile=16, stride=16, margin=94)
 
 
 def tiled(network: nn.Module, images: Tensor, tile: int, margin: int) -> Tensor:
@@ -158,9 +155,8 @@ def tiled(network: nn.Module, images: Tensor, tile: int, margin: int) -> Tensor:
     height, width = images.shape[-2:]
     logits = torch.full((images.shape[0], network.num_classes, height, width), torch.nan, dtype=images.dtype)
     padded = functional.pad(images, (0, 64, 0, 64), mode="replicate")
-    for part in plan_tiles(height, width, tile, network.geometry.stride, margin).tiles:
-        y0, y1, x0, x1 = part.window
-        logits[..., *part.owned] = network(padded[..., y0:y1, x0:x1])[..., *part.inside(0)]
+    for part in plan_tiles((height, width), tile, network.geometry.stride, margin).tiles:
+        logits[..., *part.owned.slices] = network(padded[..., *part.window.slices])[..., *part.inside(0).slices]
     return logits
 
 

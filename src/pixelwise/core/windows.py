@@ -1,6 +1,6 @@
 """A window of an image, and how one is read: the same four numbers everywhere."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -34,6 +34,22 @@ class Window(NamedTuple):
         """Rows and columns, to index an array whose last two axes (or first two) are an image's."""
         return slice(self.y0, self.y1), slice(self.x0, self.x1)
 
+    def moved(self, down: int, right: int) -> "Window":
+        """The window so many pixels further down and to the right."""
+        return Window(self.y0 + down, self.y1 + down, self.x0 + right, self.x1 + right)
+
+    def shrunk(self, border: int) -> "Window":
+        """The window without a border of so many pixels."""
+        return Window(self.y0 + border, self.y1 - border, self.x0 + border, self.x1 - border)
+
+    def within(self, height: int, width: int) -> "Window":
+        """The part that lies in an image of this size.
+
+        >>> Window(-2, 5, 6, 12).within(8, 8)
+        Window(y0=0, y1=5, x0=6, x1=8)
+        """
+        return Window(max(self.y0, 0), min(self.y1, height), max(self.x0, 0), min(self.x1, width))
+
     @classmethod
     def whole(cls, height: int, width: int) -> "Window":
         """The window that is the whole image."""
@@ -41,4 +57,20 @@ class Window(NamedTuple):
 
 
 Read = Callable[[Window], np.ndarray]
-"""Reads a window of an image: h x w x C of the image's type."""
+"""Reads a window of an image: h x w x C of the image's type, or h x w."""
+
+
+def reader(image: np.ndarray) -> Read:
+    """The reader of an image in memory, H x W x C or H x W; it gives views."""
+    return lambda window: image[window.slices]
+
+
+def blocks(height: int, width: int, side: int) -> Iterator[Window]:
+    """Cut an image into squares of `side` pixels, row by row; those at the right and the bottom may be smaller.
+
+    >>> [(block.height, block.width) for block in blocks(2, 5, 4)]
+    [(2, 4), (2, 1)]
+    """
+    for y0 in range(0, height, side):
+        for x0 in range(0, width, side):
+            yield Window(y0, min(y0 + side, height), x0, min(x0 + side, width))

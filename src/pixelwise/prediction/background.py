@@ -10,16 +10,14 @@ of the tiles. It is meant for images with a background: bright glass, dark fluor
 A clear sky looks the same to it.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import cv2
 import numpy as np
 
 from pixelwise.core.errors import DataError
-
-Read = Callable[[int, int, int, int], np.ndarray]  # (y0, y1, x0, x1) -> that window
-Window = tuple[int, int, int, int]  # y0, y1, x0, x1
+from pixelwise.core.windows import Read, Window
 
 GRAIN = 8  # pixels; side of the squares whose mean is compared, which quietens the noise of single pixels
 _READ_SIDE = 1024  # pixels; side of the windows that a thumbnail is made from, about
@@ -45,7 +43,7 @@ def thumbnail(read: Read, height: int, width: int, side: int = 512) -> Thumbnail
     """Reduce an image of any size to at most about `side` x `side` cells, window by window.
 
     Args:
-        read: returns the H x W or H x W x C window (y0, y1, x0, x1) of the image, of any number type.
+        read: gives a window of the image, h x w or h x w x C, of any number type.
         height: pixels, at least 1.
         width: pixels, at least 1.
         side: most cells along an axis; a cell is at least 2 x 2 grains. Takes 12 C side^2 bytes.
@@ -53,7 +51,7 @@ def thumbnail(read: Read, height: int, width: int, side: int = 512) -> Thumbnail
     Raises:
         DataError: the image has no pixel, or `read` returns something else than the window.
 
-    >>> thumbnail(lambda y0, y1, x0, x1: np.full((y1 - y0, x1 - x0), 7), 100, 40).low[..., 0].shape
+    >>> thumbnail(lambda window: np.full((window.height, window.width), 7), 100, 40).low[..., 0].shape
     (7, 3)
     """
     if height < 1 or width < 1:
@@ -62,21 +60,20 @@ def thumbnail(read: Read, height: int, width: int, side: int = 512) -> Thumbnail
     stride = max(1, _READ_SIDE // cell) * cell
     rows = []
     for y0 in range(0, height, stride):
-        y1 = min(y0 + stride, height)
         row = []
         for x0 in range(0, width, stride):
-            x1 = min(x0 + stride, width)
-            block = _require_shape(read(y0, y1, x0, x1), (y1 - y0, x1 - x0), "image")
+            window = Window(y0, y0 + stride, x0, x0 + stride).within(height, width)
+            block = _require_shape(read(window), window, "image")
             row.append(_reduce(block, cell))
         rows.append(np.concatenate(row, axis=2))
     low, high, noise = np.concatenate(rows, axis=1)
     return Thumbnail(low, high, noise, cell, float(np.issubdtype(block.dtype, np.integer)))
 
 
-def _require_shape(block: np.ndarray, shape: tuple[int, int], what: str) -> np.ndarray:
-    if block.ndim not in (2, 3) or block.shape[:2] != shape:
+def _require_shape(block: np.ndarray, window: Window, what: str) -> np.ndarray:
+    if block.ndim not in (2, 3) or block.shape[:2] != (window.height, window.width):
         raise DataError(
-            f"a window of the {what} has the shape {block.shape}; {shape[0]} x {shape[1]} pixels are expected."
+            f"a window of the {what} has the shape {block.shape}; {window.height} x {window.width} pixels are expected."
         )
     return block
 
@@ -115,8 +112,7 @@ def empty_tiles(image: Thumbnail, windows: Sequence[Window]) -> np.ndarray:
 
     Args:
         image: of the image that the windows lie in.
-        windows: (y0, y1, x0, x1) in pixels; all that a tile reads, with its margin. What lies outside of the image
-            does not count.
+        windows: all that a tile reads, with its margin. What lies outside of the image does not count.
 
     Returns:
         A bool for each window. All are True in an empty image, but for a stray one; all are False in one without
@@ -230,8 +226,9 @@ def _is_one_sided(side: np.ndarray, cells: int) -> bool:
 class RegionMask:
     """The part of an image that is to be predicted: nonzero pixels of a mask, which may be smaller than the image.
 
-    >>> region = RegionMask(lambda y0, y1, x0, x1: np.array([[0, 1]])[y0:y1, x0:x1], (1, 2), height=2, width=4)
-    >>> region.window(0, 2, 1, 4).tolist()
+    >>> from pixelwise.core.windows import reader
+    >>> region = RegionMask(reader(np.array([[0, 1]])), (1, 2), height=2, width=4)
+    >>> region.window(Window(0, 2, 1, 4)).tolist()
     [[False, True, True], [False, True, True]]
     """
 
@@ -239,7 +236,7 @@ class RegionMask:
         """Take a mask for an image.
 
         Args:
-            read: returns the h x w window (y0, y1, x0, x1), in pixels of the mask.
+            read: gives a window of the mask, h x w.
             shape: rows and columns of the mask: the image's own, or these divided by a whole number, where a rest
                 may be rounded up or down.
             height: of the image, pixels.
@@ -252,27 +249,28 @@ class RegionMask:
         self._shape = shape
         self._factor = _whole_factor(shape, (height, width))
 
-    def window(self, y0: int, y1: int, x0: int, x1: int) -> np.ndarray:
+    def window(self, window: Window) -> np.ndarray:
         """Whether each pixel of a window of the image, not empty, belongs to the region: H x W bool.
 
         Raises:
             DataError: the mask is not h x w.
         """
-        rows, columns = self._indices(y0, y1, 0), self._indices(x0, x1, 1)
-        part = self._part(rows[0], rows[-1] + 1, columns[0], columns[-1] + 1)
-        return part[rows - rows[0]][:, columns - columns[0]]
+        rows, columns = self._indices(window)
+        return self._part(rows, columns)[rows - rows[0]][:, columns - columns[0]]
 
-    def touches(self, y0: int, y1: int, x0: int, x1: int) -> bool:
+    def touches(self, window: Window) -> bool:
         """Whether a window of the image holds a pixel of the region."""
-        rows, columns = self._indices(y0, y1, 0), self._indices(x0, x1, 1)
-        return bool(self._part(rows[0], rows[-1] + 1, columns[0], columns[-1] + 1).any())
+        return bool(self._part(*self._indices(window)).any())
 
-    def _indices(self, start: int, end: int, axis: int) -> np.ndarray:
-        """Of the mask's row or column for each of the image; beyond a size rounded down the last one goes on."""
-        return np.minimum(np.arange(start, end) // self._factor, self._shape[axis] - 1)
+    def _indices(self, window: Window) -> tuple[np.ndarray, np.ndarray]:
+        """The mask's row and column for each of the window; beyond a size rounded down the last one goes on."""
+        height, width = self._shape
+        rows = np.minimum(np.arange(window.y0, window.y1) // self._factor, height - 1)
+        return rows, np.minimum(np.arange(window.x0, window.x1) // self._factor, width - 1)
 
-    def _part(self, y0: int, y1: int, x0: int, x1: int) -> np.ndarray:
-        part = _require_shape(self._read(y0, y1, x0, x1), (y1 - y0, x1 - x0), "region mask")
+    def _part(self, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
+        window = Window(int(rows[0]), int(rows[-1]) + 1, int(columns[0]), int(columns[-1]) + 1)
+        part = _require_shape(self._read(window), window, "region mask")
         if part.ndim != 2:
             raise DataError(
                 f"the region mask has {part.shape[2]} channels; one is expected, where nonzero pixels are predicted."

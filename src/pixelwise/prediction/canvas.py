@@ -18,21 +18,22 @@ import numpy as np
 from pixelwise.core.classes import ClassMap
 from pixelwise.core.errors import DataError, OutputError
 from pixelwise.core.memory import size_text
-from pixelwise.data.files.sinks import ZarrMask, write_pyramid_tiff
+from pixelwise.core.progress import Progress
+from pixelwise.core.windows import Window
+from pixelwise.data.files.sinks import MaskForm, ZarrMask, write_pyramid_tiff
 from pixelwise.data.files.sources import Source, is_zarr, open_source
-from pixelwise.data.files.writers import TIFF_BUFFER, job_of, write_image, write_mask, write_probabilities
+from pixelwise.data.files.writers import TIFF_BUFFER, record_of, write_image, write_mask, write_probabilities
 from pixelwise.data.pixels.pictures import overlay, to_display
 from pixelwise.data.pixels.targets import objects
 from pixelwise.prediction.inputs import Job
 from pixelwise.prediction.postprocess import PostProcess, choose_classes, clean, clean_tiles
 from pixelwise.prediction.runner import softmax
-from pixelwise.prediction.tiling import Plan, Tile
+from pixelwise.prediction.tiling import Tile, Tiling
 
 PNG_PIXELS = 2**26  # a larger mask is written as TIFF, unless the user wants otherwise
 CHUNKS = (1024, 512)  # sides of a Zarr's chunks: the first that fits the tiles evenly, else the last
 Entry = dict[str, Any]
 Note = Callable[[str], None]
-Progress = Callable[[int, int], None]
 CERTAIN = float(np.log(1e6))  # the logit of class 0, beside zeros, where nothing is predicted
 
 
@@ -86,7 +87,7 @@ class Task:
     def is_begun(self, outputs: Outputs) -> bool:
         """Whether a Zarr of an earlier process lies where one would grow."""
         target = outputs.target(self.job, ".zarr")
-        return any(ZarrMask.job_of(path) is not None for path in (target, growing(target)))
+        return any(ZarrMask.description_of(path) is not None for path in (target, growing(target)))
 
     def record(self, details: Entry) -> str:
         """What a finished PNG or TIFF carries: its name, and what its entry says beside paths and sizes."""
@@ -114,12 +115,12 @@ class Task:
 def _record_of(path: Path) -> Entry:
     """What `Task.record` left in a finished mask; nothing in what is none of ours, or not finished."""
     if path.suffix == ".zarr":
-        begun = ZarrMask.job_of(path)
+        begun = ZarrMask.description_of(path)
         if begun is None or not (found := ZarrMask.resume(path, begun)).complete:
             return {}
         return {"name": begun.get("name"), **found.details}
     with suppress(ValueError):
-        record = json.loads(job_of(path) or "{}")
+        record = json.loads(record_of(path) or "{}")
         return record if isinstance(record, dict) else {}
     return {}
 
@@ -174,7 +175,8 @@ class MemoryCanvas:
         if outputs.probabilities:
             count = len(classes)
             self._probabilities = np.zeros((source.pages, count, *self._shape[1:]), outputs.probability_type)
-        self._picture = to_display(source.read(0, 0, source.height, 0, source.width)) if outputs.overlay else None
+        whole = Window.whole(source.height, source.width)
+        self._picture = to_display(source.read(0, whole)) if outputs.overlay else None
 
     @staticmethod
     def bytes_needed(source: Source, outputs: Outputs, classes: int, instances: bool) -> int:
@@ -192,17 +194,17 @@ class MemoryCanvas:
 
     def skip(self, number: int, page: int, tile: Tile) -> None:
         """Leave a tile as background."""
-        logits = np.zeros((len(self._classes), tile.y1 - tile.y0, tile.x1 - tile.x0), np.float32)
+        logits = np.zeros((len(self._classes), tile.owned.height, tile.owned.width), np.float32)
         self.put(number, page, tile, _only_inside(logits, np.zeros(logits.shape[1:], bool)), None)
 
     def put(self, number: int, page: int, tile: Tile, logits: np.ndarray, region: np.ndarray | None) -> None:
         """Take in what a tile owns."""
         if region is not None:
             logits = _only_inside(logits, region)
-        self._masks[page][tile.owned] = choose_classes(logits, self._outputs.clean)
+        self._masks[page][tile.owned.slices] = choose_classes(logits, self._outputs.clean)
         if self._probabilities is not None:
             stored = _stored_probabilities(logits, self._outputs.probability_type)
-            self._probabilities[page][:, *tile.owned] = stored
+            self._probabilities[page][:, *tile.owned.slices] = stored
 
     def finish(self, details: Entry, note: Note, tick: Progress) -> Entry:
         """Write the mask and what was asked for beside it."""
@@ -242,7 +244,7 @@ class ZarrCanvas:
     beside it, to be turned into the output in the end.
     """
 
-    def __init__(self, task: Task, source: Source, outputs: Outputs, classes: ClassMap, plan: Plan) -> None:
+    def __init__(self, task: Task, source: Source, outputs: Outputs, classes: ClassMap, plan: Tiling) -> None:
         job = task.job
         self._task, self._job, self._outputs, self._classes, self._plan = task, job, outputs, classes, plan
         self._wants_tiff = outputs.format_of(job, source) == "tiff"
@@ -267,12 +269,12 @@ class ZarrCanvas:
         return growing(target)
 
     def _open(self, path: Path, description: Mapping[str, Any], dtype: str, channels: int | None) -> ZarrMask:
-        if self._outputs.resume and ZarrMask.job_of(path) is not None:
+        if self._outputs.resume and ZarrMask.description_of(path) is not None:
             return ZarrMask.resume(path, description)
-        return ZarrMask.create(
-            path, *self._size, dtype, _chunk(self._plan), description, channels, self._pixel_size, self._classes,
-            replace=True,
-        )  # fmt: skip
+        return ZarrMask.create(path, self._form(dtype, channels), description, replace=True)
+
+    def _form(self, dtype: str, channels: int | None = None) -> MaskForm:
+        return MaskForm(*self._size, dtype, _chunk(self._plan), channels, self._pixel_size, self._classes)
 
     def is_done(self, number: int) -> bool:
         """Whether an earlier process wrote this tile."""
@@ -280,7 +282,7 @@ class ZarrCanvas:
 
     def skip(self, number: int, page: int, tile: Tile) -> None:
         """Leave a tile as background."""
-        logits = np.zeros((len(self._classes), tile.y1 - tile.y0, tile.x1 - tile.x0), np.float32)
+        logits = np.zeros((len(self._classes), tile.owned.height, tile.owned.width), np.float32)
         self.put(number, page, tile, logits, np.zeros(logits.shape[1:], bool))
 
     def put(self, number: int, page: int, tile: Tile, logits: np.ndarray, region: np.ndarray | None) -> None:
@@ -289,9 +291,9 @@ class ZarrCanvas:
             logits = _only_inside(logits, region)
         if self._probabilities is not None:
             stored = _stored_probabilities(logits, self._outputs.probability_type)
-            self._probabilities.write(number, page, tile.y0, tile.x0, stored)
+            self._probabilities.write(number, page, tile.owned, stored)
         classes = choose_classes(logits, self._outputs.clean)
-        self._mask.write(number, page, tile.y0, tile.x0, classes)  # last: its record says that the tile is done
+        self._mask.write(number, page, tile.owned, classes)  # last: its record says that the tile is done
 
     def finish(self, details: Entry, note: Note, tick: Progress) -> Entry:
         """Clean the mask, add its pyramid, assemble the TIFF."""
@@ -312,10 +314,8 @@ class ZarrCanvas:
         """The mask after its post-processing, page by page, in a Zarr of its own."""
         note(f"{self._target}: post-processing")
         path = self._target if not self._wants_tiff else self._grows.with_name(f".{self._job.name.name}.clean.zarr")
+        cleaned = ZarrMask.create(path, self._form("uint8"), self._description, replace=True)
         chunk = _chunk(self._plan)
-        cleaned = ZarrMask.create(
-            path, *self._size, "uint8", chunk, self._description, None, self._pixel_size, self._classes, replace=True
-        )
         side = max(1, 2048 // chunk) * chunk
         for page in range(self._size[0]):
             self._clean_page(page, cleaned, side, tick)
@@ -324,14 +324,13 @@ class ZarrCanvas:
     def _clean_page(self, page: int, cleaned: ZarrMask, side: int, tick: Progress) -> None:
         pages, height, width = self._size
 
-        def read(y0: int, y1: int, x0: int, x1: int) -> np.ndarray:
-            place = (slice(y0, y1), slice(x0, x1))
-            return np.asarray(self._mask.levels[0][place if pages == 1 else (page, *place)])
+        def read(window: Window) -> np.ndarray:
+            return np.asarray(self._mask.levels[0][window.slices if pages == 1 else (page, *window.slices)])
 
-        def write(y0: int, x0: int, block: np.ndarray) -> None:
-            cleaned.write(0, page, y0, x0, block)
+        def write(window: Window, block: np.ndarray) -> None:
+            cleaned.write(0, page, window, block)
 
-        clean_tiles(read, write, height, width, side, self._outputs.clean, tick)
+        clean_tiles(read, write, (height, width), side, self._outputs.clean, tick)
 
 
 def open_canvas(
@@ -339,7 +338,7 @@ def open_canvas(
     source: Source,
     outputs: Outputs,
     classes: ClassMap,
-    plan: Plan,
+    plan: Tiling,
     room: int,
     instances: bool,
     note: Note,
@@ -359,7 +358,7 @@ def open_canvas(
             raise _too_large(source, needed, room)
         return MemoryCanvas(task, source, outputs, classes, instances)
     # What was begun by tiles goes on so; what takes long can only be resumed if it is written by tiles.
-    begun = outputs.resume and ZarrMask.job_of(ZarrCanvas.growing_path(job, source, outputs)) is not None
+    begun = outputs.resume and ZarrMask.description_of(ZarrCanvas.growing_path(job, source, outputs)) is not None
     is_long = source.pages * source.height * source.width > PNG_PIXELS and not (instances or outputs.overlay)
     if kind == "tiff" and needed <= room and not begun and not is_long:
         return MemoryCanvas(task, source, outputs, classes, instances)
@@ -394,9 +393,9 @@ def _flat(pages: np.ndarray) -> np.ndarray:
     return pages[0] if len(pages) == 1 else pages
 
 
-def _chunk(plan: Plan) -> int:
+def _chunk(plan: Tiling) -> int:
     """Side of a Zarr's chunks: one that divides the tiles, so that none is written twice, else a small one."""
-    sides = math.gcd(plan.tiles[0].y1, plan.tiles[0].x1) if len(plan.tiles) > 1 else 0
+    sides = math.gcd(plan.tiles[0].owned.y1, plan.tiles[0].owned.x1) if len(plan.tiles) > 1 else 0
     return next((chunk for chunk in CHUNKS if sides % chunk == 0), CHUNKS[-1])
 
 

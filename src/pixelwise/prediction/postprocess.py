@@ -6,7 +6,7 @@ They are joined over the tiles' borders, and the tile's part is found again when
 memory for one tile, one row of pixels, and the undecided components, however large the image is.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -17,10 +17,10 @@ from scipy.sparse.csgraph import connected_components
 
 from pixelwise.core.classes import IGNORE
 from pixelwise.core.errors import DataError, SettingError
+from pixelwise.core.progress import Progress
+from pixelwise.core.windows import Read, Window, blocks, reader
 
-Read = Callable[[int, int, int, int], np.ndarray]  # (y0, y1, x0, x1) -> that window of the mask
-Write = Callable[[int, int, np.ndarray], None]  # (y0, x0, block)
-Progress = Callable[[int, int], None]  # (pixels done, pixels in all), counted over all passes
+Write = Callable[[Window, np.ndarray], None]
 
 TILE = 2048  # side of the tiles by which `clean` works, to save memory
 _LEAVE = -1  # instead of a class: the component stays as it is
@@ -155,24 +155,19 @@ def clean(mask: np.ndarray, options: PostProcess) -> np.ndarray:
     """
     if mask.ndim != 2:
         raise DataError(f"the mask has the shape {mask.shape}; H x W is expected.")
-    height, width = mask.shape
     cleaned = np.empty_like(mask)
 
-    def read(y0: int, y1: int, x0: int, x1: int) -> np.ndarray:
-        return mask[y0:y1, x0:x1]
+    def write(window: Window, block: np.ndarray) -> None:
+        cleaned[window.slices] = block
 
-    def write(y0: int, x0: int, block: np.ndarray) -> None:
-        cleaned[y0 : y0 + block.shape[0], x0 : x0 + block.shape[1]] = block
-
-    clean_tiles(read, write, height, width, TILE, options)
+    clean_tiles(reader(mask), write, mask.shape, TILE, options)
     return cleaned
 
 
 def clean_tiles(
     read: Read,
     write: Write,
-    height: int,
-    width: int,
+    shape: tuple[int, int],
     tile: int,
     options: PostProcess,
     progress: Progress | None = None,
@@ -186,10 +181,9 @@ def clean_tiles(
     from the start is always right.
 
     Args:
-        read: returns the H x W window (y0, y1, x0, x1) of the mask, uint8 or uint16.
-        write: takes (y0, x0, block); the windows are those of `read`.
-        height: pixels.
-        width: pixels.
+        read: gives a window of the mask, h x w, uint8 or uint16.
+        write: takes a window and its block; the windows are those of `read`.
+        shape: height and width of the mask in pixels.
         tile: side of a tile in pixels; multiples of the store's chunks are fast.
         options: the sizes.
         progress: is called with the pixels done and those of all passes.
@@ -200,27 +194,18 @@ def clean_tiles(
     if tile < 1:
         raise SettingError(f"tile: must be at least 1 pixel, but it is {tile}.")
     steps = _steps(options)
-    report = _Report(progress, height * width * (len(steps) + 1))
+    report = _Report(progress, shape[0] * shape[1] * (len(steps) + 1))
     current = _checked(read)
     for step in steps:
-        components = _Components(step, height, width)
-        for window in _windows(height, width, tile):
-            components.survey(current(*window), window)
+        components = _Components(step, shape)
+        for window in blocks(*shape, tile):
+            components.survey(current(window), window)
             report.add(window)
         components.settle()
         current = _changing(current, components)
-    for window in _windows(height, width, tile):
-        write(window[0], window[2], current(*window))
+    for window in blocks(*shape, tile):
+        write(window, current(window))
         report.add(window)
-
-
-Window = tuple[int, int, int, int]  # y0, y1, x0, x1
-
-
-def _windows(height: int, width: int, tile: int) -> Iterator[Window]:
-    for y0 in range(0, height, tile):
-        for x0 in range(0, width, tile):
-            yield y0, min(y0 + tile, height), x0, min(x0 + tile, width)
 
 
 class _Report:
@@ -232,19 +217,19 @@ class _Report:
         self._done = 0
 
     def add(self, window: Window) -> None:
-        y0, y1, x0, x1 = window
-        self._done += (y1 - y0) * (x1 - x0)
+        self._done += window.height * window.width
         if self._progress:
             self._progress(self._done, self._total)
 
 
 def _checked(read: Read) -> Read:
-    def checked(y0: int, y1: int, x0: int, x1: int) -> np.ndarray:
-        block = read(y0, y1, x0, x1)
-        if block.shape != (y1 - y0, x1 - x0) or block.dtype not in (np.uint8, np.uint16):
+    def checked(window: Window) -> np.ndarray:
+        block = read(window)
+        if block.shape != (window.height, window.width) or block.dtype not in (np.uint8, np.uint16):
+            y0, y1, x0, x1 = window
             raise DataError(
                 f"the mask at rows {y0} to {y1}, columns {x0} to {x1} is {' x '.join(map(str, block.shape))} of "
-                f"{block.dtype}; {y1 - y0} x {x1 - x0} of uint8 or uint16 is expected."
+                f"{block.dtype}; {window.height} x {window.width} of uint8 or uint16 is expected."
             )
         return block
 
@@ -252,10 +237,7 @@ def _checked(read: Read) -> Read:
 
 
 def _changing(read: Read, components: "_Components") -> Read:
-    def changed(y0: int, y1: int, x0: int, x1: int) -> np.ndarray:
-        return components.apply(read(y0, y1, x0, x1), (y0, y1, x0, x1))
-
-    return changed
+    return lambda window: components.apply(read(window), window)
 
 
 @dataclass(frozen=True)
@@ -296,12 +278,11 @@ def _find_parts(block: np.ndarray, window: Window, shape: tuple[int, int], step:
     labels, count = _label(block, step)
     areas = np.bincount(labels.ravel(), minlength=count + 1)
     crosses, at_border = np.zeros(count + 1, bool), np.zeros(count + 1, bool)
-    y0, y1, x0, x1 = window
     for side, image_ends in (
-        (labels[0], y0 == 0),
-        (labels[-1], y1 == shape[0]),
-        (labels[:, 0], x0 == 0),
-        (labels[:, -1], x1 == shape[1]),
+        (labels[0], window.y0 == 0),
+        (labels[-1], window.y1 == shape[0]),
+        (labels[:, 0], window.x0 == 0),
+        (labels[:, -1], window.x1 == shape[1]),
     ):
         (at_border if image_ends else crosses)[side] = True
     may_change = areas <= step.limit
@@ -367,9 +348,9 @@ class _Components:
     known to stay share node 0, so that a large component costs nothing, however many tiles it crosses.
     """
 
-    def __init__(self, step: _Step, height: int, width: int) -> None:
+    def __init__(self, step: _Step, shape: tuple[int, int]) -> None:
         self._step = step
-        self._shape = height, width
+        self._shape = shape
         self._first: dict[tuple[int, int], int] = {}  # first node of each tile
         self._count = 1
         self._areas = [np.zeros(1, np.int64)]
@@ -384,7 +365,7 @@ class _Components:
     def survey(self, block: np.ndarray, window: Window) -> None:
         """Take in a tile, and join it with those above and to the left."""
         parts = _find_parts(block, window, self._shape, self._step)
-        self._first[window[0], window[2]] = self._count
+        self._first[window.y0, window.x0] = self._count
         waiting = np.flatnonzero(parts.may_change & parts.crosses)
         nodes = np.zeros(len(parts.areas), np.int32)
         nodes[0] = -1
@@ -457,7 +438,7 @@ class _Components:
         parts = _find_parts(block, window, self._shape, self._step)
         new = np.where(parts.may_change, parts.high, _LEAVE)
         waiting = np.flatnonzero(parts.may_change & parts.crosses)
-        first = self._first[window[0], window[2]]
+        first = self._first[window.y0, window.x0]
         new[waiting] = self._new[first : first + len(waiting)]
         if not (new != _LEAVE).any():
             return block

@@ -10,6 +10,7 @@ from pixelwise.core.classes import ClassMap
 from pixelwise.core.config import Config
 from pixelwise.core.errors import DataError, SettingError, near
 from pixelwise.core.memory import default_limit, size_text
+from pixelwise.core.windows import reader
 from pixelwise.data.pixels.normalize import Normalization, match_channels, require_finite
 from pixelwise.engines import EngineChoice, TorchEngine, make_engine
 from pixelwise.geometry.reach import Geometry
@@ -27,7 +28,7 @@ from pixelwise.prediction.runner import (
     planes_of,
     sizes_of,
 )
-from pixelwise.prediction.tiling import Plan, Tile
+from pixelwise.prediction.tiling import Tile, Tiling
 
 FASTEST = EngineChoice()
 # A smaller array is predicted sooner than another engine could be prepared for it.
@@ -188,7 +189,7 @@ class Predictor:
         window_of, plan = self._prepared(image)
         return assembled(((tile, argmax(logits)) for tile, logits in self.runner.run(window_of, plan)), plan)
 
-    def _prepared(self, image: np.ndarray) -> tuple[WindowOf, Plan]:
+    def _prepared(self, image: np.ndarray) -> tuple[WindowOf, Tiling]:
         """The windows of an image, scaled and then normalised, and its tiles."""
         fitted = match_channels(image, self.config.data.channels)
         require_finite(fitted)
@@ -198,7 +199,7 @@ class Predictor:
             warnings.warn(approximation(self.network, self.runner), ApproximateWarning, stacklevel=4)
 
         def window_of(tile: Tile) -> np.ndarray:
-            window = cut(lambda y0, y1, x0, x1: fitted[y0:y1, x0:x1], plan, tile)
+            window = cut(reader(fitted), plan, tile)
             return planes_of(window.astype(np.float32) * gain + offset)
 
         return window_of, plan

@@ -18,6 +18,7 @@ from torch import nn
 
 from pixelwise.core.errors import ModelError, SettingError
 from pixelwise.core.memory import growth, held_bytes, release_free_memory, size_text
+from pixelwise.core.windows import Read, Window, reader
 from pixelwise.data.pixels.scaling import Scaling
 from pixelwise.engines import Arrays, Engine, TorchEngine
 from pixelwise.geometry.probing import Probed, probe_geometry
@@ -25,8 +26,8 @@ from pixelwise.geometry.reach import Geometry, round_up
 from pixelwise.geometry.sizes import Sizes
 from pixelwise.models import Segmenter
 from pixelwise.prediction.tiling import (
-    Plan,
     Tile,
+    Tiling,
     of_scaled,
     overlap_of,
     plan_overlapping_tiles,
@@ -35,7 +36,6 @@ from pixelwise.prediction.tiling import (
 )
 
 TileSize = int | Literal["auto"] | None
-Read = Callable[[int, int, int, int], np.ndarray]  # first and last row, first and last column -> H x W x C
 WindowOf = Callable[[Tile], np.ndarray]  # C x h x w, normalised
 
 WHOLE_PIXELS = 2048 * 2048  # "auto" runs a larger image by tiles
@@ -110,7 +110,7 @@ class Runner:
         """Of the network."""
         return self.sizes.geometry
 
-    def plan(self, height: int, width: int, tile: TileSize, limit: int) -> Plan:
+    def plan(self, height: int, width: int, tile: TileSize, limit: int) -> Tiling:
         """Cut an image into tiles.
 
         Args:
@@ -132,7 +132,7 @@ class Runner:
             self._check_fits(plan, limit)
         return plan
 
-    def tiles(self, height: int, width: int, tile: int | None) -> Plan:
+    def tiles(self, height: int, width: int, tile: int | None) -> Tiling:
         """The plan with such tiles, or of the whole image for None, whatever the memory."""
         if self.scale == 1:
             return self._tiles(height, width, tile)
@@ -141,16 +141,16 @@ class Runner:
             tile = max(tile, round_up(math.ceil(self.scale), self.geometry.stride))
         return of_scaled(self._tiles(scaling.height, scaling.width, tile), scaling)
 
-    def _tiles(self, height: int, width: int, tile: int | None) -> Plan:
+    def _tiles(self, height: int, width: int, tile: int | None) -> Tiling:
         """The plan of what the network sees."""
         stride, margin = self.geometry.stride, self.geometry.margin
         if not self.sizes.keeps_size:
-            return plan_unpadded_tiles(height, width, tile, stride, margin, self.sizes.input_size, self._beyond)
+            return plan_unpadded_tiles((height, width), tile, stride, margin, self.sizes.input_size, self._beyond)
         if self.geometry.exact or tile is None or tile >= max(height, width):
             # A view of a window that ends off the stride grid would begin there.
             any_size = self.sizes.any_size and self.views == "none"
-            return plan_tiles(height, width, tile, stride, margin + self._beyond, any_size)
-        return plan_overlapping_tiles(height, width, tile, stride)
+            return plan_tiles((height, width), tile, stride, margin + self._beyond, any_size)
+        return plan_overlapping_tiles((height, width), tile, stride)
 
     @property
     def _beyond(self) -> int:
@@ -170,7 +170,7 @@ class Runner:
             raise SettingError(self._too_little(limit))
         return tile
 
-    def _check_fits(self, plan: Plan, limit: int) -> None:
+    def _check_fits(self, plan: Tiling, limit: int) -> None:
         room = self._room(limit)
         if math.prod(plan.window_shape) <= room:
             return
@@ -268,7 +268,7 @@ class Runner:
         self(probe)
         return (time.perf_counter() - begin) / self._probe_side() ** 2
 
-    def cost(self, plan: Plan) -> float:
+    def cost(self, plan: Tiling) -> float:
         """Bytes that running the plan takes beside `base`: what was measured, or more than it can be."""
         pixels = math.prod(plan.window_shape)
         if "bytes_per_pixel" in self.__dict__:
@@ -307,23 +307,23 @@ class Runner:
             )
         return logits
 
-    def run(self, window_of: WindowOf, plan: Plan) -> Iterator[tuple[Tile, np.ndarray]]:
+    def run(self, window_of: WindowOf, plan: Tiling) -> Iterator[tuple[Tile, np.ndarray]]:
         """The tiles with the K x h x w logits that they own, in the plan's order."""
         blend = Blender(plan) if plan.overlap else None
         for tile in plan.tiles:
             logits = self(window_of(tile)[None])[0]
             yield tile, blend.add(tile, logits) if blend else plan.part(tile, logits)
 
-    def logits(self, image: np.ndarray, plan: Plan) -> np.ndarray:
+    def logits(self, image: np.ndarray, plan: Tiling) -> np.ndarray:
         """K x H x W logits of a normalised H x W x C image."""
 
         def window_of(tile: Tile) -> np.ndarray:
-            return planes_of(cut(lambda y0, y1, x0, x1: image[y0:y1, x0:x1], plan, tile))
+            return planes_of(cut(reader(image), plan, tile))
 
         return assembled(self.run(window_of, plan), plan)
 
 
-def assembled(parts: Iterable[tuple[Tile, np.ndarray]], plan: Plan) -> np.ndarray:
+def assembled(parts: Iterable[tuple[Tile, np.ndarray]], plan: Tiling) -> np.ndarray:
     """What tiles own, ... x h x w each, put together to ... x H x W."""
     out: np.ndarray | None = None
     for tile, part in parts:
@@ -331,7 +331,7 @@ def assembled(parts: Iterable[tuple[Tile, np.ndarray]], plan: Plan) -> np.ndarra
             return np.ascontiguousarray(part)
         if out is None:
             out = np.empty((*part.shape[:-2], plan.height, plan.width), part.dtype)
-        out[..., *tile.owned] = part
+        out[..., *tile.owned.slices] = part
     assert out is not None
     return out
 
@@ -347,14 +347,14 @@ def dtype_of(network: nn.Module) -> type[np.floating[Any]]:
     return np.float64 if first is not None and first.dtype == torch.float64 else np.float32
 
 
-def cut(read: Read, plan: Plan, tile: Tile) -> np.ndarray:
+def cut(read: Read, plan: Tiling, tile: Tile) -> np.ndarray:
     """The tile's window of an image, h x w x C, scaled and extended beyond the image's border as the plan says."""
     y0, y1, x0, x1 = tile.window
     height, width = plan.seen_shape
     rows, columns = _inside(y0, y1, height, plan.border), _inside(x0, x1, width, plan.border)
     top, left = rows.min(), columns.min()
-    needed = int(top), int(rows.max()) + 1, int(left), int(columns.max()) + 1
-    block = read(*needed) if plan.scaling is None else plan.scaling.read(read, *needed)
+    needed = Window(int(top), int(rows.max()) + 1, int(left), int(columns.max()) + 1)
+    block = read(needed) if plan.scaling is None else plan.scaling.read(read, needed)
     if block.shape[:2] == (len(rows), len(columns)) and rows[0] == top and columns[0] == left:
         return block
     return block[(rows - top)[:, None], columns - left]
@@ -424,21 +424,21 @@ class Blender:
     windows are 0.
     """
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plan: Tiling) -> None:
         self._plan = plan
-        self._below: dict[int, np.ndarray] = {}  # window_x -> K x overlap x window width, for the row below
+        self._below: dict[int, np.ndarray] = {}  # a window's x0 -> K x overlap x window width, for the row below
         self._beside = np.empty(0)  # K x window height x overlap, for the tile to the right
 
     def add(self, tile: Tile, logits: np.ndarray) -> np.ndarray:
         """Take in a window's K x h x w logits; give the blended logits of the part that the tile owns."""
         overlap = self._plan.overlap
         height, width = self._plan.window_shape
-        is_top, is_left = tile.window_y == 0, tile.window_x == 0
-        is_bottom, is_right = tile.y1 == self._plan.height, tile.x1 == self._plan.width
+        is_top, is_left = tile.window.y0 == 0, tile.window.x0 == 0
+        is_bottom, is_right = tile.owned.y1 == self._plan.height, tile.owned.x1 == self._plan.width
         weights = _fade(height, overlap, is_top, is_bottom)[:, None] * _fade(width, overlap, is_left, is_right)
         mixed = logits * weights.astype(logits.dtype)
         if not is_top:
-            mixed[:, :overlap] += self._below.pop(tile.window_x)
+            mixed[:, :overlap] += self._below.pop(tile.window.x0)
         if not is_left:
             mixed[:, :, :overlap] += self._beside
         if not is_right:
@@ -449,7 +449,7 @@ class Blender:
                 strip[:, :, width - overlap + 1 :] = 0
             if not is_left:
                 strip[:, :, 0] = 0
-            self._below[tile.window_x] = strip
+            self._below[tile.window.x0] = strip
         return self._plan.part(tile, mixed)
 
 

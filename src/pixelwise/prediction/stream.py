@@ -28,7 +28,7 @@ from pixelwise.prediction.inputs import Job, find_inputs, name_jobs
 from pixelwise.prediction.page import Page
 from pixelwise.prediction.predictor import Predictor, approximation
 from pixelwise.prediction.runner import Blender
-from pixelwise.prediction.tiling import Plan, Tile
+from pixelwise.prediction.tiling import Tile, Tiling
 
 BATCH_PIXELS = 8 * 256 * 256  # small windows are run together, up to so many pixels
 MOST_OTHERS = 64  # tiles that are passed over and images that end, in a batch
@@ -39,7 +39,6 @@ SMALL_CACHE = 16 * 2**20
 NOTHING = np.empty(0, np.float32)
 
 Item = TypeVar("Item")
-Region = Callable[[int, int, int, int], np.ndarray]
 
 
 @dataclass
@@ -69,7 +68,7 @@ class _Image:
     pages: int
     height: int
     width: int
-    plan: Plan
+    plan: Tiling
     canvas: Canvas
     blender: Blender | None
     is_approximate: bool
@@ -278,7 +277,7 @@ class _Work:
             path = found[0]
         mask = stack.enter_context(open_source(path, cache_bytes=SMALL_CACHE))
         return RegionMask(
-            lambda y0, y1, x0, x1: np.max(mask.read(0, y0, y1, x0, x1), axis=2),
+            lambda window: np.max(mask.read(0, window), axis=2),
             (mask.height, mask.width),
             source.height,
             source.width,
@@ -311,7 +310,8 @@ class _Work:
 
     def _tile(self, job: Job, source: Source) -> Any:
         """The tile; a prediction that is resumed goes on with the one that it began with."""
-        begun = ZarrMask.job_of(ZarrCanvas.growing_path(job, source, self.outputs)) if self.outputs.resume else None
+        growing = ZarrCanvas.growing_path(job, source, self.outputs)
+        begun = ZarrMask.description_of(growing) if self.outputs.resume else None
         return begun["tile"] if begun and "tile" in begun else self.predictor.tile
 
     def _announce(self, image: _Image) -> None:
@@ -340,7 +340,7 @@ class _Work:
             if is_done or not wanted[index]:
                 yield _Passed(image, number, is_done, not wanted[index])
                 continue
-            inside = None if region is None else region.window(tile.y0, tile.y1, tile.x0, tile.x1)
+            inside = None if region is None else region.window(tile.owned)
             yield _Part(image, number, page.window(image.plan, tile), inside)
 
     def _wanted(self, image: _Image, page: Page, region: RegionMask | None) -> np.ndarray:
@@ -352,7 +352,7 @@ class _Work:
                 self.progress.note(f"{image.job.source}: is predicted whole; --skip-background works by tiles alone.")
             return wanted
         if region is not None:
-            wanted &= [region.touches(tile.y0, tile.y1, tile.x0, tile.x1) for tile in tiles]
+            wanted &= [region.touches(tile.owned) for tile in tiles]
         if self.outputs.skip_background:
             small = thumbnail(page.read, page.height, page.width)
             wanted &= ~empty_tiles(small, [image.plan.source(tile) for tile in tiles])
@@ -393,7 +393,7 @@ class _Work:
         owned = image.blender.add(tile, logits) if image.blender else image.plan.part(tile, logits)
         image.canvas.put(part.number, part.page, tile, owned, part.region)
         image.left -= 1
-        self.summary.pixels += (tile.y1 - tile.y0) * (tile.x1 - tile.x0)
+        self.summary.pixels += tile.owned.height * tile.owned.width
 
     def _pass(self, passed: _Passed) -> None:
         image = passed.image

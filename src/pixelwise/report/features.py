@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from pixelwise.core.errors import SettingError, near
+from pixelwise.core.windows import Window
 from pixelwise.data.files.sources import Source, open_source
 from pixelwise.data.pixels.pictures import STRETCH, to_display
 from pixelwise.geometry.tracing import Layer, trace_layers
@@ -101,8 +102,8 @@ def _crop(predictor: Predictor, source: Source) -> Crop:
     height, width = min(side, page.height), min(side, page.width)
     top, left = (page.height - height) // 2, (page.width - width) // 2
 
-    def read(y0: int, y1: int, x0: int, x1: int) -> np.ndarray:
-        return page.read(top + y0, top + y1, left + x0, left + x1)
+    def read(window: Window) -> np.ndarray:
+        return page.read(window.moved(top, left))
 
     plan = predictor.runner.tiles(height, width, None)
     figures = predictor.normalization.figures(
@@ -116,7 +117,7 @@ def _crop(predictor: Predictor, source: Source) -> Crop:
         if whole
         else f"the middle {height} x {width} of {page.height} x {page.width} pixels"
     )
-    return Crop(to_display(read(0, height, 0, width)), window, text)
+    return Crop(to_display(read(Window.whole(height, width))), window, text)
 
 
 def _layers(predictor: Predictor, crop: Crop) -> list[Layer]:

@@ -21,35 +21,33 @@ from hypothesis import strategies as st
 
 from pixelwise.core.classes import ClassMap
 from pixelwise.core.errors import OutputError, RunError
+from pixelwise.core.windows import Window, blocks
 from pixelwise.data.files.readers import read_image, read_mask
-from pixelwise.data.files.sinks import ZarrMask, write_pyramid_tiff
+from pixelwise.data.files.sinks import MaskForm, ZarrMask, write_pyramid_tiff
 from pixelwise.data.files.sources import open_source
 
 RNG = np.random.default_rng(0)
-JOB = {"image": {"path": "a.tif", "bytes": 17}, "weights": "abc", "tile": 32}
+DESCRIPTION = {"image": {"path": "a.tif", "bytes": 17}, "weights": "abc", "tile": 32}
 
 
 def make(path: Path, height: int = 50, width: int = 70, chunk: int = 16, **options: Any) -> ZarrMask:
-    return ZarrMask.create(
-        path, **({"pages": 1, "dtype": "uint8", "job": JOB} | options), height=height, width=width, chunk=chunk
-    )
+    description, replace = options.pop("description", DESCRIPTION), options.pop("replace", False)
+    form = MaskForm(**({"pages": 1, "dtype": "uint8"} | options), height=height, width=width, chunk=chunk)
+    return ZarrMask.create(path, form, description, replace)
 
 
-def tiles(pages: int, height: int, width: int, tile: int) -> Iterator[tuple[int, int, slice, slice]]:
-    """Number, page, rows and columns."""
-    number = 0
-    for page in range(pages):
-        for y0 in range(0, height, tile):
-            for x0 in range(0, width, tile):
-                yield number, page, slice(y0, min(y0 + tile, height)), slice(x0, min(x0 + tile, width))
-                number += 1
+def tiles(pages: int, height: int, width: int, tile: int) -> Iterator[tuple[int, int, Window]]:
+    """Number, page, window."""
+    windows = list(blocks(height, width, tile))
+    for number in range(pages * len(windows)):
+        yield number, number // len(windows), windows[number % len(windows)]
 
 
 def fill(mask: ZarrMask, pixels: np.ndarray, tile: int, skip: set[int] | None = None) -> None:
     """Write P x H x W pixels, or P x K x H x W."""
-    for number, page, y, x in tiles(len(pixels), *pixels.shape[-2:], tile):
+    for number, page, window in tiles(len(pixels), *pixels.shape[-2:], tile):
         if number not in (skip or set()):
-            mask.write(number, page, y.start, x.start, pixels[page, ..., y, x])
+            mask.write(number, page, window, pixels[page, ..., *window.slices])
 
 
 def attributes(path: Path) -> dict[str, Any]:
@@ -89,7 +87,7 @@ def test_what_is_written_is_read(
         assert (source.pages, source.channels) == (pages, channels or 1)
         for page in range(pages):
             expected = np.moveaxis(pixels[page], 0, -1) if channels else pixels[page][..., None]
-            np.testing.assert_array_equal(source.read(page, 0, height, 0, width), expected)
+            np.testing.assert_array_equal(source.read(page, Window.whole(height, width)), expected)
 
 
 def test_the_metadata_are_those_of_ome_zarr(tmp_path: Path) -> None:
@@ -97,12 +95,12 @@ def test_the_metadata_are_those_of_ome_zarr(tmp_path: Path) -> None:
     mask = make(tmp_path / "a.zarr", 600, 1100, 256, pages=2, pixel_size=0.5, classes=classes)
     before = attributes(tmp_path / "a.zarr")
     assert [level["path"] for level in before["ome"]["multiscales"][0]["datasets"]] == ["0"]
-    assert before["pixelwise"] == {"complete": False, "job": JOB}
+    assert before["pixelwise"] == {"complete": False, "job": DESCRIPTION}
     fill(mask, np.ones((2, 600, 1100), np.uint8), 256)
     mask.finish(details={"tiles": 3})
     after = attributes(tmp_path / "a.zarr")
-    assert after["pixelwise"] == {"complete": True, "job": JOB, "details": {"tiles": 3}}
-    assert mask.details == ZarrMask.resume(tmp_path / "a.zarr", JOB).details == {"tiles": 3}
+    assert after["pixelwise"] == {"complete": True, "job": DESCRIPTION, "details": {"tiles": 3}}
+    assert mask.details == ZarrMask.resume(tmp_path / "a.zarr", DESCRIPTION).details == {"tiles": 3}
     ome = after["ome"]
     assert ome["version"] == "0.5"
     assert ome["image-label"]["colors"][1] == {"label-value": 1, "rgba": [255, 128, 0, 255]}
@@ -166,13 +164,13 @@ def test_an_unfinished_zarr_is_valid_and_says_so(tmp_path: Path) -> None:
 def test_resume_goes_on_with_what_is_missing(tmp_path: Path) -> None:
     pixels = RNG.integers(1, 5, (1, 50, 70)).astype(np.uint8)
     fill(make(tmp_path / "a.zarr"), pixels, 32, skip={1, 4})
-    again = ZarrMask.resume(tmp_path / "a.zarr", JOB)
+    again = ZarrMask.resume(tmp_path / "a.zarr", DESCRIPTION)
     assert again.done == {0, 2, 3, 5}
     fill(again, pixels, 32, skip=again.done)
     again.finish()
     np.testing.assert_array_equal(again.levels[0][...], pixels[0])
     assert sorted(path.name for path in (tmp_path / "a.zarr" / "0").iterdir()) == ["c", "zarr.json"]
-    finished = ZarrMask.resume(tmp_path / "a.zarr", JOB)
+    finished = ZarrMask.resume(tmp_path / "a.zarr", DESCRIPTION)
     assert finished.complete
     finished.finish(lambda done, total: pytest.fail("nothing is left to do"))
 
@@ -191,13 +189,13 @@ def test_resume_goes_on_with_what_is_missing(tmp_path: Path) -> None:
 def test_a_torn_record_is_not_done(record: bytes, done: set[int], tmp_path: Path) -> None:
     make(tmp_path / "a.zarr")
     (tmp_path / "a.zarr" / "0" / ".done").write_bytes(record)
-    mask = ZarrMask.resume(tmp_path / "a.zarr", JOB)
+    mask = ZarrMask.resume(tmp_path / "a.zarr", DESCRIPTION)
     assert mask.done == done
-    mask.write(7, 0, 0, 0, np.ones((5, 5), np.uint8))
-    assert ZarrMask.resume(tmp_path / "a.zarr", JOB).done == done | {7}
+    mask.write(7, 0, Window.whole(5, 5), np.ones((5, 5), np.uint8))
+    assert ZarrMask.resume(tmp_path / "a.zarr", DESCRIPTION).done == done | {7}
 
 
-def test_another_job_is_refused_by_what_differs(tmp_path: Path) -> None:
+def test_another_description_is_refused_by_what_differs(tmp_path: Path) -> None:
     make(tmp_path / "a.zarr")
     other = {"image": {"path": "a.tif", "bytes": 18}, "weights": "abc", "engine": "torch"}
     with pytest.raises(
@@ -212,12 +210,12 @@ def test_nothing_to_resume(tmp_path: Path) -> None:
     zarr.open_group(tmp_path / "foreign", mode="w")
     for name in ("none", "foreign"):
         with pytest.raises(RunError, match=rf"{name}: holds no prediction that could be resumed\. Start it without"):
-            ZarrMask.resume(tmp_path / name, JOB)
+            ZarrMask.resume(tmp_path / name, DESCRIPTION)
 
 
 def test_what_exists_is_replaced_only_when_told_and_ours(tmp_path: Path) -> None:
     mask = make(tmp_path / "a.zarr")
-    mask.write(0, 0, 0, 0, np.ones((50, 70), np.uint8))
+    mask.write(0, 0, Window.whole(50, 70), np.ones((50, 70), np.uint8))
     with pytest.raises(OutputError, match=r"a\.zarr: exists already\. Resume it, replace it, or choose another folder"):
         make(tmp_path / "a.zarr")
     assert mask.levels[0][...].all()
@@ -255,9 +253,10 @@ KILLED = """
     import os, signal, sys
     from pathlib import Path
     import numpy as np
-    from pixelwise.data.files.sinks import ZarrMask
+    from pixelwise.core.windows import blocks
+    from pixelwise.data.files.sinks import MaskForm, ZarrMask
     path, moment = Path(sys.argv[1]), int(sys.argv[2])
-    mask = ZarrMask.create(path, 1, 200, 200, "uint8", 64, {}, replace=True)
+    mask = ZarrMask.create(path, MaskForm(1, 200, 200, "uint8", 64), {}, replace=True)
     pixels = np.random.default_rng(0).integers(1, 200, (200, 200)).astype(np.uint8)
     calls, replace, write = 0, Path.replace, os.write
 
@@ -269,8 +268,8 @@ KILLED = """
         return replace(self, target)
 
     Path.replace = counted
-    for number, (y, x) in enumerate(np.ndindex(4, 4)):
-        mask.write(number, 0, 50 * y, 50 * x, pixels[50 * y : 50 * y + 50, 50 * x : 50 * x + 50])
+    for number, window in enumerate(blocks(200, 200, 50)):
+        mask.write(number, 0, window, pixels[window.slices])
     mask.finish()
 """
 
@@ -287,9 +286,9 @@ def test_killed_within_a_write_and_resumed(moment: int, tmp_path: Path) -> None:
     left = set(range(16)) - mask.done
     assert left
     assert mask.done == set(range(16 - len(left)))
-    for number, _, y, x in tiles(1, 200, 200, 50):
+    for number, _, window in tiles(1, 200, 200, 50):
         if number in mask.done:
-            np.testing.assert_array_equal(mask.levels[0][y, x], pixels[y, x])
+            np.testing.assert_array_equal(mask.levels[0][window.slices], pixels[window.slices])
     fill(mask, pixels[None], 50, skip=mask.done)
     mask.finish()
     np.testing.assert_array_equal(mask.levels[0][...], pixels)
@@ -300,16 +299,17 @@ FULL = """
     import resource, sys
     from pathlib import Path
     import numpy as np
-    from pixelwise.data.files.sinks import ZarrMask
     from pixelwise.core.errors import OutputError
+    from pixelwise.core.windows import Window
+    from pixelwise.data.files.sinks import MaskForm, ZarrMask
     path = Path(sys.argv[1])
-    mask = ZarrMask.create(path, 1, 512, 512, "uint8", 256, {})
+    mask = ZarrMask.create(path, MaskForm(1, 512, 512, "uint8", 256), {})
     pixels = np.random.default_rng(0).integers(0, 256, (512, 512)).astype(np.uint8)
-    mask.write(0, 0, 0, 0, pixels[:256, :256])
-    mask.write(1, 0, 0, 256, np.ones((256, 256), np.uint8))
+    mask.write(0, 0, Window(0, 256, 0, 256), pixels[:256, :256])
+    mask.write(1, 0, Window(0, 256, 256, 512), np.ones((256, 256), np.uint8))
     resource.setrlimit(resource.RLIMIT_FSIZE, (20000, resource.RLIM_INFINITY))
     try:
-        mask.write(2, 0, 256, 0, pixels[256:, :256])
+        mask.write(2, 0, Window(256, 512, 0, 256), pixels[256:, :256])
     except OutputError as error:
         print(error)
 """
@@ -341,20 +341,20 @@ def test_an_error_of_the_system_within_another(tmp_path: Path, monkeypatch: pyte
 
     monkeypatch.setattr(zarr.Array, "__setitem__", fail)
     with pytest.raises(OutputError, match=r"a\.zarr: cannot be written \(No space left on device\)"):
-        mask.write(0, 0, 0, 0, np.ones((5, 5), np.uint8))
+        mask.write(0, 0, Window.whole(5, 5), np.ones((5, 5), np.uint8))
     with pytest.raises(OutputError, match=r"b\.zarr: cannot be written \(No space left on device\)"):
         make(tmp_path / "b.zarr", 600, 600).finish()
     assert mask.done == set()
-    assert ZarrMask.resume(tmp_path / "a.zarr", JOB).done == set()
+    assert ZarrMask.resume(tmp_path / "a.zarr", DESCRIPTION).done == set()
 
 
 def test_a_damaged_chunk_of_the_mask(tmp_path: Path) -> None:
     mask = make(tmp_path / "a.zarr")
-    mask.write(0, 0, 0, 0, np.ones((32, 32), np.uint8))
+    mask.write(0, 0, Window.whole(32, 32), np.ones((32, 32), np.uint8))
     (tmp_path / "a.zarr" / "0" / "c" / "0" / "0").write_bytes(b"no chunk")
     message = r"a\.zarr: holds a damaged part \(.*\)\. Start it anew without --resume"
     with pytest.raises(RunError, match=message):
-        mask.write(1, 0, 8, 8, np.ones((5, 5), np.uint8))
+        mask.write(1, 0, Window(8, 13, 8, 13), np.ones((5, 5), np.uint8))
     assert mask.done == {0}
 
 
@@ -407,7 +407,7 @@ def test_a_tiff_without_a_pyramid(tmp_path: Path) -> None:
 
 def test_a_tiff_is_whole_or_not_there(tmp_path: Path) -> None:
     mask = make(tmp_path / "a.zarr")
-    mask.write(0, 0, 0, 0, np.ones((50, 70), np.uint8))
+    mask.write(0, 0, Window.whole(50, 70), np.ones((50, 70), np.uint8))
     mask.finish()
     (tmp_path / "a.zarr" / "0" / "c" / "0" / "0").write_bytes(b"no chunk")
     with pytest.raises(RunError, match=r"a\.zarr: holds a damaged part"):
@@ -422,8 +422,8 @@ def test_memory_is_bounded(tmp_path: Path) -> None:
     block = RNG.integers(0, 3, (tile, tile)).astype(np.uint8)
     tracemalloc.start()
     mask = make(tmp_path / "a.zarr", side, side, tile)
-    for number, page, y, x in tiles(1, side, side, tile):
-        mask.write(number, page, y.start, x.start, block)
+    for number, page, window in tiles(1, side, side, tile):
+        mask.write(number, page, window, block)
     mask.finish()
     write_pyramid_tiff(tmp_path / "a.tif", mask)
     peak = tracemalloc.get_traced_memory()[1]

@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from pixelwise.core.errors import DataError
+from pixelwise.core.windows import Window, blocks
 from pixelwise.data.files.readers import read_image
 from pixelwise.data.files.sources import is_zarr, open_source
 
@@ -43,11 +44,11 @@ def check_windows(path: Path, expected: np.ndarray, axes: str | None = None, str
             page = int(RNG.integers(source.pages))
             y0, x0 = int(RNG.integers(source.height)), int(RNG.integers(source.width))
             y1, x1 = int(RNG.integers(y0, source.height)) + 1, int(RNG.integers(x0, source.width)) + 1
-            window = source.read(page, y0, y1, x0, x1)
+            window = source.read(page, Window(y0, y1, x0, x1))
             assert window.dtype == expected.dtype
             np.testing.assert_array_equal(window, expected[page, y0:y1, x0:x1])
         for page in range(source.pages):
-            np.testing.assert_array_equal(source.read(page, 0, source.height, 0, source.width), expected[page])
+            np.testing.assert_array_equal(source.read(page, Window.whole(source.height, source.width)), expected[page])
 
 
 TIFFS: dict[str, Callable[[Path], object]] = {
@@ -154,9 +155,9 @@ def test_any_tiff(
     )
     with open_source(path) as source:
         for page in range(pages):
-            np.testing.assert_array_equal(source.read(page, 0, height, 0, width), array[page])
+            np.testing.assert_array_equal(source.read(page, Window.whole(height, width)), array[page])
             np.testing.assert_array_equal(
-                source.read(page, height - 1, height, width // 2, width), array[page, -1:, width // 2 :]
+                source.read(page, Window(height - 1, height, width // 2, width)), array[page, -1:, width // 2 :]
             )
 
 
@@ -221,11 +222,11 @@ def test_a_tiled_file_cut_short_names_the_tile(tmp_path: Path) -> None:
         offset = file.pages[0].dataoffsets[6]
     path.write_bytes(path.read_bytes()[: offset + 5])
     with open_source(path) as source:
-        np.testing.assert_array_equal(source.read(0, 0, 16, 0, 64)[..., 0], image[:16])
+        np.testing.assert_array_equal(source.read(0, Window(0, 16, 0, 64))[..., 0], image[:16])
         message = r"a\.tif: rows 16 to 31, columns 32 to 47 of page 1 cannot be read \(it lies beyond .*\)\. It may"
         with pytest.raises(DataError, match=message):
-            source.read(0, 10, 40, 10, 40)
-        np.testing.assert_array_equal(source.read(0, 16, 32, 0, 32)[..., 0], image[16:32, :32])
+            source.read(0, Window(10, 40, 10, 40))
+        np.testing.assert_array_equal(source.read(0, Window(16, 32, 0, 32))[..., 0], image[16:32, :32])
 
 
 def test_a_damaged_strip_of_a_page_is_named(tmp_path: Path) -> None:
@@ -248,7 +249,7 @@ def test_a_damaged_strip_of_a_page_is_named(tmp_path: Path) -> None:
         open_source(path) as source,
         pytest.raises(DataError, match=r"rows 30 to 39, columns 0 to 49 of page 2 cannot be read \(.*\)\. It may"),
     ):
-        source.read(1, 0, 40, 0, 50)
+        source.read(1, Window(0, 40, 0, 50))
 
 
 def test_a_raw_file_cut_short_is_refused_at_once(tmp_path: Path) -> None:
@@ -271,7 +272,7 @@ def test_a_raw_file_cut_while_open(tmp_path: Path) -> None:
         with pytest.raises(
             DataError, match=r"a\.tif: rows 30 to 39, columns 3 to 6 of page 1 cannot be read \(the file ends"
         ):
-            source.read(0, 30, 40, 3, 7)
+            source.read(0, Window(30, 40, 3, 7))
 
 
 def patch_tag(path: Path, code: int, value: int) -> None:
@@ -311,11 +312,11 @@ def test_pages_in_missing_files(tmp_path: Path) -> None:
     content = (tmp_path / "a.tif").read_bytes()
     (tmp_path / "a.tif").write_bytes(content.replace(b'PlaneCount="2"', b'PlaneCount="1"'))
     with open_source(tmp_path / "a.tif", "ZYX") as source:
-        source.read(0, 0, 16, 0, 16)
+        source.read(0, Window(0, 16, 0, 16))
         with pytest.raises(
             DataError, match=r"a\.tif: belongs to a set of files, and another is missing\. Put it beside"
         ):
-            source.read(1, 0, 16, 0, 16)
+            source.read(1, Window(0, 16, 0, 16))
 
 
 @pytest.mark.parametrize(
@@ -430,7 +431,7 @@ def test_is_zarr(tmp_path: Path) -> None:
 
 def refused(path: Path, message: str, axes: str | None = None) -> None:
     with pytest.raises(DataError, match=message), open_source(path, axes) as source:
-        source.read(0, 0, 1, 0, 1)
+        source.read(0, Window(0, 1, 0, 1))
 
 
 def change_json(path: Path, change: Callable[[Any], object]) -> None:
@@ -511,20 +512,21 @@ def test_a_broken_chunk_is_named(damage: bytes, tmp_path: Path) -> None:
         with pytest.raises(
             DataError, match=r"a: rows 0 to 599, columns 600 to 1199 of page 1 cannot be read \(.*\)\. It may"
         ):
-            source.read(0, 0, 10, 590, 610)
-        np.testing.assert_array_equal(source.read(0, 590, 700, 0, 600)[..., 0], pixels[590:700, :600])
+            source.read(0, Window(0, 10, 590, 610))
+        np.testing.assert_array_equal(source.read(0, Window(590, 700, 0, 600))[..., 0], pixels[590:700, :600])
 
 
 def test_another_thread_may_read(tmp_path: Path) -> None:
     tifffile.imwrite(tmp_path / "a.tif", numbers(64, 64), tile=(16, 16), compression="zlib")
     zarr.create_array(tmp_path / "a.zarr", data=numbers(64, 64), chunks=(16, 16))
+    corner = Window.whole(64, 64)
     for name in ("a.tif", "a.zarr"):
         with open_source(tmp_path / name) as source:
             seen: list[np.ndarray] = []
-            thread = threading.Thread(target=lambda source=source, seen=seen: seen.append(source.read(0, 0, 64, 0, 64)))
+            thread = threading.Thread(target=lambda source=source, seen=seen: seen.append(source.read(0, corner)))
             thread.start()
             thread.join()
-            np.testing.assert_array_equal(seen[0], source.read(0, 0, 64, 0, 64))
+            np.testing.assert_array_equal(seen[0], source.read(0, corner))
 
 
 @pytest.mark.parametrize("kind", ["tiles", "strips", "raw", "zarr"])
@@ -541,9 +543,8 @@ def test_memory_is_bounded(kind: str, tmp_path: Path) -> None:
     with open_source(path, cache_bytes=cache) as source:
         tracemalloc.start()
         total = 0
-        for y0 in range(0, side, tile):
-            for x0 in range(0, side, tile):
-                total += int(source.read(0, y0, y0 + tile, x0, x0 + tile).sum())
+        for window in blocks(side, side, tile):
+            total += int(source.read(0, window).sum())
         peak = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
         assert total == int(image.sum())

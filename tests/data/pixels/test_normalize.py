@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from pixelwise.core.config import DataSettings
 from pixelwise.core.errors import DataError, ModelError
+from pixelwise.core.windows import Window, reader
 from pixelwise.data.pixels.normalize import Normalization, match_channels, percentile_range, require_finite, unit_scale
 
 SEEDS = st.integers(0, 2**32 - 1)
@@ -65,7 +66,7 @@ def test_a_stretched_image_lies_between_minus_1_and_1_but_for_its_ends() -> None
 
 def range_of(image: np.ndarray) -> tuple[float, float]:
     height, width, channels = image.shape
-    return percentile_range(lambda y0, y1, x0, x1: image[y0:y1, x0:x1], height, width, channels)
+    return percentile_range(reader(image), height, width, channels)
 
 
 @settings(deadline=None, max_examples=30)
@@ -99,9 +100,9 @@ def test_the_range_needs_no_more_than_a_block_at_a_time(monkeypatch: pytest.Monk
     monkeypatch.setattr("pixelwise.data.pixels.normalize._BLOCK", 333)
     alive: list[weakref.ref[np.ndarray]] = []
 
-    def read(y0: int, y1: int, x0: int, x1: int) -> np.ndarray:
+    def read(window: Window) -> np.ndarray:
         assert sum(reference() is not None for reference in alive) <= 1
-        block = image[y0:y1, x0:x1].copy()
+        block = image[window.slices].copy()
         alive.append(weakref.ref(block))
         return block
 

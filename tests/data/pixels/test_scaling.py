@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from scipy import ndimage
 from torch.nn import functional
 
+from pixelwise.core.windows import Window, reader
 from pixelwise.data.pixels import scaling
 from pixelwise.data.pixels.scaling import Axis, Scaling, resize
 
@@ -126,24 +127,24 @@ def test_a_window_of_the_scaled_image_is_that_of_the_whole(
 ) -> None:
     image = (draw(height, width) * 255).astype(dtype)
     made = Scaling.by(height, width, scale)
-    (y0, y1), (x0, x1) = part_of(data, made.height), part_of(data, made.width)
-    seen: list[tuple[int, int, int, int]] = []
+    window = Window(*part_of(data, made.height), *part_of(data, made.width))
+    seen: list[Window] = []
 
-    def read(top: int, bottom: int, left: int, right: int) -> np.ndarray:
-        assert 0 <= top < bottom <= height
-        assert 0 <= left < right <= width
-        seen.append((top, bottom, left, right))
-        return image[top:bottom, left:right]
+    def read(source: Window) -> np.ndarray:
+        assert 0 <= source.y0 < source.y1 <= height
+        assert 0 <= source.x0 < source.x1 <= width
+        seen.append(source)
+        return image[source.slices]
 
-    window = made.read(read, y0, y1, x0, x1)
-    whole = made.read(lambda a, b, c, d: image[a:b, c:d], 0, made.height, 0, made.width)
-    np.testing.assert_array_equal(window, whole[y0:y1, x0:x1])
-    assert seen == [made.source(y0, y1, x0, x1)]
+    part = made.read(read, window)
+    whole = made.read(reader(image), Window.whole(made.height, made.width))
+    np.testing.assert_array_equal(part, whole[window.slices])
+    assert seen == [made.source(window)]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(scaling, "BAND_PIXELS", 3 * (seen[0][3] - seen[0][2]))
-        np.testing.assert_array_equal(made.read(read, y0, y1, x0, x1), window)
-    assert seen[1][0] == seen[0][0]
-    assert seen[-1][1] == seen[0][1]
+        patch.setattr(scaling, "BAND_PIXELS", 3 * seen[0].width)
+        np.testing.assert_array_equal(made.read(read, window), part)
+    assert seen[1].y0 == seen[0].y0
+    assert seen[-1].y1 == seen[0].y1
 
 
 @pytest.mark.parametrize("scale", [0.1, 0.37, 1.0, 1.5])
@@ -152,17 +153,17 @@ def test_an_image_is_read_in_bands(scale: float, monkeypatch: pytest.MonkeyPatch
     made = Scaling.by(1000, 300, scale)
     reads: list[int] = []
 
-    def read(top: int, bottom: int, left: int, right: int) -> np.ndarray:
-        reads.append(bottom - top)
-        return np.zeros((bottom - top, right - left, 1), np.uint8)
+    def read(window: Window) -> np.ndarray:
+        reads.append(window.height)
+        return np.zeros((window.height, window.width, 1), np.uint8)
 
-    assert made.read(read, 0, made.height, 0, made.width).shape == (made.height, made.width, 1)
+    assert made.read(read, Window.whole(made.height, made.width)).shape == (made.height, made.width, 1)
     assert max(reads) <= 10_000 / 300 + 2  # and the rows that two bands share
     assert len(reads) >= 30
 
 
 def whole_back(made: Scaling, logits: np.ndarray) -> np.ndarray:
-    return made.back(logits, 0, 0, (0, made.rows[0], 0, made.columns[0]))
+    return made.back(logits, Window.whole(made.height, made.width), Window.whole(made.rows[0], made.columns[0]))
 
 
 @given(LENGTHS, LENGTHS, SCALES)
@@ -188,12 +189,12 @@ def test_parts_side_by_side_need_one_more_row_and_column(
     out = np.full((2, height, width), np.nan, np.float32)
     for y0 in range(0, made.height, down):
         for x0 in range(0, made.width, right):
-            owned = made.owned(y0, min(y0 + down, made.height), x0, min(x0 + right, made.width))
-            if owned[0] == owned[1] or owned[2] == owned[3]:
+            owned = made.owned(Window(y0, y0 + down, x0, x0 + right).within(made.height, made.width))
+            if owned.height == 0 or owned.width == 0:
                 continue
-            place = slice(owned[0], owned[1]), slice(owned[2], owned[3])
-            assert np.isnan(out[:, *place]).all()
-            out[:, *place] = made.back(logits[:, y0 : y0 + down + 1, x0 : x0 + right + 1], y0, x0, owned)
+            assert np.isnan(out[:, *owned.slices]).all()
+            place = Window(y0, y0 + down + 1, x0, x0 + right + 1).within(made.height, made.width)
+            out[:, *owned.slices] = made.back(logits[:, *place.slices], place, owned)
     np.testing.assert_array_equal(out, whole_back(made, logits))
 
 

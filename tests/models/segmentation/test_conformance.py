@@ -246,9 +246,8 @@ def test_tiled_is_whole(name: str, form: dict[str, Any]) -> None:
         whole = network(images)
         logits = torch.full_like(whole, torch.nan)
         padded = F.pad(images, (0, 2 * stride, 0, 2 * stride), mode="replicate")
-        for tile in plan_tiles(height, 45, round_up(16, 2 * stride), stride, geometry.margin).tiles:
-            y0, y1, x0, x1 = tile.window
-            logits[..., *tile.owned] = network(padded[..., y0:y1, x0:x1])[..., *tile.inside(0)]
+        for tile in plan_tiles((height, 45), round_up(16, 2 * stride), stride, geometry.margin).tiles:
+            logits[..., *tile.owned.slices] = network(padded[..., *tile.window.slices])[..., *tile.inside(0).slices]
     difference = (logits - whole).abs().max().item()
     assert (difference < 1e-10 * max(1.0, whole.abs().max().item())) == geometry.exact
 

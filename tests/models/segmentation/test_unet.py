@@ -152,12 +152,12 @@ def test_tiles_without_padding() -> None:
     with torch.inference_mode():
         whole = network(mirrored)[..., :50, :41]
         logits = torch.full_like(whole, torch.nan)
-        plan = plan_unpadded_tiles(50, 41, 3 * stride, stride, margin, network.input_size)
+        plan = plan_unpadded_tiles((50, 41), 3 * stride, stride, margin, network.input_size)
         reach = 3 * stride + margin  # windows stick out by so much
         mirrored_further = F.pad(mirrored, (0, reach, 0, reach))
         for tile in plan.tiles:
-            y0, y1, x0, x1 = (end + margin for end in tile.window)
-            logits[..., *tile.owned] = network(mirrored_further[..., y0:y1, x0:x1])[..., *tile.inside(margin)]
+            seen = network(mirrored_further[..., *tile.window.moved(margin, margin).slices])
+            logits[..., *tile.owned.slices] = seen[..., *tile.inside(margin).slices]
     assert plan.window_shape[0] < whole.shape[-2] + 2 * margin
     assert (logits - whole).abs().max() < 1e-10
 

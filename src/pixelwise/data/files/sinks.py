@@ -8,8 +8,9 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,8 @@ from zarr.storage import LocalStore
 from pixelwise.core.classes import ClassMap
 from pixelwise.core.errors import OutputError, RunError
 from pixelwise.core.files import cannot_write, whole, write_json
+from pixelwise.core.progress import Progress
+from pixelwise.core.windows import Window, blocks
 from pixelwise.data.files.physical import zarr_pixel_size
 
 _SMALLEST_LEVEL = 512  # pixels of the longer side at which a pyramid ends
@@ -32,7 +35,30 @@ _METADATA = "zarr.json"
 _OURS = "pixelwise"  # the attribute in which a Zarr of ours says what it is
 _DONE = ".done"  # in the folder of level 0, where readers of Zarr see chunks and nothing else
 
-Progress = Callable[[int, int], None]
+
+@dataclass(frozen=True)
+class MaskForm:
+    """What a Zarr of class indices or probabilities is made with."""
+
+    pages: int
+    height: int
+    width: int
+    dtype: str  # uint8, uint16 or float16
+    chunk: int  # side of a chunk in pixels; tiles that cover whole chunks are written without reading
+    channels: int | None = None  # K of probabilities; None: class indices
+    pixel_size: float | None = None  # micrometres
+    classes: ClassMap | None = None  # whose names and colours are kept with class indices
+
+    @property
+    def axes(self) -> str:
+        """Of the array: "yx", "zyx", "cyx" or "czyx"."""
+        return ("c" if self.channels else "") + ("z" if self.pages > 1 else "") + "yx"
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the array, in the order of its axes."""
+        sizes = {"c": self.channels or 1, "z": self.pages, "y": self.height, "x": self.width}
+        return tuple(sizes[axis] for axis in self.axes)
 
 
 class ZarrMask:
@@ -53,8 +79,8 @@ class ZarrMask:
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
-    ...     mask = ZarrMask.create(Path(folder) / "a.zarr", 1, 4, 6, "uint8", chunk=2, job={"tile": 4})
-    ...     mask.write(0, 0, 0, 0, np.ones((4, 4), np.uint8))
+    ...     mask = ZarrMask.create(Path(folder) / "a.zarr", MaskForm(1, 4, 6, "uint8", chunk=2), {"tile": 4})
+    ...     mask.write(0, 0, Window(0, 4, 0, 4), np.ones((4, 4), np.uint8))
     ...     again = ZarrMask.resume(Path(folder) / "a.zarr", {"tile": 4})
     ...     again.done, again.levels[0][0].tolist()
     ({0}, [1, 1, 1, 1, 0, 0])
@@ -73,50 +99,28 @@ class ZarrMask:
         self.levels = [_open_level(path / str(number)) for number in range(len(multiscale["datasets"]))]
 
     @classmethod
-    def create(
-        cls,
-        path: Path,
-        pages: int,
-        height: int,
-        width: int,
-        dtype: str | np.dtype,
-        chunk: int,
-        job: Mapping[str, Any],
-        channels: int | None = None,
-        pixel_size: float | None = None,
-        classes: ClassMap | None = None,
-        replace: bool = False,
-    ) -> "ZarrMask":
+    def create(cls, path: Path, form: MaskForm, description: Mapping[str, Any], replace: bool = False) -> "ZarrMask":
         """Make the folder, which appears as a whole.
 
         Args:
             path: the folder; the one above is made if it is missing.
-            pages: P.
-            height: H.
-            width: W.
-            dtype: uint8, uint16 or float16.
-            chunk: side of a chunk in pixels. Tiles that cover whole chunks are written without reading.
-            job: what the pixels depend on, for JSON: the image with its size and date, the weights, settings, tiles.
-            channels: K of probabilities; None for class indices.
-            pixel_size: side of a pixel in micrometres.
-            classes: names and colours, which viewers show.
+            form: sizes, type, names and colours.
+            description: what the pixels depend on, for JSON: the image with its size and date, weights, settings, tile.
             replace: delete what is at `path`, if it is a Zarr of ours.
 
         Raises:
             OutputError: something is at `path`; another type; the folder cannot be written.
         """
-        if np.dtype(dtype).name not in _TYPES:
-            raise OutputError(f"{path}: masks are stored as {', '.join(_TYPES)}, not as {np.dtype(dtype).name}.")
+        if form.dtype not in _TYPES:
+            raise OutputError(f"{path}: masks are stored as {', '.join(_TYPES)}, not as {form.dtype}.")
         _check_target(path, replace)
-        axes = ("c" if channels else "") + ("z" if pages > 1 else "") + "yx"
-        shape = tuple({"c": channels or 1, "z": pages, "y": height, "x": width}[axis] for axis in axes)
-        own = {"complete": False, "job": dict(job)}
-        attributes = {"ome": _ome(path.stem, axes, 1, pixel_size, None if channels else classes), _OURS: own}
+        ome = _ome(path.stem, form.axes, form.pixel_size, None if form.channels else form.classes)
+        attributes = {"ome": ome, _OURS: {"complete": False, "job": dict(description)}}
         temporary, old = (path.with_name(f".{path.name}.{os.getpid()}.{kind}") for kind in ("part", "old"))
         with _writing(path):
             try:
                 temporary.mkdir(parents=True)
-                _make_level(temporary / "0", axes, shape, np.dtype(dtype), chunk)
+                _make_level(temporary / "0", form.axes, form.shape, np.dtype(form.dtype), form.chunk)
                 _write_attributes(temporary, attributes)
                 if path.exists():
                     path.replace(old)
@@ -127,23 +131,23 @@ class ZarrMask:
         return cls(path, attributes, set())
 
     @staticmethod
-    def job_of(path: Path) -> dict[str, Any] | None:
-        """The job of a Zarr of ours, or None where there is none."""
+    def description_of(path: Path) -> dict[str, Any] | None:
+        """The description that a Zarr of ours was made with, or None where there is none."""
         attributes = _our_attributes(path)
         return None if attributes is None else attributes[_OURS]["job"]
 
     @classmethod
-    def resume(cls, path: Path, job: Mapping[str, Any]) -> "ZarrMask":
+    def resume(cls, path: Path, description: Mapping[str, Any]) -> "ZarrMask":
         """Open what an earlier process began, or ended.
 
         Raises:
-            RunError: there is no Zarr of ours at `path`, or its job is another; the message says what differs.
+            RunError: there is no Zarr of ours at `path`, or its description is another; the message says what differs.
             OutputError: the folder cannot be written.
         """
         attributes = _our_attributes(path)
         if attributes is None:
             raise RunError(f"{path}: holds no prediction that could be resumed. Start it without --resume.")
-        differences = _differences(attributes[_OURS]["job"], json.loads(json.dumps(job)))
+        differences = _differences(attributes[_OURS]["job"], json.loads(json.dumps(description)))
         if differences:
             raise RunError(
                 f"{path}: was begun with other input or settings: {'; '.join(differences)}. Repeat those, or start "
@@ -152,8 +156,8 @@ class ZarrMask:
         with _writing(path):
             return cls(path, attributes, _read_done(path / "0" / _DONE))
 
-    def write(self, number: int, page: int, y0: int, x0: int, mask: np.ndarray) -> None:
-        """Write the pixels of tile `number` at (y0, x0), then note that it is done.
+    def write(self, number: int, page: int, window: Window, mask: np.ndarray) -> None:
+        """Write the pixels of tile `number`, then note that it is done.
 
         `mask` is h x w, or K x h x w where there are channels, of the type that `create` was given.
 
@@ -164,14 +168,13 @@ class ZarrMask:
         level = self.levels[0]
         assert mask.dtype == level.dtype, (mask.dtype, level.dtype)
         assert mask.ndim == 2 + ("c" in self.axes), mask.shape
-        y1, x1 = y0 + mask.shape[-2], x0 + mask.shape[-1]
-        assert 0 <= y0 < y1 <= level.shape[-2], (y0, y1, level.shape)
-        assert 0 <= x0 < x1 <= level.shape[-1], (x0, x1, level.shape)
-        places: dict[str, int | slice] = {"c": slice(None), "z": page, "y": slice(y0, y1), "x": slice(x0, x1)}
+        assert mask.shape[-2:] == (window.height, window.width), (window, mask.shape)
+        assert window == window.within(*level.shape[-2:]), (window, level.shape)
+        places: dict[str, int | slice] = {"c": slice(None), "z": page, **dict(zip("yx", window.slices, strict=True))}
         with _writing(self.path):
             level[tuple(places[axis] for axis in self.axes)] = mask
-            with (self.path / "0" / _DONE).open("ab") as record:
-                record.write(b"%d\n" % number)
+            with (self.path / "0" / _DONE).open("ab") as done:
+                done.write(b"%d\n" % number)
         self.done.add(number)
 
     def finish(self, progress: Progress | None = None, details: Mapping[str, Any] | None = None) -> None:
@@ -187,7 +190,7 @@ class ZarrMask:
             return
         with _writing(self.path):
             shapes = _pyramid(self.levels[0].shape)
-            self.levels = [self.levels[0], *self._make_levels(shapes[1:], progress)]
+            self.levels = _make_pyramid(self.path, self.axes, self.levels[0], shapes[1:], progress)
             multiscale = _multiscale(self.path.stem, self.axes, len(shapes), self.pixel_size)
             ome = {**self._attributes["ome"], "multiscales": [multiscale]}
             self.details = dict(details or {})
@@ -197,34 +200,18 @@ class ZarrMask:
             (self.path / "0" / _DONE).unlink(missing_ok=True)
             _remove_torn(self.path)
 
-    def _make_levels(self, shapes: Sequence[tuple[int, ...]], progress: Progress | None) -> list[zarr.Array]:
-        levels = [self.levels[0]]
-        for number, shape in enumerate(shapes, start=1):
-            shutil.rmtree(self.path / str(number), ignore_errors=True)  # of a process that ended here
-            _make_level(self.path / str(number), self.axes, shape, levels[0].dtype, max(levels[0].chunks))
-            levels.append(_open_level(self.path / str(number)))
-        total, done = sum(math.prod(level.cdata_shape) for level in levels[1:]), 0
-        for fine, coarse in pairwise(levels):
-            for planes, y, x in _chunk_windows(coarse):
-                part = fine[_window(planes, slice(2 * y.start, 2 * y.stop), slice(2 * x.start, 2 * x.stop))]
-                coarse[_window(planes, y, x)] = np.asarray(part)[::2, ::2]
-                done += 1
-                if progress:
-                    progress(done, total)
-        return levels[1:]
-
 
 def write_pyramid_tiff(
     path: Path,
     mask: ZarrMask,
     palette: Sequence[int] | None = None,
-    job: str | None = None,
+    record: str | None = None,
     progress: Progress | None = None,
 ) -> None:
     """Assemble a tiled BigTIFF from a complete Zarr, with its pyramid as sub-images and its pixel size.
 
-    `palette` is flat RGB of 256 colours, as `ClassMap.palette`, for class indices of 8 bits. `job` is kept for
-    `writers.job_of`; `progress` is called with (rows done, all rows) of each level.
+    `palette` is flat RGB of 256 colours, as `ClassMap.palette`, for class indices of 8 bits. `record` is kept for
+    `writers.record_of`; `progress` is called with (rows done, all rows) of each level.
     Axes are those of the Zarr in the same order. In memory are four times 512 rows at most.
 
     Raises:
@@ -233,6 +220,7 @@ def write_pyramid_tiff(
     if not mask.complete:
         raise RunError(f"{mask.path}: is not complete, so no TIFF can be made from it. Resume the prediction first.")
     base = mask.levels[0]
+    metadata = {"axes": mask.axes.upper()} | ({"pixelwise": record} if record else {})
     options: dict[str, Any] = {"photometric": "minisblack"}
     if palette is not None and base.dtype == np.uint8 and "c" not in mask.axes:
         options = {"photometric": "palette", "colormap": np.array(palette, np.uint16).reshape(256, 3).T * 257}
@@ -250,7 +238,7 @@ def write_pyramid_tiff(
                 compressionargs={"level": 1},
                 maxworkers=1,  # with more, tifffile would take in many tiles ahead
                 software=False,
-                metadata={"axes": mask.axes.upper(), **({"pixelwise": job} if job else {})} if number == 0 else None,
+                metadata=metadata if number == 0 else None,
                 subifds=len(mask.levels) - 1 if number == 0 and len(mask.levels) > 1 else None,
                 subfiletype=0 if number == 0 else 1,
                 **options,
@@ -294,7 +282,7 @@ def _write_attributes(folder: Path, attributes: Mapping[str, Any]) -> None:
 
 
 def _differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """What two jobs differ in, named by dotted keys.
+    """What two descriptions differ in, named by dotted keys.
 
     >>> _differences({"tile": 512, "image": {"size": 1}}, {"tile": 512, "image": {"size": 2}})
     ['image.size was 1 and is 2']
@@ -337,18 +325,36 @@ def _pyramid(shape: tuple[int, ...]) -> list[tuple[int, ...]]:
     return shapes
 
 
-def _chunk_windows(level: zarr.Array) -> Iterator[tuple[tuple[int, ...], slice, slice]]:
-    """Numbers of the plane, rows and columns of each chunk."""
-    side_y, side_x = level.chunks[-2:]
+def _make_pyramid(
+    path: Path, axes: str, base: zarr.Array, shapes: Sequence[tuple[int, ...]], progress: Progress | None
+) -> list[zarr.Array]:
+    """The array and the smaller ones of these shapes, each of every second pixel of the one before."""
+    levels = [base]
+    for number, shape in enumerate(shapes, start=1):
+        shutil.rmtree(path / str(number), ignore_errors=True)  # of a process that ended here
+        _make_level(path / str(number), axes, shape, base.dtype, max(base.chunks))
+        levels.append(_open_level(path / str(number)))
+    total, done = sum(math.prod(level.cdata_shape) for level in levels[1:]), 0
+    for fine, coarse in pairwise(levels):
+        for plane, window in _chunks(coarse):
+            twice = Window(*(2 * edge for edge in window))
+            coarse[_place(plane, window)] = np.asarray(fine[_place(plane, twice)])[::2, ::2]
+            done += 1
+            if progress:
+                progress(done, total)
+    return levels
+
+
+def _chunks(level: zarr.Array) -> Iterator[tuple[tuple[int, ...], Window]]:
+    """Numbers of the plane, and the window in it, of each chunk."""
     height, width = level.shape[-2:]
-    for number in np.ndindex(level.shape[:-2]):
-        for y0 in range(0, height, side_y):
-            for x0 in range(0, width, side_x):
-                yield number, slice(y0, min(y0 + side_y, height)), slice(x0, min(x0 + side_x, width))
+    for plane in np.ndindex(level.shape[:-2]):
+        for window in blocks(height, width, max(level.chunks[-2:])):
+            yield plane, window
 
 
-def _window(planes: tuple[int, ...], y: slice, x: slice) -> tuple[int | slice, ...]:
-    return (*planes, y, x)
+def _place(plane: tuple[int, ...], window: Window) -> tuple[int | slice, ...]:
+    return (*plane, *window.slices)
 
 
 def _make_level(folder: Path, axes: str, shape: tuple[int, ...], dtype: np.dtype, chunk: int) -> None:
@@ -371,9 +377,9 @@ def _open_level(folder: Path) -> zarr.Array:
     return level.with_config({"write_empty_chunks": True})
 
 
-def _ome(name: str, axes: str, levels: int, pixel_size: float | None, classes: ClassMap | None) -> dict[str, Any]:
-    """OME-Zarr 0.5 attributes of an image of classes or probabilities."""
-    ome: dict[str, Any] = {"version": "0.5", "multiscales": [_multiscale(name, axes, levels, pixel_size)]}
+def _ome(name: str, axes: str, pixel_size: float | None, classes: ClassMap | None) -> dict[str, Any]:
+    """OME-Zarr 0.5 attributes of an image of classes or probabilities, of one level."""
+    ome: dict[str, Any] = {"version": "0.5", "multiscales": [_multiscale(name, axes, 1, pixel_size)]}
     if classes is not None:
         colors = [{"label-value": number, "rgba": [*color, 255]} for number, color in enumerate(classes.colors)]
         names = [{"label-value": number, "class": text} for number, text in enumerate(classes.names)]

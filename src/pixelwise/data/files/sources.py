@@ -10,13 +10,14 @@ from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import psutil
 import tifffile
 
 from pixelwise.core.errors import DataError
+from pixelwise.core.windows import Window
 from pixelwise.data.files.physical import tiff_pixel_size
 from pixelwise.data.files.readers import check_pixels, image_dtype, image_info, read_errors, read_image
 from pixelwise.data.files.tiff import TIFF_MAGIC, TiffSource, check_axes
@@ -28,7 +29,6 @@ _CACHE_BYTES = 256 * 2**20
 # Smaller chunks are decoded several at a time: a call costs as much as 100,000 pixels.
 _LEAST_BLOCK = 512
 
-Span = tuple[int, int]
 _Page = tifffile.TiffPage | tifffile.TiffFrame
 
 
@@ -44,8 +44,8 @@ class Source(Protocol):
     streams: bool  # False: the pixels lie in memory as a whole
     bytes_needed: int  # what it holds in memory at most, beside what `read` returns
 
-    def read(self, page: int, y0: int, y1: int, x0: int, x1: int) -> np.ndarray:
-        """Pixels of a window, (y1 - y0) x (x1 - x0) x C, equal to `read_image(path)[page][y0:y1, x0:x1]`.
+    def read(self, page: int, window: Window) -> np.ndarray:
+        """Pixels of a window, h x w x C, equal to `read_image(path)[page][window.slices]`.
 
         Raises:
             DataError: this part of the file is damaged or missing; the message says which.
@@ -76,7 +76,7 @@ def open_source(
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     tifffile.imwrite(Path(folder) / "a.tif", np.arange(64 * 64, dtype="u2").reshape(64, 64), tile=(16, 16))
     ...     with open_source(Path(folder) / "a.tif") as source:
-    ...         source.streams, source.read(0, 1, 3, 62, 64)[..., 0].tolist()
+    ...         source.streams, source.read(0, Window(1, 3, 62, 64))[..., 0].tolist()
     (True, [[126, 127], [190, 191]])
     """
     with ExitStack() as stack:
@@ -104,8 +104,8 @@ class _Whole:
         self.dtype = self._image.dtype
         self.bytes_needed = self._image.nbytes
 
-    def read(self, page: int, y0: int, y1: int, x0: int, x1: int) -> np.ndarray:
-        return self._image[page, y0:y1, x0:x1]
+    def read(self, page: int, window: Window) -> np.ndarray:
+        return self._image[page, *window.slices]
 
 
 def _check_size(path: Path, axes: str | None, largest: int) -> None:
@@ -148,30 +148,45 @@ class _Recent:
         return block
 
 
-def _blocks(y: Span, x: Span, step: tuple[int, int]) -> Iterator[tuple[int, int]]:
-    """Row and column numbers, in a grid of blocks of `step` pixels, of those that a window touches."""
-    for row in range(y[0] // step[0], -(-y[1] // step[0])):
-        for column in range(x[0] // step[1], -(-x[1] // step[1])):
-            yield row, column
+class _Grid(NamedTuple):
+    """Blocks of one size that cover an image."""
+
+    height: int  # of the image
+    width: int
+    rows: int  # of a block
+    columns: int
+
+    def touched(self, window: Window) -> Iterator[tuple[int, int]]:
+        """Row and column numbers of the blocks that a window touches."""
+        for row in range(window.y0 // self.rows, -(-window.y1 // self.rows)):
+            for column in range(window.x0 // self.columns, -(-window.x1 // self.columns)):
+                yield row, column
+
+    def block(self, row: int, column: int) -> Window:
+        """The part of a block that lies in the image."""
+        y0, x0 = row * self.rows, column * self.columns
+        return Window(y0, y0 + self.rows, x0, x0 + self.columns).within(self.height, self.width)
 
 
-def _paste(out: np.ndarray, y: Span, x: Span, block: np.ndarray, y0: int, x0: int) -> None:
-    """Copy the part of a block at (y0, x0) of the image that lies in the window `y`, `x`, which is `out`."""
-    rows = slice(max(y[0], y0), min(y[1], y0 + block.shape[0]))
-    columns = slice(max(x[0], x0), min(x[1], x0 + block.shape[1]))
-    part = block[rows.start - y0 : rows.stop - y0, columns.start - x0 : columns.stop - x0]
-    out[rows.start - y[0] : rows.stop - y[0], columns.start - x[0] : columns.stop - x[0]] = part
+def _paste(out: np.ndarray, window: Window, block: np.ndarray, place: Window) -> None:
+    """Copy the part of a block at `place` that lies in the window, which is `out`."""
+    shared = Window(
+        max(window.y0, place.y0), min(window.y1, place.y1), max(window.x0, place.x0), min(window.x1, place.x1)
+    )
+    part = block[shared.moved(-place.y0, -place.x0).slices]
+    out[shared.moved(-window.y0, -window.x0).slices] = part
 
 
 @contextmanager
-def _part_errors(path: Path, place: str, y: Span, x: Span) -> Iterator[None]:
+def _part_errors(path: Path, page: int, window: Window) -> Iterator[None]:
     """Name the part of the image that could not be read."""
+    y0, y1, x0, x1 = window
     try:
         yield
     except Exception as error:  # the decoders raise nearly every built-in type on damaged input
         reason = str(error) or type(error).__name__
         raise DataError(
-            f"{path}: rows {y[0]} to {y[1] - 1}, columns {x[0]} to {x[1] - 1}{place} cannot be read ({reason}). "
+            f"{path}: rows {y0} to {y1 - 1}, columns {x0} to {x1 - 1} of page {page + 1} cannot be read ({reason}). "
             "It may be truncated or damaged there: copy or export it again."
         ) from error
 
@@ -194,7 +209,7 @@ class _TiffPlanes(Protocol):
 
     bytes_needed: int
 
-    def window(self, plane: int, y: Span, x: Span) -> np.ndarray:
+    def read(self, plane: int, window: Window) -> np.ndarray:
         """Rows x columns x samples, as stored."""
         ...
 
@@ -235,19 +250,19 @@ class _TiffWindows:
         self.pixel_size = pixel_size
         self.bytes_needed = planes.bytes_needed
 
-    def read(self, page: int, y0: int, y1: int, x0: int, x1: int) -> np.ndarray:
-        stored = self._stored(self._numbers[page], (y0, y1), (x0, x1))
+    def read(self, page: int, window: Window) -> np.ndarray:
+        stored = self._stored(self._numbers[page], window)
         with np.errstate(over="ignore"):  # float64 beyond float32 is infinite
             return np.ascontiguousarray(self._source.resolved(stored[None])[0], dtype=self.dtype)
 
-    def _stored(self, numbers: np.ndarray, y: Span, x: Span) -> np.ndarray:
+    def _stored(self, numbers: np.ndarray, window: Window) -> np.ndarray:
         planes, samples = np.divmod(numbers, self._samples)
         if np.array_equal(samples, np.arange(self._samples)) and (planes == planes[0]).all():
-            return self._planes.window(int(planes[0]), y, x)
-        out = np.empty((y[1] - y[0], x[1] - x[0], len(numbers)), self._source.series.dtype)
+            return self._planes.read(int(planes[0]), window)
+        out = np.empty((window.height, window.width, len(numbers)), self._source.series.dtype)
         for plane in np.unique(planes):
             channels = planes == plane
-            out[..., channels] = self._planes.window(int(plane), y, x)[..., samples[channels]]
+            out[..., channels] = self._planes.read(int(plane), window)[..., samples[channels]]
         return out
 
 
@@ -270,13 +285,13 @@ class _RawPlanes:
                 "the file. Copy or export it again."
             )
 
-    def window(self, plane: int, y: Span, x: Span) -> np.ndarray:
+    def read(self, plane: int, window: Window) -> np.ndarray:
         height, width, samples = self._size
-        out = np.empty((y[1] - y[0], x[1] - x[0], samples), self._dtype)
+        out = np.empty((window.height, window.width, samples), self._dtype)
         pixel = samples * self._dtype.itemsize
-        start = self._offset + ((plane * height + y[0]) * width + x[0]) * pixel
-        with _part_errors(self._path, f" of page {plane // self._separate + 1}", y, x):
-            if x == (0, width):
+        start = self._offset + ((plane * height + window.y0) * width + window.x0) * pixel
+        with _part_errors(self._path, plane // self._separate, window):
+            if window.width == width:
                 self._fill(start, out)
             else:
                 for number, row in enumerate(out):
@@ -298,38 +313,36 @@ class _ChunkedPlanes:
 
     def __init__(self, path: Path, series: tifffile.TiffPageSeries, cache_bytes: int) -> None:
         self._path, self._series, self._page = path, series, series.keyframe
-        self._separate, _, self._height, self._width, self._samples = self._page.shaped
-        tile = (self._page.tilelength, self._page.tilewidth)
-        self._step = tile if self._page.is_tiled else (min(self._page.rowsperstrip, self._height), self._width)
-        self._columns = -(-self._width // self._step[1])
-        self._rows = -(-self._height // self._step[0])
-        block = math.prod(self._step) * self._samples * series.dtype.itemsize
+        self._separate, _, height, width, self._samples = self._page.shaped
+        strip = min(self._page.rowsperstrip, height), width
+        tile = (self._page.tilelength, self._page.tilewidth) if self._page.is_tiled else strip
+        self._grid = _Grid(height, width, *tile)
+        self._columns = -(-width // self._grid.columns)
+        self._rows = -(-height // self._grid.rows)
+        block = self._grid.rows * self._grid.columns * self._samples * series.dtype.itemsize
         _check_block(block)
         self._checked_page(series[0])
         self.bytes_needed = min(cache_bytes, math.prod(series.shape) * series.dtype.itemsize) + 2 * block
         self._recent = _Recent(cache_bytes)
 
-    def window(self, plane: int, y: Span, x: Span) -> np.ndarray:
-        out = np.empty((y[1] - y[0], x[1] - x[0], self._samples), self._series.dtype)
-        for row, column in _blocks(y, x, self._step):
-            y0, x0 = row * self._step[0], column * self._step[1]
+    def read(self, plane: int, window: Window) -> np.ndarray:
+        out = np.empty((window.height, window.width, self._samples), self._series.dtype)
+        for row, column in self._grid.touched(window):
             block = self._recent.get((plane, row, column), lambda: self._decode(plane, row, column))  # noqa: B023
-            _paste(out, y, x, block, y0, x0)
+            _paste(out, window, block, self._grid.block(row, column))
         return out
 
     def _decode(self, plane: int, row: int, column: int) -> np.ndarray:
         """A tile without what hangs over the image's edge."""
-        y0, x0 = row * self._step[0], column * self._step[1]
-        y = y0, min(y0 + self._step[0], self._height)
-        x = x0, min(x0 + self._step[1], self._width)
+        place = self._grid.block(row, column)
         number, separate = divmod(plane, self._separate)
         with read_errors(self._path):
             page = self._checked_page(self._series[number])
-        with _part_errors(self._path, f" of page {number + 1}", y, x):
+        with _part_errors(self._path, number, place):
             pixels = self._decode_segment(page, (separate * self._rows + row) * self._columns + column)
             if pixels is None:  # a tile that was never written
-                return np.full((y[1] - y[0], x[1] - x[0], self._samples), self._page.nodata, self._series.dtype)
-            return pixels[0, : y[1] - y[0], : x[1] - x[0]]
+                return np.full((place.height, place.width, self._samples), self._page.nodata, self._series.dtype)
+            return pixels[0, : place.height, : place.width]
 
     def _decode_segment(self, page: _Page, index: int) -> np.ndarray | None:
         start, count = page.dataoffsets[index], page.databytecounts[index]
@@ -371,17 +384,17 @@ class _ZarrWindows:
         chunk = math.prod(self._array.chunks) * self._array.dtype.itemsize
         _check_block(chunk)
         total = math.prod(self._array.shape) * self._array.dtype.itemsize
-        self._step = self._block_side("Y"), self._block_side("X")
-        block = math.prod(self._step) * self.channels * self._array.dtype.itemsize
+        self._grid = _Grid(self.height, self.width, self._block_side("Y"), self._block_side("X"))
+        block = self._grid.rows * self._grid.columns * self.channels * self._array.dtype.itemsize
         self.bytes_needed = min(cache_bytes, total) + 2 * max(chunk, block)
         self._recent = _Recent(cache_bytes)
 
-    def read(self, page: int, y0: int, y1: int, x0: int, x1: int) -> np.ndarray:
-        y, x = (y0, y1), (x0, x1)
-        out = np.empty((y1 - y0, x1 - x0, self.channels), self._array.dtype)
-        for row, column in _blocks(y, x, self._step):
-            block = self._recent.get((page, row, column), lambda: self._decode(page, row, column))  # noqa: B023
-            _paste(out, y, x, block, row * self._step[0], column * self._step[1])
+    def read(self, page: int, window: Window) -> np.ndarray:
+        out = np.empty((window.height, window.width, self.channels), self._array.dtype)
+        for row, column in self._grid.touched(window):
+            place = self._grid.block(row, column)
+            block = self._recent.get((page, row, column), lambda: self._decode(page, place))  # noqa: B023
+            _paste(out, window, block, place)
         with np.errstate(over="ignore"):
             return out.astype(self.dtype, copy=False)
 
@@ -393,20 +406,17 @@ class _ZarrWindows:
         chunk, size = self._array.chunks[index], self._array.shape[index]
         return max(min(chunk * -(-_LEAST_BLOCK // chunk), size), 1)
 
-    def _decode(self, page: int, row: int, column: int) -> np.ndarray:
-        y0, x0 = row * self._step[0], column * self._step[1]
-        y = y0, min(y0 + self._step[0], self.height)
-        x = x0, min(x0 + self._step[1], self.width)
-        with _part_errors(self._path, f" of page {page + 1}", y, x):
-            stored = np.asarray(self._array[self._selection(page, y, x)])
+    def _decode(self, page: int, place: Window) -> np.ndarray:
+        with _part_errors(self._path, page, place):
+            stored = np.asarray(self._array[self._selection(page, place)])
         axes = [axis for axis in self._axes if axis in "YXCS"]
         order = sorted(range(stored.ndim), key=lambda index: "YXCS".index(axes[index]))
-        return stored.transpose(order).reshape(y[1] - y[0], x[1] - x[0], self.channels)
+        return stored.transpose(order).reshape(place.height, place.width, self.channels)
 
-    def _selection(self, page: int, y: Span, x: Span) -> tuple[int | slice, ...]:
+    def _selection(self, page: int, place: Window) -> tuple[int | slice, ...]:
         numbers: Iterator[int] = iter(_unravel(page, self._page_sizes))
-        windows = {"Y": slice(*y), "X": slice(*x)}
-        return tuple(next(numbers) if axis in "ZTI" else windows.get(axis, slice(None)) for axis in self._axes)
+        ranges = dict(zip("YX", place.slices, strict=True))
+        return tuple(next(numbers) if axis in "ZTI" else ranges.get(axis, slice(None)) for axis in self._axes)
 
 
 def _unravel(number: int, sizes: Sequence[int]) -> list[int]:

@@ -17,7 +17,7 @@ from pixelwise.core.files import whole
 
 _TILE = (256, 256)
 TIFF_BUFFER = 2**24  # bytes that are compressed at a time; tifffile would take half a gigabyte
-_JOB = "pixelwise"  # the key of a job in a file's metadata
+_RECORD = "pixelwise"  # the key of a record in a file's metadata
 # Half of what a classic TIFF can address, since compressed tiles may be a little larger than raw ones.
 _BIG_BYTES = 2**31
 
@@ -27,15 +27,15 @@ def write_mask(
     labels: np.ndarray,
     palette: Sequence[int] | None = None,
     pixel_size: float | None = None,
-    job: str | None = None,
+    record: str | None = None,
 ) -> None:
     """Write labels as PNG or TIFF, by the suffix of `path`.
 
     `labels` is H x W, or P x H x W for a TIFF stack: integers of at least 0, stored in the smallest of uint8,
     uint16 and uint32 that holds their type, or their largest value where the type is signed or 64 bits wide.
     `palette` is flat RGB of up to 256 colours, as `ClassMap.palette`; labels of 8 bits are then stored as its
-    indices. `pixel_size` is in micrometres. `job` is a name for what the mask was made of, kept in the file's
-    metadata for `job_of`.
+    indices. `pixel_size` is in micrometres. `record` tells what the mask was made of; it is kept in the file's
+    metadata for `record_of`.
 
     Raises:
         OutputError: a suffix, shape or type that does not fit; the file cannot be written.
@@ -57,19 +57,19 @@ def write_mask(
         raise OutputError(f"{path}: PNG holds at most 16 bits and the labels have 32. Write a TIFF (.tif).")
     colors = None if palette is None or labels.dtype != np.uint8 else _full_palette(palette)
     if is_tiff:
-        _write_tiff(path, labels, "YX" if labels.ndim == 2 else "ZYX", colors, pixel_size, job)
+        _write_tiff(path, labels, "YX" if labels.ndim == 2 else "ZYX", colors, pixel_size, record)
     else:
-        _write_png(path, labels, colors, pixel_size, job)
+        _write_png(path, labels, colors, pixel_size, record)
 
 
-def job_of(path: Path) -> str | None:
-    """The `job` that `write_mask` was given; None for any other file, or none."""
+def record_of(path: Path) -> str | None:
+    """The `record` that `write_mask` was given; None for any other file, or none."""
     with suppress(Exception):  # whatever stands there was not written by `write_mask`
         if path.suffix == ".png":
             with Image.open(path) as image:
-                return image.info.get(_JOB)
+                return image.info.get(_RECORD)
         with tifffile.TiffFile(path) as file:
-            return (file.shaped_metadata or [{}])[0].get(_JOB)
+            return (file.shaped_metadata or [{}])[0].get(_RECORD)
     return None
 
 
@@ -124,7 +124,7 @@ def _full_palette(palette: Sequence[int]) -> list[int]:
 
 
 def _write_png(
-    path: Path, array: np.ndarray, palette: list[int] | None, pixel_size: float | None, job: str | None = None
+    path: Path, array: np.ndarray, palette: list[int] | None, pixel_size: float | None, record: str | None = None
 ) -> None:
     image = Image.fromarray(array)
     if palette is not None:
@@ -132,9 +132,9 @@ def _write_png(
     options: dict[str, Any] = {}
     if pixel_size is not None:
         options["dpi"] = (25400 / pixel_size,) * 2
-    if job is not None:
+    if record is not None:
         options["pnginfo"] = PngImagePlugin.PngInfo()
-        options["pnginfo"].add_text(_JOB, job)
+        options["pnginfo"].add_text(_RECORD, record)
     with whole(path) as temporary:
         image.save(temporary, format="PNG", **options)
 
@@ -145,7 +145,7 @@ def _write_tiff(
     axes: str,
     palette: list[int] | None,
     pixel_size: float | None,
-    job: str | None = None,
+    record: str | None = None,
 ) -> None:
     options: dict[str, Any] = {"photometric": "minisblack"}
     if palette is not None:
@@ -160,7 +160,7 @@ def _write_tiff(
             tile=_TILE,
             compression="zlib",
             buffersize=TIFF_BUFFER,
-            metadata={"axes": axes} if job is None else {"axes": axes, _JOB: job},
+            metadata={"axes": axes} if record is None else {"axes": axes, _RECORD: record},
             software=False,
             **options,
         )

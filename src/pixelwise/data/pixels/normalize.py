@@ -1,19 +1,17 @@
 """Intensities as the network sees them."""
 
 import math
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
 from pixelwise.core.config import DataSettings
 from pixelwise.core.errors import DataError, ModelError
+from pixelwise.core.windows import Read, blocks, reader
 
 LOW, HIGH = 1.0, 99.0  # percentiles that an image is stretched between
 _SAMPLED = 1 << 20  # values that percentiles are taken of; more do not change them
 _BLOCK = 2048  # pixels; side of the windows in which an image is read for them
-
-Read = Callable[[int, int, int, int], np.ndarray]  # (y0, y1, x0, x1) -> that window of an image, H x W x C
 
 
 def unit_scale(dtype: np.dtype) -> float:
@@ -24,26 +22,19 @@ def unit_scale(dtype: np.dtype) -> float:
 def percentile_range(read: Read, height: int, width: int, channels: int) -> tuple[float, float]:
     """The 1st and 99th percentile over all channels of an image, in the image's own units; never equal.
 
-    Large images are sampled on a regular grid, so the result depends neither on chance nor on how they are read:
-    `read` gives any window (y0, y1, x0, x1) of the image, H x W x C.
+    Large images are sampled on a regular grid, so the result depends neither on chance nor on how they are read.
     """
     step = max(1, math.ceil((height * width * channels / _SAMPLED) ** 0.5))
     sample = []
-    for y0, y1, x0, x1 in _blocks(height, width):
-        chosen = read(y0, y1, x0, x1)[-y0 % step :: step, -x0 % step :: step]
+    for block in blocks(height, width, _BLOCK):
+        chosen = read(block)[-block.y0 % step :: step, -block.x0 % step :: step]
         sample.append(chosen.flatten())  # a copy, since a view would keep the whole block
     low, high = np.percentile(np.concatenate(sample), (LOW, HIGH))
     if high - low < 1e-6 * max(abs(low), abs(high), 1e-30):
-        parts = (read(*block) for block in _blocks(height, width))
+        parts = (read(block) for block in blocks(height, width, _BLOCK))
         extremes = np.array([(part.min(), part.max()) for part in parts], np.float64)
         low, high = extremes[:, 0].min(), extremes[:, 1].max()
     return float(low), float(high) if high > low else float(low) + max(1.0, abs(float(low)))
-
-
-def _blocks(height: int, width: int) -> Iterator[tuple[int, int, int, int]]:
-    for y0 in range(0, height, _BLOCK):
-        for x0 in range(0, width, _BLOCK):
-            yield y0, min(y0 + _BLOCK, height), x0, min(x0 + _BLOCK, width)
 
 
 def match_channels(image: np.ndarray, channels: int) -> np.ndarray:
@@ -85,7 +76,7 @@ class Normalization:
     def gain_and_offset(self, image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Per channel (C) float32 such that normalised = image * gain + offset, for the whole H x W x C image."""
         height, width, channels = image.shape
-        return self.figures(lambda y0, y1, x0, x1: image[y0:y1, x0:x1], height, width, channels, image.dtype)
+        return self.figures(reader(image), height, width, channels, image.dtype)
 
     def figures(
         self, read: Read, height: int, width: int, channels: int, dtype: np.dtype

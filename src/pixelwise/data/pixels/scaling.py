@@ -8,14 +8,14 @@ the order of its samples; so a window that is computed alone equals the same win
 K classes, C channels, H x W pixels of the image, h x w of the scaled image.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import cv2
 import numpy as np
 from scipy.sparse import csr_array
 
-Read = Callable[[int, int, int, int], np.ndarray]  # (y0, y1, x0, x1) -> that window of an image, h x w x C
+from pixelwise.core.windows import Read, Window, reader
+
 Taps = tuple[np.ndarray, np.ndarray]  # (results, taps) -> the index of a sample, and its weight
 
 BAND_PIXELS = 2**19  # of the image are read at a time, about
@@ -115,55 +115,52 @@ class Scaling:
         """Columns of the scaled image."""
         return self.columns[1]
 
-    def source(self, y0: int, y1: int, x0: int, x1: int) -> tuple[int, int, int, int]:
+    def source(self, window: Window) -> Window:
         """The window of the image that a window of the scaled image depends on."""
-        return *_down(self.rows).needs(y0, y1), *_down(self.columns).needs(x0, x1)
+        y0, y1, x0, x1 = window
+        return Window(*_down(self.rows).needs(y0, y1), *_down(self.columns).needs(x0, x1))
 
-    def read(self, read: Read, y0: int, y1: int, x0: int, x1: int) -> np.ndarray:
+    def read(self, read: Read, window: Window) -> np.ndarray:
         """A window of the scaled image, h x w x C, from an image that is read by window, band by band.
 
         Of the image's type where that is uint8, uint16 or float32 (rounded, halves upwards), else float32.
         """
-        top, bottom, left, right = self.source(y0, y1, x0, x1)
-        columns = _down(self.columns).weights(x0, x1, left)
-        band = max(1, BAND_PIXELS * (y1 - y0) // ((bottom - top) * (right - left)))
+        source = self.source(window)
+        columns = _down(self.columns).weights(window.x0, window.x1, source.x0)
+        band = max(1, BAND_PIXELS * window.height // (source.height * source.width))
         blocks = []
-        for start in range(y0, y1, band):
-            stop = min(start + band, y1)
+        for start in range(window.y0, window.y1, band):
+            stop = min(start + band, window.y1)
             top, bottom = _down(self.rows).needs(start, stop)
-            block = read(top, bottom, left, right)
+            block = read(source._replace(y0=top, y1=bottom))
             rows = _down(self.rows).weights(start, stop, top)
             blocks.append(_as_type(_scaled(block.astype(np.float32, copy=False), rows, columns), block.dtype))
         return blocks[0] if len(blocks) == 1 else np.concatenate(blocks)
 
-    def owned(self, y0: int, y1: int, x0: int, x1: int) -> tuple[int, int, int, int]:
+    def owned(self, window: Window) -> Window:
         """The part of the image whose logits follow from a window of scaled logits and one more row and column of them.
 
         Windows side by side own parts side by side; a part may be empty where the image is smaller than the scaled one.
         """
         rows, columns = _up(self.rows), _up(self.columns)
-        return rows.first_beyond(y0), rows.first_beyond(y1), columns.first_beyond(x0), columns.first_beyond(x1)
+        return Window(*map(rows.first_beyond, window[:2]), *map(columns.first_beyond, window[2:]))
 
-    def back(self, logits: np.ndarray, top: int, left: int, owned: tuple[int, int, int, int]) -> np.ndarray:
-        """Logits of a window of the image, K x (y1 - y0) x (x1 - x0), from those of the scaled image.
+    def back(self, logits: np.ndarray, place: Window, owned: Window) -> np.ndarray:
+        """Logits of a window of the image, K x h x w, from those of the scaled image.
 
         Args:
             logits: K x rows x columns of the scaled image.
-            top, left: row and column of the scaled image at which they begin.
-            owned: y0, y1, x0, x1 of the window, which depends on none but these logits.
+            place: the window of the scaled image that they are of.
+            owned: the window of the image, which depends on none but these logits.
         """
         y0, y1, x0, x1 = owned
-        first_row, last_row = _up(self.rows).needs(y0, y1)
-        first_column, last_column = _up(self.columns).needs(x0, x1)
-        assert top <= first_row, (top, first_row)
-        assert left <= first_column, (left, first_column)
-        assert last_row - top <= logits.shape[1], (last_row, top, logits.shape)
-        assert last_column - left <= logits.shape[2], (last_column, left, logits.shape)
-        used = logits[:, first_row - top : last_row - top, first_column - left : last_column - left]
-        rows = _up(self.rows).weights(y0, y1, first_row).astype(logits.dtype)
-        columns = _up(self.columns).weights(x0, x1, first_column).astype(logits.dtype)
-        out = np.empty((len(logits), y1 - y0, x1 - x0), logits.dtype)
-        for plane, result in zip(used, out, strict=True):
+        needed = Window(*_up(self.rows).needs(y0, y1), *_up(self.columns).needs(x0, x1))
+        used = needed.moved(-place.y0, -place.x0)
+        assert used == used.within(*logits.shape[1:]), (needed, place, logits.shape)
+        rows = _up(self.rows).weights(y0, y1, needed.y0).astype(logits.dtype)
+        columns = _up(self.columns).weights(x0, x1, needed.x0).astype(logits.dtype)
+        out = np.empty((len(logits), owned.height, owned.width), logits.dtype)
+        for plane, result in zip(logits[:, *used.slices], out, strict=True):
             result[:] = rows @ cv2.transpose(columns @ cv2.transpose(plane))
         return out
 
@@ -203,4 +200,4 @@ def resize(image: np.ndarray, scale: float, nearest: bool = False) -> np.ndarray
     scaling = Scaling.by(image.shape[0], image.shape[1], scale)
     if nearest:
         return cv2.resize(image, (scaling.width, scaling.height), interpolation=cv2.INTER_NEAREST_EXACT)
-    return scaling.read(lambda y0, y1, x0, x1: image[y0:y1, x0:x1], 0, scaling.height, 0, scaling.width)
+    return scaling.read(reader(image), Window.whole(scaling.height, scaling.width))

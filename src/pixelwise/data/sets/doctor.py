@@ -6,7 +6,7 @@ gathers the figures that the plan is made from.
 
 import os
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import pairwise
@@ -17,6 +17,8 @@ import numpy as np
 
 from pixelwise.core.classes import IGNORE
 from pixelwise.core.errors import DataError, SettingError, near
+from pixelwise.core.progress import Progress
+from pixelwise.core.windows import reader
 from pixelwise.data.files.readers import read_image, read_mask
 from pixelwise.data.pixels.normalize import percentile_range, require_finite, unit_scale
 from pixelwise.data.sets.folder import DataSet, Sample, without
@@ -33,8 +35,6 @@ CODES = {
     "channels-differ": "images differ in their number of channels",
 }
 """What can be wrong, by code; `--allow CODE` leaves the files concerned out instead of stopping."""
-
-Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
@@ -258,7 +258,7 @@ def _facts(sample: Sample, image: np.ndarray, labels: np.ndarray, num_classes: i
     scale = unit_scale(image.dtype)
     flat = image.reshape(-1, channels)
     tall = image.reshape(-1, width, channels)
-    low, high = percentile_range(lambda y0, y1, x0, x1: tall[y0:y1, x0:x1], *tall.shape)
+    low, high = percentile_range(reader(tall), *tall.shape)
     edges = [0, -(-height // 3), -(-2 * height // 3), height]
     rows = [_count(labels[:, top:bottom], num_classes) for top, bottom in pairwise(edges)]
     return ImageFacts(
