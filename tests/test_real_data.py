@@ -11,6 +11,7 @@ from PIL import Image
 import pixelwise as pw
 from pixelwise.data.sets.doctor import survey
 from pixelwise.data.sets.folder import open_dataset
+from pixelwise.data.sets.masks import MaskLabels
 from pixelwise.training.plan import Machine, make_plan
 
 CPU = Machine(cores=2, memory=24 << 30, device="cpu", fast_bf16=False)
@@ -29,10 +30,10 @@ def test_the_kind_of_labels_is_seen_from_the_masks_alone(
             shutil.copy(path, tmp_path / part)
     if name == "camvid":  # only a person can know that 11 is void
         (tmp_path / "dataset.toml").write_text("ignore = 11\n", encoding="utf-8")
-    found = survey(open_dataset(tmp_path))
-    assert found.rule.kind == kind
+    found = survey(open_dataset(tmp_path), MaskLabels())
+    assert found.meaning.kind == kind
     assert found.channels == channels
-    assert len(found.rule.classes) == count
+    assert len(found.meaning.classes) == count
     assert found.problems == () or name == "nuclei"
 
 
@@ -45,7 +46,7 @@ def test_what_the_plan_sees_in_real_images(
 ) -> None:
     dataset = open_dataset(real_data / name)
     few = {split: samples[:40] for split, samples in dataset.splits.items()}
-    found = survey(type(dataset)(dataset.root, few, dataset.description))
+    found = survey(type(dataset)(dataset.root, few, dataset.description), MaskLabels())
     config = make_plan(found, CPU, minutes=10)
     assert config.data.normalization == normalization
     assert config.augment.flip_vertical is flip_vertical

@@ -22,6 +22,7 @@ from pixelwise.data.pixels.pictures import to_display
 from pixelwise.data.sets.doctor import survey
 from pixelwise.data.sets.folder import DataSet, open_dataset
 from pixelwise.data.sets.labels import LabelRule
+from pixelwise.data.sets.masks import MaskLabels
 from pixelwise.engines import EngineChoice, ExportedEngine, choose_engine
 from pixelwise.evaluation.measure import Score, chosen_scores, evaluate, output_folder, read_truth
 from pixelwise.models import checkpoint
@@ -161,7 +162,7 @@ class Run:
         dataset = open_dataset(Path(data), self.config.data.folds, self.config.data.fold)
         name = choose_split(dataset, split)
         rule = LabelRule.from_settings(self.config.data)
-        sound = survey(dataset, rule, allow, (name,)).dataset
+        sound = survey(dataset, MaskLabels(), meaning=rule, allow=allow, splits=(name,)).dataset
         samples = sound.split(name)
         folder = Path(out) if out else output_folder(self.path, name)
         pixels = count_pixels([sample.image for sample in samples], WORTH_PREPARING)

@@ -290,7 +290,7 @@ def test_scores_stand_worst_first(binary: Path, run: Run) -> None:
     assert metrics["images"] == len(scores) == 3
     assert [score.mean_iou for score in scores] == sorted(score.mean_iou for score in scores)
     for score in scores:
-        truth = np.asarray(Image.open(score.sample.mask)) // 255
+        truth = np.asarray(Image.open(score.sample.target)) // 255
         pairs = [(truth, predicted(np.asarray(Image.open(score.sample.image)), 2))]
         assert score.mean_iou == pytest.approx(np.mean([literal_iou(pairs, value) for value in (0, 1)]))
         assert (score.name, score.page) == (score.sample.name, 0)
@@ -367,7 +367,7 @@ def test_files_that_do_not_fit_are_named(tmp_path: Path) -> None:
 def test_images_that_cannot_be_predicted_are_named(tmp_path: Path, image: Any, kind: type, message: str) -> None:
     sample = Sample("s", tmp_path / "i.tif", tmp_path / "m.tif")
     tifffile.imwrite(sample.image, image, photometric="rgb" if image.ndim == 3 else "minisblack")
-    tifffile.imwrite(sample.mask, np.zeros((3, 4), np.uint8))
+    tifffile.imwrite(sample.target, np.zeros((3, 4), np.uint8))
     run = make_run(tmp_path, make_settings("index", 3))
     with pytest.raises(kind, match=rf"i\.tif: {message}"):
         evaluate(run.predictor(), [sample], RULE)

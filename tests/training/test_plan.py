@@ -21,6 +21,7 @@ from pixelwise.data.pixels.normalize import Normalization, match_channels
 from pixelwise.data.sets.doctor import ImageFacts, Survey, survey
 from pixelwise.data.sets.folder import DataSet, Description, Sample, open_dataset
 from pixelwise.data.sets.labels import LabelRule
+from pixelwise.data.sets.masks import MaskLabels
 from pixelwise.models import MODELS
 from pixelwise.models.checkpoint import settings_of
 from pixelwise.training.plan import (
@@ -106,7 +107,7 @@ def test_only_the_train_split_counts() -> None:
     other = facts_of("odd", (10, 10), low=0.0, high=0.01, rows=SCENE)
     facts = {**USUAL.facts, other.sample.image: other}
     splits = {**USUAL.dataset.splits, "val": (other.sample,)}
-    more = Survey(DataSet(Path("data"), splits, Description()), USUAL.rule, facts, (), 1)
+    more = Survey(DataSet(Path("data"), splits, Description()), USUAL.meaning, facts, (), 1)
     assert make_plan(more, CPU) == make_plan(USUAL, CPU)
 
 
@@ -117,7 +118,7 @@ def test_overrides_are_not_changed_by_the_plan() -> None:
 
 
 def test_an_empty_train_split_is_refused() -> None:
-    empty = Survey(DataSet(Path("data"), {"train": ()}, Description()), USUAL.rule, {}, (), 1)
+    empty = Survey(DataSet(Path("data"), {"train": ()}, Description()), USUAL.meaning, {}, (), 1)
     with pytest.raises(DataError, match=r"the split 'train' is empty or missing"):
         make_plan(empty, CPU)
 
@@ -131,7 +132,7 @@ def test_the_labels_are_those_of_the_survey(kind: str) -> None:
     data = make_plan(found, CPU).data
     assert (data.labels, data.classes, data.ignore) == (kind, ["rest", "cell"], [7])
     assert data.values == ([0, 255] if kind == "binary" else [])
-    assert LabelRule.from_settings(data) == found.rule
+    assert LabelRule.from_settings(data) == found.meaning
 
 
 @pytest.mark.parametrize(
@@ -168,7 +169,7 @@ def test_mean_and_deviation_are_those_of_the_normalised_images(
     tmp_path: Path, make_dataset: MakeDataset, percentile: bool, channels: int
 ) -> None:
     root = make_dataset(tmp_path, count=5, channels=channels, split=("train",))
-    found = survey(open_dataset(root), splits=("train", "val"))
+    found = survey(open_dataset(root), MaskLabels(), splits=("train", "val"))
     images = [read_image(sample.image)[0] for sample in found.dataset.split("train")]
     mean, std = literal_figures(images, percentile, channels)
     assert intensity_figures(found.of("train"), percentile, channels) == (
@@ -198,7 +199,7 @@ def test_a_flat_training_set_has_a_deviation_above_0() -> None:
 def test_upright_is_a_distance_between_top_and_bottom(seed: int) -> None:
     rng = np.random.default_rng(seed)
     facts = [facts_of(rows=rng.integers(0, 100, (3, 4))) for _ in range(3)]
-    top, bottom = (sum(fact.row_counts[third] for fact in facts) for third in (0, 2))
+    top, bottom = (sum(fact.labels[third] for fact in facts) for third in (0, 2))
     distance = sum(abs(a / top.sum() - b / bottom.sum()) for a, b in zip(top, bottom, strict=True)) / 2
     assert is_upright(facts) == (distance > 0.2)
 
@@ -523,9 +524,9 @@ def test_the_reasons_are_told() -> None:
 
 
 def test_a_real_survey_gives_a_plan_that_can_be_kept(tmp_path: Path, make_dataset: MakeDataset) -> None:
-    found = survey(open_dataset(make_dataset(tmp_path, count=8, kind="color", channels=3)))
+    found = survey(open_dataset(make_dataset(tmp_path, count=8, kind="color", channels=3)), MaskLabels())
     config = make_plan(found, CPU)
     assert (config.data.labels, config.data.channels, len(config.data.classes)) == ("color", 3, 3)
-    assert LabelRule.from_settings(config.data) == found.rule
+    assert LabelRule.from_settings(config.data) == found.meaning
     assert IGNORE not in range(len(config.data.classes))
     assert issubclass(SettingError, PixelwiseError)

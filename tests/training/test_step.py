@@ -20,6 +20,7 @@ from pixelwise.core.config import Config, PhaseSettings, make_config
 from pixelwise.core.errors import SettingError
 from pixelwise.data.sets.doctor import Survey, survey
 from pixelwise.data.sets.folder import open_dataset
+from pixelwise.data.sets.masks import MaskLabels
 from pixelwise.data.sets.sampling import Batch
 from pixelwise.losses import dual_task_loss, edge_loss, focal_loss
 from pixelwise.models import UNet
@@ -434,11 +435,11 @@ def test_average_without_decay_is_a_copy() -> None:
 @pytest.fixture
 def surveyed(make_dataset: Callable[..., Path], tmp_path: Path) -> Survey:
     root = make_dataset(tmp_path / "data", count=3, size=(60, 50), kind="index", split=("train", "val"))
-    return survey(open_dataset(root))
+    return survey(open_dataset(root), MaskLabels())
 
 
 def test_pixels_of_the_train_split_are_counted(surveyed: Survey) -> None:
-    masks = [np.array(Image.open(sample.mask)) for sample in surveyed.dataset.split("train")]
+    masks = [np.array(Image.open(sample.target)) for sample in surveyed.dataset.split("train")]
     assert pixel_counts(surveyed) == [sum(int((mask == value).sum()) for mask in masks) for value in range(3)]
 
 
@@ -468,5 +469,5 @@ def test_a_sampler_draws_from_every_page_and_knows_who_has_a_class(surveyed: Sur
     sampler = make_sampler(plan(surveyed), surveyed, UNet(1, 3, width=2, depth=2))
     facts = surveyed.of("train")
     assert [sample for sample, _ in sampler.store.samples] == [fact.sample for fact in facts]
-    owners = [[index for index, fact in enumerate(facts) if fact.class_counts[value]] for value in range(3)]
+    owners = [[index for index, fact in enumerate(facts) if fact.labels[:, value].any()] for value in range(3)]
     assert sampler._owners == [row for row in owners if row]

@@ -34,15 +34,15 @@ def read_truth(sample: Sample, rule: LabelRule, axes: str | None) -> list[Truth]
     Raises:
         DataError: a file cannot be read, or a mask holds values that the run does not know.
     """
-    images, masks = read_image(sample.image, axes), read_mask(sample.mask, axes)
+    images, masks = read_image(sample.image, axes), read_mask(sample.target, axes)
     if images.shape[:3] != masks.shape[:3]:
-        raise DataError(f"{sample.image}: is {images.shape[1:3]}, but its mask {sample.mask} is {masks.shape[1:3]}.")
+        raise DataError(f"{sample.image}: is {images.shape[1:3]}, but its mask {sample.target} is {masks.shape[1:3]}.")
     pages = []
     for number, (image, mask) in enumerate(zip(images, masks, strict=True)):
         try:
             labels = rule.to_indices(mask)
         except DataError as error:
-            raise DataError(f"{sample.mask}: {error}") from error
+            raise DataError(f"{sample.target}: {error}") from error
         name = sample.name if len(images) == 1 else f"{sample.name} page {number}"
         pages.append(Truth(name, image, labels, mask if rule.kind == "instances" else None))
     return pages

@@ -256,7 +256,7 @@ class Training:
         self.average = Average(self.network, copy.deepcopy(self.network), config.train.average)
         torch.manual_seed(config.seed + 1 + fabric.global_rank)  # dropout differs between processes
         self.sampler = make_sampler(config, surveyed, self.network)
-        self.val, self.rule = surveyed.dataset.split("val"), surveyed.rule
+        self.val, self.rule = surveyed.dataset.split("val"), surveyed.meaning
         self.axes = surveyed.dataset.description.axes
         self.clock = Clock(config, started, 0.0)
         self._saved = time.monotonic()

@@ -160,7 +160,7 @@ class _Planner:
         }
 
     def _plan_data(self) -> None:
-        rule = self.survey.rule
+        rule = self.survey.meaning
         self.default("data", "labels", rule.kind)
         self.default("data", "classes", list(rule.classes.names))
         self.default("data", "colors", [list(color) for color in rule.classes.colors])
@@ -311,7 +311,7 @@ def is_upright(facts: Sequence[ImageFacts]) -> bool:
 
     Measured by the total variation distance between the class frequencies of the images' top and bottom thirds.
     """
-    rows = np.sum([fact.row_counts for fact in facts], axis=0).astype(np.float64)
+    rows = np.sum([fact.labels for fact in facts], axis=0).astype(np.float64)
     if not rows[0].sum() or not rows[2].sum():
         return False
     share = rows / np.maximum(rows.sum(1, keepdims=True), 1)

@@ -20,6 +20,7 @@ from pixelwise.core.files import cannot_write, write_json, write_text
 from pixelwise.data.sets.doctor import ImageFacts, Survey, survey
 from pixelwise.data.sets.folder import DataSet, open_dataset
 from pixelwise.data.sets.labels import LabelRule
+from pixelwise.data.sets.masks import MaskLabels
 from pixelwise.models import UNet, checkpoint
 from pixelwise.training.plan import Machine, make_plan
 
@@ -44,11 +45,11 @@ def prepare(
     machine = Machine.here(device)
     dataset = _open(data, known, overrides or {})
     rule = LabelRule.from_settings(known.data) if known else None
-    surveyed = survey(dataset, rule, allow, ("train", "val"), progress)
+    surveyed = survey(dataset, MaskLabels(), meaning=rule, allow=allow, splits=("train", "val"), progress=progress)
     config = known or make_plan(surveyed, machine, overrides, minutes, epochs, seed)
     meant = LabelRule.from_settings(config.data)
-    if meant != surveyed.rule:  # the user says otherwise: do the masks agree?
-        surveyed = survey(dataset, meant, allow, ("train", "val"), progress)
+    if meant != surveyed.meaning:  # the user says otherwise: do the masks agree?
+        surveyed = surveyed.with_meaning(meant, allow)
     _require_labels(surveyed)
     _try_network(config, surveyed)
     return config, surveyed
@@ -57,7 +58,7 @@ def prepare(
 def _require_labels(surveyed: Survey) -> None:
     """Refuse a split that is empty, or in which no pixel counts."""
     for split in ("train", "val"):
-        if not any(fact.row_counts.any() for fact in surveyed.of(split)):
+        if not any(fact.labels.any() for fact in surveyed.of(split)):
             raise DataError(
                 f"{surveyed.dataset.root}: every pixel of the split '{split}' is ignored, so none is labelled."
             )

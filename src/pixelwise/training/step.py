@@ -251,7 +251,7 @@ class Average:
 
 def pixel_counts(surveyed: Survey) -> list[int]:
     """K pixels of each class in the train split."""
-    return [int(count) for count in np.sum([fact.class_counts for fact in surveyed.of("train")], axis=0)]
+    return [int(count) for count in np.sum([fact.labels.sum(0) for fact in surveyed.of("train")], axis=0)]
 
 
 def make_sampler(config: Config, surveyed: Survey, network: nn.Module) -> PatchSampler:
@@ -259,7 +259,7 @@ def make_sampler(config: Config, surveyed: Survey, network: nn.Module) -> PatchS
     facts = surveyed.of("train")
     pages = [(fact.sample, page) for fact in facts for page in range(fact.pages)]
     areas = [fact.height * fact.width for fact in facts for _ in range(fact.pages)]
-    counts = [fact.class_counts for fact in facts for _ in range(fact.pages)]
+    counts = [fact.labels.sum(0) for fact in facts for _ in range(fact.pages)]
     owners = {
         value: [index for index, row in enumerate(counts) if row[value]] for value in range(len(config.data.classes))
     }

@@ -2,7 +2,6 @@
 
 import shutil
 from collections.abc import Callable
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +12,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from pixelwise.core.classes import IGNORE, ClassMap
+from pixelwise.core.classes import ClassMap
 from pixelwise.core.errors import DataError, SettingError
+from pixelwise.data.files import readers
+from pixelwise.data.files.readers import _opened, read_mask
 from pixelwise.data.sets.doctor import CODES, ImageFacts, Problem, Survey, _facts, examine, survey
 from pixelwise.data.sets.folder import Sample, open_dataset
 from pixelwise.data.sets.labels import LabelRule
+from pixelwise.data.sets.masks import MaskLabels
 
 MakeDataset = Callable[..., Path]
 Break = Callable[[Path], object]
@@ -140,10 +142,10 @@ CASES: list[tuple[str, Break, list[str], str, int]] = [
 
 
 def test_a_sound_data_set_has_no_problems(data: Path) -> None:
-    found = survey(open_dataset(data))
+    found = survey(open_dataset(data), MaskLabels())
     assert found.problems == ()
     assert found.channels == 1
-    assert found.rule.kind == "index"
+    assert found.meaning.kind == "index"
     assert [len(found.of(split)) for split in ("train", "val")] == [4, 4]
     assert [fact.sample for fact in found.of("val")] == list(found.dataset.split("val"))
 
@@ -159,42 +161,49 @@ def test_a_problem_stops_and_is_named_and_may_be_allowed(
 ) -> None:
     damage(data)
     with pytest.raises(DataError, match=message):
-        survey(open_dataset(data))
-    found = survey(open_dataset(data), allow=[code])
+        survey(open_dataset(data), MaskLabels())
+    found = survey(open_dataset(data), MaskLabels(), allow=[code])
     assert [(problem.code, problem.severity, names(problem)) for problem in found.problems] == [(code, "error", files)]
     assert len(found.dataset.split("train")) == left
     assert len(found.dataset.split("val")) == 4
     assert set(found.facts) == {sample.image for sample in found.dataset.samples}  # nothing of what is left out
     other = next(name for name in CODES if name != code)
     with pytest.raises(DataError, match=message):
-        survey(open_dataset(data), allow=[other])
+        survey(open_dataset(data), MaskLabels(), allow=[other])
 
 
 @pytest.mark.parametrize("code", ["unreadable", "label-unknown", "size-differs"])
 def test_a_problem_stops_an_evaluation_too(data: Path, code: str) -> None:
-    rule = survey(open_dataset(data)).rule
+    rule = survey(open_dataset(data), MaskLabels()).meaning
     damage, message = next((damage, message) for name, damage, _, message, _ in CASES if name == code)
     damage(data)
     with pytest.raises(DataError, match=message):
-        survey(open_dataset(data), rule)
-    assert len(survey(open_dataset(data), rule, [code], ("train",)).dataset.split("train")) == 3
+        survey(open_dataset(data), MaskLabels(), meaning=rule)
+    assert (
+        len(
+            survey(open_dataset(data), MaskLabels(), meaning=rule, allow=[code], splits=["train"]).dataset.split(
+                "train"
+            )
+        )
+        == 3
+    )
 
 
 def test_only_the_splits_that_are_asked_for_are_read(data: Path) -> None:
     truncate(data / "val/masks/img101.png")
-    assert len(survey(open_dataset(data), splits=("train",)).of("train")) == 4
+    assert len(survey(open_dataset(data), MaskLabels(), splits=("train",)).of("train")) == 4
     with pytest.raises(DataError, match=r"val.masks.img101\.png: "):
-        survey(open_dataset(data))
+        survey(open_dataset(data), MaskLabels())
 
 
 def test_an_unknown_code_is_refused(data: Path) -> None:
     message = r"^--allow label-unknwon: is not a code of a problem; did you mean label-unknown\?$"
     with pytest.raises(SettingError, match=message):
-        survey(open_dataset(data), allow=["label-unknwon"])
+        survey(open_dataset(data), MaskLabels(), allow=["label-unknwon"])
     with pytest.raises(
         SettingError, match=r"^--allow x: is not a code of a problem; choose from: image-without-mask, "
     ):
-        survey(open_dataset(data), allow=["unreadable", "x"])
+        survey(open_dataset(data), MaskLabels(), allow=["unreadable", "x"])
 
 
 def test_masks_that_make_no_sense_name_the_data_set(tmp_path: Path, make_dataset: MakeDataset) -> None:
@@ -202,7 +211,7 @@ def test_masks_that_make_no_sense_name_the_data_set(tmp_path: Path, make_dataset
     for path in (root / "masks").iterdir():
         save(path, np.zeros((48, 40), np.uint8))
     with pytest.raises(DataError, match=r"cells: masks: every pixel has the value 0; at least two classes are needed"):
-        survey(open_dataset(root))
+        survey(open_dataset(root), MaskLabels())
 
 
 def test_all_problems_are_told_at_once_but_not_too_many(tmp_path: Path, make_dataset: MakeDataset) -> None:
@@ -211,7 +220,7 @@ def test_all_problems_are_told_at_once_but_not_too_many(tmp_path: Path, make_dat
     for path in damaged:
         path.write_text("a note")
     with pytest.raises(DataError) as caught:
-        survey(open_dataset(root))
+        survey(open_dataset(root), MaskLabels())
     lines = str(caught.value).splitlines()
     assert len(lines) == 21
     assert lines[-1] == "... and 4 more problems"
@@ -223,9 +232,9 @@ def test_two_problems_are_told_together(data: Path) -> None:
     (data / "val/masks/img101.png").unlink()
     (data / "val/images/img102.png").write_text("a note")
     with pytest.raises(DataError, match=r"(?s)image-without-mask"):
-        survey(open_dataset(data), allow=["size-differs"])
+        survey(open_dataset(data), MaskLabels(), allow=["size-differs"])
     with pytest.raises(DataError) as caught:
-        survey(open_dataset(data), allow=["image-without-mask"])
+        survey(open_dataset(data), MaskLabels(), allow=["image-without-mask"])
     assert [line.rpartition("[")[2] for line in str(caught.value).splitlines()] == ["size-differs]", "unreadable]"]
 
 
@@ -235,9 +244,46 @@ def test_a_problem_shows_three_files() -> None:
     assert str(Problem("code", "error", files, "Bad.", "Mend.")).startswith("0.png, 1.png, 2.png and 2 more: Bad.")
 
 
+def test_every_file_is_read_once(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (data / "dataset.toml").unlink()  # so that the meaning of the labels is inferred
+    opened: list[Path] = []
+
+    def counted(path: Path, axes: str | None) -> Any:
+        opened.append(path)
+        return _opened(path, axes)
+
+    monkeypatch.setattr(readers, "_opened", counted)
+    found = survey(open_dataset(data), MaskLabels())
+    files = sorted(path for sample in found.dataset.samples for path in sample.files)
+    assert sorted(opened) == files
+    assert len(files) == 16
+    other = LabelRule("instances", ClassMap(("rest", "any")), ignore=(2,))
+    again = found.with_meaning(other)
+    assert sorted(opened) == files
+    assert again.meaning == other
+    for sample in found.dataset.samples:
+        mask = read_mask(sample.target)[0]
+        one, two = found.facts[sample.image].labels, again.facts[sample.image].labels
+        assert one.sum(0).tolist() == np.bincount(mask.ravel(), minlength=3).tolist()
+        assert two.sum(0).tolist() == [(mask == 0).sum(), (mask == 1).sum()]
+
+
+def test_another_meaning_is_checked_against_what_was_read(data: Path) -> None:
+    found = survey(open_dataset(data), MaskLabels())
+    two = LabelRule("index", ClassMap(("rest", "one")))
+    with pytest.raises(
+        DataError, match=r"masks.img000\.png: holds the value 2, but the 2 classes have the values 0 to 1"
+    ):
+        found.with_meaning(two)
+    assert found.with_meaning(two, ["label-unknown"]).facts == {}
+    assert len(found.with_meaning(two, ["label-unknown"]).with_meaning(found.meaning).facts) == 8
+
+
 def test_progress_counts_the_samples(data: Path) -> None:
     calls: list[tuple[int, int]] = []
-    survey(open_dataset(data), splits=("train",), progress=lambda done, total: calls.append((done, total)))
+    survey(
+        open_dataset(data), MaskLabels(), splits=("train",), progress=lambda done, total: calls.append((done, total))
+    )
     assert calls == [(1, 4), (2, 4), (3, 4), (4, 4)]
 
 
@@ -248,7 +294,7 @@ def test_grey_and_rgb_may_be_mixed(data: Path) -> None:
     rng = np.random.default_rng(0)
     for name in ("img001", "img002", "img003"):
         save(data / f"train/images/{name}.png", rng.integers(0, 256, (48, 40, 3), np.uint8))
-    found = survey(open_dataset(data))
+    found = survey(open_dataset(data), MaskLabels())
     assert found.channels == 3
     (problem,) = found.problems
     assert (problem.code, problem.severity, len(problem.files)) == ("channels-differ", "warning", 5)
@@ -262,8 +308,8 @@ def test_the_commonest_number_of_channels_counts(data: Path) -> None:
         image = np.ones((4, 48, 40), np.uint8)
         save(data / f"train/images/img00{number}.tif", image, metadata={"axes": "CYX"}, photometric="minisblack")
     with pytest.raises(DataError, match=r"than the 4 of most images"):
-        survey(open_dataset(data), splits=("train",))
-    found = survey(open_dataset(data), allow=["channels-differ"], splits=("train",))
+        survey(open_dataset(data), MaskLabels(), splits=("train",))
+    found = survey(open_dataset(data), MaskLabels(), allow=["channels-differ"], splits=("train",))
     assert found.channels == 4
     assert {fact.channels for fact in found.facts.values()} == {4}
 
@@ -275,15 +321,16 @@ def test_a_stack_is_counted_page_by_page(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     image, mask = rng.integers(0, 256, (3, 9, 11), np.uint8), rng.integers(0, 2, (3, 9, 11), np.uint8)
     sample = Sample("stack", tmp_path / "image.tif", tmp_path / "mask.tif")
-    rule = LabelRule("index", ClassMap(("a", "b")))
     save(sample.image, image, photometric="minisblack", metadata={"axes": "ZYX"})
-    save(sample.mask, mask, photometric="minisblack", metadata={"axes": "ZYX"})
-    facts = examine(sample, rule)
+    save(sample.target, mask, photometric="minisblack", metadata={"axes": "ZYX"})
+    examined = examine(sample, MaskLabels())
+    facts = examined.found
     assert isinstance(facts, ImageFacts)
     assert (facts.pages, facts.height, facts.width, facts.channels) == (3, 9, 11, 1)
-    assert facts.class_counts.tolist() == np.bincount(mask.ravel()).tolist()
-    save(sample.mask, mask[:2], photometric="minisblack", metadata={"axes": "ZYX"})
-    problem = examine(sample, rule)
+    counts = MaskLabels().count(examined.labels, LabelRule("index", ClassMap(("a", "b"))))
+    assert counts.sum(0).tolist() == np.bincount(mask.ravel()).tolist()
+    save(sample.target, mask[:2], photometric="minisblack", metadata={"axes": "ZYX"})
+    problem = examine(sample, MaskLabels()).found
     assert isinstance(problem, Problem)
     assert "is 3 pages of 11 x 9, but its mask" in str(problem)
     assert "is 2 pages of 11 x 9." in str(problem)
@@ -299,14 +346,14 @@ def test_axes_of_the_description_reach_the_reader(tmp_path: Path, make_dataset: 
         mask = np.random.default_rng(0).integers(0, 2, (2, 9, 11), np.uint8)
         save(path.with_suffix(".tif"), mask, photometric="minisblack", metadata=None)
     (root / "dataset.toml").write_text("axes = 'ZYX'")
-    assert {fact.pages for fact in survey(open_dataset(root)).facts.values()} == {2}
+    assert {fact.pages for fact in survey(open_dataset(root), MaskLabels()).facts.values()} == {2}
 
 
 # Figures
 
 
-def facts_of(image: np.ndarray, labels: np.ndarray, num_classes: int = 3) -> ImageFacts:
-    return _facts(Sample("x", Path("x"), Path("x")), image[None], labels[None], num_classes)
+def facts_of(image: np.ndarray) -> ImageFacts:
+    return _facts(Sample("x", Path("x"), Path("x")), image[None])
 
 
 @settings(deadline=None, max_examples=20)
@@ -316,7 +363,7 @@ def test_figures_are_those_of_the_pixels(seed: int, dtype: type, channels: int) 
     shape = (*rng.integers(1, 30, 2), channels)
     unit = {np.uint8: 255, np.uint16: 65535, np.float32: 1}[dtype]
     image = (rng.random(shape) * unit).astype(dtype)
-    facts = facts_of(image, np.zeros(shape[:2], np.uint8))
+    facts = facts_of(image)
     real = image.astype(np.float64) / unit
     assert facts.integer == (dtype is not np.float32)
     np.testing.assert_allclose(facts.mean, real.mean((0, 1)), rtol=1e-6)
@@ -326,30 +373,8 @@ def test_figures_are_those_of_the_pixels(seed: int, dtype: type, channels: int) 
     assert facts.high > facts.low
 
 
-@settings(deadline=None, max_examples=20)
-@given(st.integers(0, 2**32 - 1), st.integers(1, 12), st.integers(1, 5))
-def test_thirds_share_the_rows_out(seed: int, height: int, width: int) -> None:
-    rng = np.random.default_rng(seed)
-    labels = rng.choice(np.array([0, 1, 2, IGNORE], np.uint8), (height, width))
-    facts = facts_of(np.zeros((height, width, 1), np.uint8), labels)
-    expected = np.zeros((3, 3), int)
-    for row, column in np.ndindex(height, width):
-        if labels[row, column] != IGNORE:
-            expected[3 * row // height, labels[row, column]] += 1
-    assert facts.row_counts.tolist() == expected.tolist()
-    assert facts.class_counts.tolist() == [np.count_nonzero(labels == value) for value in range(3)]
-
-
-def test_the_thirds_of_a_picture_are_alike_in_height() -> None:
-    for height in range(3, 40):
-        labels = np.zeros((height, 1), np.uint8)
-        rows = facts_of(np.zeros((height, 1, 1), np.uint8), labels).row_counts[:, 0]
-        assert all(abs(one - other) <= 1 for one, other in pairwise(rows))
-        assert rows.sum() == height
-
-
 def test_facts_of_a_split_are_in_its_order(data: Path) -> None:
-    found = survey(open_dataset(data), splits=("val", "train"))
+    found = survey(open_dataset(data), MaskLabels(), splits=("val", "train"))
     assert isinstance(found, Survey)
     assert [fact.sample.name for fact in found.of("train")] == [f"img00{number}" for number in range(4)]
     with pytest.raises(DataError, match=r"the split 'test' is empty or missing"):

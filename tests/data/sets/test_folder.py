@@ -83,7 +83,7 @@ def test_the_split_is_the_hash_and_nothing_else(tmp_path: Path) -> None:
     assert shares == pytest.approx({"train": 0.7, "val": 0.15, "test": 0.15}, abs=0.08)
     for sample in dataset.samples:
         assert sample.image == tmp_path / "images" / f"{sample.name}.png"
-        assert sample.mask == tmp_path / "masks" / f"{sample.name}.png"
+        assert sample.target == tmp_path / "masks" / f"{sample.name}.png"
     assert len(dataset.samples) == 300
 
 

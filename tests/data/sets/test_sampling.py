@@ -71,7 +71,9 @@ def config_of(
 def save(folder: Path, name: str, image: np.ndarray, mask: np.ndarray, **options: Any) -> Sample:
     sample = Sample(name, folder / f"{name}.tif", folder / f"{name}_mask.tif")
     tifffile.imwrite(sample.image, image, **({"photometric": "minisblack"} | options))
-    tifffile.imwrite(sample.mask, mask, photometric="minisblack", metadata={"axes": "YX" if mask.ndim == 2 else "ZYX"})
+    tifffile.imwrite(
+        sample.target, mask, photometric="minisblack", metadata={"axes": "YX" if mask.ndim == 2 else "ZYX"}
+    )
     return sample
 
 
@@ -423,7 +425,7 @@ def test_each_page_of_a_stack_is_an_image(tmp_path: Path) -> None:
 def test_axes_reach_the_reader(tmp_path: Path) -> None:
     sample = Sample("x", tmp_path / "x.tif", tmp_path / "y.tif")
     array = np.random.default_rng(0).integers(0, 2, (2, 9, 11), np.uint8)
-    for path in (sample.image, sample.mask):
+    for path in (sample.image, sample.target):
         tifffile.imwrite(path, array, photometric="minisblack", metadata=None)
     store = Store([(sample, 1)], config_of(classes=2), axes="ZYX")
     assert np.array_equal(store[0].image[..., 0], array[1])
@@ -473,7 +475,7 @@ def test_images_and_masks_that_cannot_be_used_are_named(tmp_path: Path) -> None:
         open_pages(sample, 4, None)
     with pytest.raises(DataError, match=r"color_mask\.tif: holds the value 7, but the 3 classes have"):
         Store([(sample, 0)], config_of(channels=3))[0]
-    sample.mask.unlink()
+    sample.target.unlink()
     with pytest.raises(DataError, match=r"color_mask\.tif: no such file"):
         Store([(sample, 0)], config_of(channels=3))[0]
 

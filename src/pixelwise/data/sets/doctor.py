@@ -1,28 +1,25 @@
-"""Is a data set sound, what kind of labels does it have, and what do its images look like?
+"""Is a data set sound, what do its labels mean, and what do its images look like?
 
-`survey` reads every image and mask once: it finds what would ruin a training before a minute is spent on it, and
+`survey` reads every image and its labels once: it finds what would ruin a training before a minute is spent on it, and
 gathers the figures that the plan is made from.
 """
 
 import os
 from collections import Counter
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from itertools import pairwise
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 
-from pixelwise.core.classes import IGNORE
 from pixelwise.core.errors import DataError, SettingError, near
 from pixelwise.core.progress import Progress
 from pixelwise.core.windows import reader
-from pixelwise.data.files.readers import read_image, read_mask
+from pixelwise.data.files.readers import read_image
 from pixelwise.data.pixels.normalize import percentile_range, require_finite, unit_scale
-from pixelwise.data.sets.folder import DataSet, Sample, without
-from pixelwise.data.sets.labels import Evidence, LabelRule, make_rule
+from pixelwise.data.sets.folder import DataSet, Description, Sample, without
 
 CODES = {
     "image-without-mask": "an image has no mask of the same stem",
@@ -35,6 +32,43 @@ CODES = {
     "channels-differ": "images differ in their number of channels",
 }
 """What can be wrong, by code; `--allow CODE` leaves the files concerned out instead of stopping."""
+
+
+class LabelFacts(Protocol):
+    """What is kept of one sample's labels: figures, never the pixels."""
+
+    @property
+    def shape(self) -> tuple[int, int, int] | None:
+        """Pages, height and width of the image that they were made for; None for labels without a size."""
+        ...
+
+
+class Labels(Protocol):
+    """What the doctor must know of a task's labels."""
+
+    def read(self, sample: Sample, axes: str | None) -> LabelFacts:
+        """Read the labels of one sample; many threads may call it at once.
+
+        Raises:
+            DataError: they cannot be read.
+        """
+        ...
+
+    def meaning(self, description: Description, facts: Sequence[Any]) -> Any:
+        """What the labels of a data set mean, given what `read` returned for its samples.
+
+        Raises:
+            DataError: they make no sense, or contradict `dataset.toml`.
+        """
+        ...
+
+    def count(self, facts: Any, meaning: Any) -> Any:
+        """What the labels of a sample hold under this meaning; `facts` come from `read`.
+
+        Raises:
+            DataError: some of them have no meaning.
+        """
+        ...
 
 
 @dataclass(frozen=True)
@@ -56,7 +90,7 @@ class Problem:
 
 @dataclass(frozen=True)
 class ImageFacts:
-    """What one image and its mask look like. Intensities are in units of `normalize.unit_scale`."""
+    """What one image and its labels look like. Intensities are in units of `normalize.unit_scale`."""
 
     sample: Sample
     pages: int
@@ -68,12 +102,25 @@ class ImageFacts:
     high: float  # 99th
     mean: np.ndarray  # C
     variance: np.ndarray  # C
-    row_counts: np.ndarray  # 3 x K pixels of each class in the top, middle and bottom third
+    labels: Any = None  # what `Labels.count` gave
 
-    @property
-    def class_counts(self) -> np.ndarray:
-        """K pixels of each class."""
-        return self.row_counts.sum(0)
+
+@dataclass(frozen=True)
+class Examined:
+    """What was read of one sample, before it is known what its labels mean."""
+
+    sample: Sample
+    labels: LabelFacts | None  # None: they cannot be read
+    found: ImageFacts | Problem
+
+
+@dataclass(frozen=True)
+class Reading:
+    """All that was read of a data set."""
+
+    dataset: DataSet
+    labels: Labels
+    examined: tuple[Examined, ...]
 
 
 @dataclass(frozen=True)
@@ -81,19 +128,31 @@ class Survey:
     """A sound data set, the meaning of its labels, and its figures."""
 
     dataset: DataSet
-    rule: LabelRule
+    meaning: Any  # of the labels: a `LabelRule` where they are masks
     facts: dict[Path, ImageFacts]  # by the image's path
     problems: tuple[Problem, ...]
     channels: int  # of the images as the network will see them
+    reading: Reading | None = field(default=None, repr=False)
 
     def of(self, split: str) -> list[ImageFacts]:
         """The facts of a split's samples."""
         return [self.facts[sample.image] for sample in self.dataset.split(split)]
 
+    def with_meaning(self, meaning: Any, allow: Collection[str] = ()) -> "Survey":
+        """The survey with another meaning of the labels; no file is read again.
+
+        Raises:
+            DataError: some labels have no meaning then; the message lists the problems.
+        """
+        assert self.reading is not None
+        return _understood(self.reading, meaning, allow)
+
 
 def survey(
     dataset: DataSet,
-    rule: LabelRule | None = None,
+    labels: Labels,
+    *,
+    meaning: Any = None,
     allow: Collection[str] = (),
     splits: Sequence[str] = ("train", "val", "test"),
     progress: Progress | None = None,
@@ -102,10 +161,11 @@ def survey(
 
     Args:
         dataset: from `folder.open_dataset`.
-        rule: the meaning of the labels, where it is known (a run's); otherwise it is inferred.
+        labels: how labels are read and understood.
+        meaning: of the labels, where it is known (a run's); otherwise it is inferred.
         allow: codes of `CODES` whose files are left out instead of being an error.
         splits: the splits to read.
-        progress: is called with (done, all).
+        progress: is called with the number of samples that are read, and of all.
 
     Raises:
         DataError: something is wrong with the data; the message lists the problems.
@@ -115,33 +175,49 @@ def survey(
         if code not in CODES:
             raise SettingError(f"--allow {code}: is not a code of a problem; {near(code, CODES)}")
     samples = [sample for split in splits for sample in dataset.splits.get(split, ())]
-    problems = _unpaired(dataset)
-    if rule is None:
-        evidence, unreadable = _gather(samples, dataset.description.axes)
-        problems += unreadable
-        bad = {path for problem in unreadable for path in problem.files}
-        _stop_at_errors(problems, allow)
-        if not samples:
-            dataset.split(splits[0])  # says that it is empty
-        try:
-            rule = make_rule(dataset.description, evidence)
-        except DataError as error:
-            raise DataError(f"{dataset.root}: {error}") from error
-    else:
-        bad = set()
-    readable = [sample for sample in samples if sample.mask not in bad]
-    facts, found = _examine_all(readable, rule, dataset.description.axes, progress)
+    if not samples and meaning is None:
+        _stop_at_errors(_unpaired(dataset), allow)
+        dataset.split(splits[0])  # says that it is empty
+    reading = Reading(dataset, labels, tuple(_examine_all(samples, labels, dataset.description.axes, progress)))
+    if meaning is None:
+        meaning = _inferred(reading, allow)
+    return _understood(reading, meaning, allow)
+
+
+def _inferred(reading: Reading, allow: Collection[str]) -> Any:
+    """The meaning of the labels, where they make sense; what else is wrong is told first."""
+    facts = [one.labels for one in reading.examined if one.labels is not None]
+    try:
+        return reading.labels.meaning(reading.dataset.description, facts)
+    except DataError as error:
+        _stop_at_errors(_problems(reading.dataset, (one.found for one in reading.examined)), allow)
+        raise DataError(f"{reading.dataset.root}: {error}") from error
+
+
+def _understood(reading: Reading, meaning: Any, allow: Collection[str]) -> Survey:
+    """The survey under a meaning of the labels."""
+    found = [_counted(one, reading.labels, meaning) for one in reading.examined]
+    facts = [one for one in found if isinstance(one, ImageFacts)]
     channels, odd = _common_channels(facts)
-    problems += [*found, *odd]
+    problems = [*_problems(reading.dataset, found), *odd]
     _stop_at_errors(problems, allow)
     left_out = {path for problem in problems if problem.severity == "error" for path in problem.files}
-    return Survey(
-        without(dataset, left_out),
-        rule,
-        {fact.sample.image: fact for fact in facts if fact.sample.image not in left_out},
-        tuple(problems),
-        channels,
-    )
+    kept = {fact.sample.image: fact for fact in facts if fact.sample.image not in left_out}
+    return Survey(without(reading.dataset, left_out), meaning, kept, tuple(problems), channels, reading)
+
+
+def _counted(examined: Examined, labels: Labels, meaning: Any) -> ImageFacts | Problem:
+    """The figures with what the labels hold under a meaning, or what is wrong."""
+    if isinstance(examined.found, Problem):
+        return examined.found
+    try:
+        return replace(examined.found, labels=labels.count(examined.labels, meaning))
+    except DataError as error:
+        return _error("label-unknown", examined.sample.files[-1], str(error), "Or use")
+
+
+def _problems(dataset: DataSet, found: Iterable[ImageFacts | Problem]) -> list[Problem]:
+    return [*_unpaired(dataset), *(one for one in found if isinstance(one, Problem))]
 
 
 def _unpaired(dataset: DataSet) -> list[Problem]:
@@ -175,92 +251,63 @@ def _stop_at_errors(problems: Iterable[Problem], allow: Collection[str]) -> None
         raise DataError(shown + rest)
 
 
-def _threads() -> int:
-    return min(8, os.cpu_count() or 1)
-
-
-def _gather(samples: Sequence[Sample], axes: str | None) -> tuple[Evidence, list[Problem]]:
-    evidence, problems = Evidence(), []
-
-    def read(sample: Sample) -> np.ndarray | DataError:
-        try:
-            return read_mask(sample.mask, axes)
-        except DataError as error:
-            return error
-
-    with ThreadPoolExecutor(_threads()) as pool:
-        for sample, mask in zip(samples, pool.map(read, samples), strict=True):
-            if isinstance(mask, DataError):
-                problems.append(_unreadable(sample.mask, mask))
-            else:
-                for page in mask:
-                    evidence.add(page)
-    return evidence, problems
-
-
-def _unreadable(path: Path, error: DataError) -> Problem:
-    text = str(error).removeprefix(f"{path}: ")
-    return Problem("unreadable", "error", (path,), text, "Replace the file, or leave it out with --allow unreadable.")
-
-
 def _examine_all(
-    samples: Sequence[Sample], rule: LabelRule, axes: str | None, progress: Progress | None
-) -> tuple[list[ImageFacts], list[Problem]]:
-    facts: list[ImageFacts] = []
-    problems: list[Problem] = []
-    with ThreadPoolExecutor(_threads()) as pool:
-        for done, result in enumerate(pool.map(lambda sample: examine(sample, rule, axes), samples), start=1):
-            if isinstance(result, ImageFacts):
-                facts.append(result)
-            else:
-                problems.append(result)
+    samples: Sequence[Sample], labels: Labels, axes: str | None, progress: Progress | None
+) -> Iterator[Examined]:
+    """Each sample in order."""
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        for done, examined in enumerate(pool.map(lambda sample: examine(sample, labels, axes), samples), start=1):
+            yield examined
             if progress:
                 progress(done, len(samples))
-    return facts, problems
 
 
-def examine(sample: Sample, rule: LabelRule, axes: str | None = None) -> ImageFacts | Problem:
-    """Read one image and its mask: their figures, or what is wrong with them."""
+def examine(sample: Sample, labels: Labels, axes: str | None = None) -> Examined:
+    """Read one image and its labels: their figures, or what is wrong with them."""
+    try:
+        facts = labels.read(sample, axes)
+    except DataError as error:
+        return Examined(sample, None, _unreadable(sample.files[-1], error))
+    return Examined(sample, facts, _examine_image(sample, facts.shape, axes))
+
+
+def _examine_image(sample: Sample, shape: tuple[int, int, int] | None, axes: str | None) -> ImageFacts | Problem:
+    """The figures of an image, whose labels are for pages, height and width of `shape`."""
     try:
         image = read_image(sample.image, axes)
     except DataError as error:
         return _unreadable(sample.image, error)
-    try:
-        mask = read_mask(sample.mask, axes)
-    except DataError as error:
-        return _unreadable(sample.mask, error)
-    if image.shape[:3] != mask.shape[:3]:
-        return Problem(
-            "size-differs",
-            "error",
-            (sample.image,),
-            f"is {_size(image)}, but its mask {sample.mask} is {_size(mask)}.",
-            "Make both the same size, or leave the pair out with --allow size-differs.",
-        )
+    if shape is not None and image.shape[:3] != shape:
+        message = f"is {_size(image.shape)}, but its mask {sample.target} is {_size(shape)}."
+        return _error("size-differs", sample.image, message, "Make both the same size, or leave the pair out with")
     try:
         require_finite(image)
     except DataError as error:
-        return Problem("not-finite", "error", (sample.image,), str(error), "Or use --allow not-finite.")
-    try:
-        labels = np.stack([rule.to_indices(page) for page in mask])
-    except DataError as error:
-        return Problem("label-unknown", "error", (sample.mask,), str(error), "Or use --allow label-unknown.")
-    return _facts(sample, image, labels, len(rule.classes))
+        return _error("not-finite", sample.image, str(error), "Or use")
+    return _facts(sample, image)
 
 
-def _size(array: np.ndarray) -> str:
-    pages = f"{array.shape[0]} pages of " if array.shape[0] > 1 else ""
-    return f"{pages}{array.shape[2]} x {array.shape[1]}"
+def _unreadable(path: Path, error: DataError) -> Problem:
+    text = str(error).removeprefix(f"{path}: ")
+    return _error("unreadable", path, text, "Replace the file, or leave it out with")
 
 
-def _facts(sample: Sample, image: np.ndarray, labels: np.ndarray, num_classes: int) -> ImageFacts:
+def _error(code: str, path: Path, message: str, fix: str) -> Problem:
+    """What is wrong with a file; `fix` goes on with the option that allows it."""
+    return Problem(code, "error", (path,), message, f"{fix} --allow {code}.")
+
+
+def _size(shape: Sequence[int]) -> str:
+    pages = f"{shape[0]} pages of " if shape[0] > 1 else ""
+    return f"{pages}{shape[2]} x {shape[1]}"
+
+
+def _facts(sample: Sample, image: np.ndarray) -> ImageFacts:
     pages, height, width, channels = image.shape
     scale = unit_scale(image.dtype)
     flat = image.reshape(-1, channels)
     tall = image.reshape(-1, width, channels)
     low, high = percentile_range(reader(tall), *tall.shape)
-    edges = [0, -(-height // 3), -(-2 * height // 3), height]
-    rows = [_count(labels[:, top:bottom], num_classes) for top, bottom in pairwise(edges)]
     return ImageFacts(
         sample,
         pages,
@@ -272,12 +319,7 @@ def _facts(sample: Sample, image: np.ndarray, labels: np.ndarray, num_classes: i
         high * scale,
         flat.mean(0, dtype=np.float64) * scale,
         flat.var(0, dtype=np.float64) * scale**2,
-        np.stack(rows),
     )
-
-
-def _count(labels: np.ndarray, num_classes: int) -> np.ndarray:
-    return np.bincount(labels.ravel(), minlength=IGNORE + 1)[:num_classes]
 
 
 def _common_channels(facts: Sequence[ImageFacts]) -> tuple[int, list[Problem]]:

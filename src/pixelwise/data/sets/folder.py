@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -42,11 +42,16 @@ class Description(BaseModel):
 
 @dataclass(frozen=True)
 class Sample:
-    """One image and its mask. `name` is the stem that they share."""
+    """One image and what a task reads its truth from. `name` is the image's stem."""
 
     name: str
     image: Path
-    mask: Path
+    target: Any  # the path of the mask, where masks are the truth
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The image, and the file of its target if it has one of its own."""
+        return (self.image, self.target) if isinstance(self.target, Path) else (self.image,)
 
 
 @dataclass(frozen=True)
@@ -251,10 +256,10 @@ def _fold(root: Path, splits: Splits, description: Description, folds: int, fold
 
 
 def without(dataset: DataSet, paths: Iterable[Path]) -> DataSet:
-    """The data set without the samples whose image or mask is among `paths`."""
+    """The data set without the samples of which a file is among `paths`."""
     bad = set(paths)
     splits = {
-        name: tuple(s for s in samples if s.image not in bad and s.mask not in bad)
+        name: tuple(sample for sample in samples if bad.isdisjoint(sample.files))
         for name, samples in dataset.splits.items()
     }
     return replace(dataset, splits=splits)

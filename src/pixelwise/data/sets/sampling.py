@@ -95,11 +95,11 @@ class Store:
     def _read(self, sample: Sample, page: int) -> Entry:
         settings = self.config.data
         full = open_pages(sample, settings.channels, self.axes)[page]
-        mask = read_mask(sample.mask, self.axes)[page]
+        mask = read_mask(sample.target, self.axes)[page]
         try:
             labels = resize(self._rule.to_indices(mask), settings.scale, nearest=True)
         except DataError as error:
-            raise DataError(f"{sample.mask}: {error}") from error
+            raise DataError(f"{sample.target}: {error}") from error
         gain, offset = self._normalization.gain_and_offset(full)
         weights = self._border(mask, labels) if self.config.loss.border else None
         return Entry(resize(full, settings.scale), labels, gain, offset, weights, _places(labels))
