@@ -692,7 +692,8 @@ def test_what_cannot_be_compiled_says_so(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(torch, "compile", fail)
     network = make_network()
     with pytest.raises(
-        ModelError, match=r"^UNet: torch.compile cannot compile it here: no compiler Leave --compile out\.$"
+        ModelError,
+        match=r"^UNet: torch.compile cannot compile it here: no compiler and much more\. Leave --compile out\.$",
     ):
         engine_of("torch", network, compiled=True)(noise(network))
 

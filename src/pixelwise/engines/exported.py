@@ -16,10 +16,11 @@ import torch
 from torch import nn
 from torch.export import Dim
 
-from pixelwise.core.errors import ModelError, OutputError
+from pixelwise.core.errors import ModelError, OutputError, reason
 from pixelwise.core.files import write_with
 from pixelwise.engines.choice import Arrays
-from pixelwise.engines.torch import TOLERANCE, TorchEngine, evaluation_mode, on_device
+from pixelwise.engines.torch import TOLERANCE, TorchEngine, on_device
+from pixelwise.geometry.modes import evaluation_mode
 from pixelwise.geometry.sizes import Sizes
 
 EXAMPLE_SIDE = 64  # pixels, at least: large enough for the kernels of networks that pad nothing
@@ -202,14 +203,6 @@ def _quiet() -> Iterator[None]:
     finally:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
-
-
-def reason(error: BaseException) -> str:
-    """The first cause of an error, in one line of at most 200 characters."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    words = " ".join(str(error).split()) or type(error).__name__
-    return words if len(words) <= 200 else f"{words[:197]}..."
 
 
 def fingerprint(network: nn.Module, sizes: Sizes) -> str:

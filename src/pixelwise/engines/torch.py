@@ -9,8 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pixelwise.core.errors import ModelError, SettingError
+from pixelwise.core.errors import ModelError, SettingError, reason
 from pixelwise.engines.choice import Arrays, EngineChoice
+from pixelwise.geometry.modes import evaluation_mode
 
 _EAGER = EngineChoice("torch")
 TOLERANCE = 1e-4  # of the largest logit: what float32 is allowed to differ by
@@ -90,9 +91,9 @@ class TorchEngine:
         except torch.OutOfMemoryError:
             raise
         except RuntimeError as error:  # whatever torch.compile meets is one
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise ModelError(
-                f"{type(self._network).__name__}: torch.compile cannot compile it here: {reason} Leave --compile out."
+                f"{type(self._network).__name__}: torch.compile cannot compile it here: {reason(error)}. "
+                "Leave --compile out."
             ) from error
 
     def _prove(self, compiled: Tensor, expected: Tensor) -> None:
@@ -154,18 +155,6 @@ def is_float32(network: nn.Module) -> bool:
     """
     tensors = [*network.parameters(), *network.buffers()]
     return all(tensor.dtype == torch.float32 or not tensor.is_floating_point() for tensor in tensors)
-
-
-@contextmanager
-def evaluation_mode(network: nn.Module) -> Iterator[None]:
-    """Eval mode for a while; then each part has the mode again that it had."""
-    modes = [(module, module.training) for module in network.modules()]
-    network.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
 
 
 @contextmanager
