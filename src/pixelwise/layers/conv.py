@@ -63,7 +63,7 @@ class ConvNormAct(nn.Sequential):
     torch.Size([1, 8, 3, 3])
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913
         self,
         in_channels: int,
         out_channels: int,

@@ -93,7 +93,7 @@ class UNet(Segmenter):
     small: ClassVar = {"width": 32}
     large: ClassVar = {"width": 32}
 
-    def __init__(
+    def __init__(  # noqa: PLR0913
         self,
         in_channels: int = 1,
         num_classes: int = 2,
