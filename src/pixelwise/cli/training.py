@@ -1,7 +1,7 @@
 """Commands that train, and the plan of it."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -29,7 +29,6 @@ from pixelwise.cli.terminal import Display, TrainingDisplay
 if TYPE_CHECKING:
     from pixelwise.core.config import Config, Overrides
     from pixelwise.task import Task
-    from pixelwise.training.loop import Result
     from pixelwise.training.prepare import Start
 
 
@@ -60,18 +59,8 @@ def train(
 
     chosen = choose_task(overrides.get("", {}).get("task"), out if resume else None)
     start = Start(init, resume, force, tuple(allow or ()), device, process_start())
-    result = _run("training", chosen, data, out, overrides, start, quiet)
-    best = result.best
-    value = _training_json(result)
-    if best.metric == "mean_iou":
-        value["best"]["mean_iou"] = best.value
-    figure = f"best {chosen.figure.title} on val {best.value:.4f} (epoch {best.epoch})"
-    lines = [
-        f"{result.run}: {'was finished already' if result.finished_before else 'done'}, {result.epochs} epochs in "
-        f"{result.minutes:.1f} minutes; {figure}",
-        f"next: pixelwise evaluate {result.run} {data}",
-    ]
-    _print_training(as_json, quiet, value, lines)
+    hint = f"pixelwise evaluate {out} {data}"
+    _run(chosen, (data, out), overrides, start, hint, as_json, quiet)
 
 
 @app.command(epilog="Example: pixelwise pretrain cells/ --out runs/encoder --kind rebuild --minutes 5")
@@ -106,35 +95,33 @@ def pretrain(
 
     chosen = choose_pretraining(kind, out if resume else None)
     start = Start(None, resume, force, tuple(allow or ()), device, process_start())
-    result = _run("pretraining", chosen, data, out, overrides, start, quiet)
-    best = result.best
-    lines = [
-        f"{result.run}: {'was finished already' if result.finished_before else 'done'}, encoder trained by "
-        f"{chosen.name} in {result.minutes:.1f} minutes; {chosen.figure.title} on val {best.value:.4f}",
-        f"next: pixelwise train {data} --init {result.run} --out NEW",
-    ]
-    _print_training(as_json, quiet, {**_training_json(result), "task": chosen.name}, lines)
+    hint = f"pixelwise train {data} --init {out} --out NEW"
+    _run(chosen, (data, out), overrides, start, hint, as_json, quiet)
 
 
 def _run(
-    title: str, task: "Task", data: Path, out: Path, overrides: "Overrides", start: "Start", quiet: bool
-) -> "Result":
-    """Train, with progress on the terminal; of several processes the first one shows it."""
+    task: "Task",
+    places: tuple[Path, Path],
+    overrides: "Overrides",
+    start: "Start",
+    hint: str,
+    as_json: bool,
+    quiet: bool,
+) -> None:
+    """Train with progress on the terminal, and tell what came of it; of several processes the first one speaks."""
     from pixelwise.training.loop import train as train_run
     from pixelwise.training.prepare import is_child
 
-    with Display(title, quiet or is_child()) as display:
-        return train_run(task, data, out, overrides, start, TrainingDisplay(display, out, task.figure))
-
-
-def _training_json(result: "Result") -> dict[str, Any]:
-    best = {"epoch": result.best.epoch, "metric": result.best.metric, "value": result.best.value}
-    return {"run": str(result.run), "minutes": result.minutes, "epochs": result.epochs, "best": best}
-
-
-def _print_training(as_json: bool, quiet: bool, value: dict[str, Any], lines: list[str]) -> None:
-    from pixelwise.training.prepare import is_child
-
+    (data, out), silent = places, quiet or is_child()
+    with Display("training", silent) as display:
+        result = train_run(task, data, out, overrides, start, TrainingDisplay(display, out, task.figure))
+    best = vars(result.best)
+    if result.best.metric == "mean_iou":
+        best = {**best, "mean_iou": result.best.value}
+    value = {"run": str(result.run), "minutes": result.minutes, "epochs": result.epochs, "best": best}
+    how = "was finished already" if result.finished_before else "done"
+    figure = f"best {task.figure.title} on val {result.best.value:.4f} (epoch {result.best.epoch})"
+    lines = [f"{out}: {how}, {result.epochs} epochs in {result.minutes:.1f} minutes; {figure}", f"next: {hint}"]
     if not is_child():
         print_result(as_json, quiet, value, lines)
 

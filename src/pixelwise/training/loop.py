@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol, TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import torch
 from lightning_fabric import Fabric
@@ -26,6 +26,7 @@ from pixelwise.data.sets.sampling import Batch
 from pixelwise.engines.machine import pick_device
 from pixelwise.models import checkpoint
 from pixelwise.task import Task
+from pixelwise.training.callbacks import Callbacks, StepReport
 from pixelwise.training.plan import describe
 from pixelwise.training.prefetch import Prefetcher
 from pixelwise.training.prepare import Start, check_folder, make_folder, prepare, resumed_config
@@ -37,50 +38,6 @@ VALIDATION_SHARE = 0.06  # of the time, when minutes count
 """With a budget of minutes, an epoch is validated only while validation has taken less than this share."""
 
 Value = TypeVar("Value")
-
-
-@dataclass(frozen=True)
-class StepReport:
-    """Where a training stands."""
-
-    epoch: int
-    step: int
-    progress: float  # 0 .. 1 of the whole run
-    loss: float
-    rate: float
-    seconds: float  # spent so far, of all sittings
-
-
-class Callbacks(Protocol):
-    """What a page or a terminal may want to know; each method may do nothing."""
-
-    def note(self, text: str) -> None:
-        """Something for people to read."""
-
-    def surveyed(self, done: int, total: int) -> None:
-        """So many samples have been checked."""
-
-    def stepped(self, report: StepReport) -> None:
-        """A step is done."""
-
-    def validated(self, line: dict[str, Any]) -> None:
-        """An epoch is over; `line` goes to history.jsonl."""
-
-
-class Silent:
-    """Callbacks that do nothing."""
-
-    def note(self, text: str) -> None:
-        """Nothing."""
-
-    def surveyed(self, done: int, total: int) -> None:
-        """Nothing."""
-
-    def stepped(self, report: StepReport) -> None:
-        """Nothing."""
-
-    def validated(self, line: dict[str, Any]) -> None:
-        """Nothing."""
 
 
 @dataclass(frozen=True)
@@ -135,7 +92,7 @@ def train(
     start = start or Start()
     if start.began is None:
         start = replace(start, began=time.monotonic())
-    callbacks, folder = callbacks or Silent(), RunFolder(out)
+    callbacks, folder = callbacks or Callbacks(), RunFolder(out)
     check_folder(folder, start)
     if start.resume and folder.complete.exists():
         return _finished(folder)
