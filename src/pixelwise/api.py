@@ -86,7 +86,7 @@ class Run:
             engine: what runs the network; "auto" is a device too, the fastest.
             tile: side of a tile, see `pw.predict`.
             views: test-time augmentation: none, flips, turns.
-            limit: bytes that the process may hold; None takes a share of what is free.
+            limit: bytes that the process may use; by default a share of what is free.
             pixels: how many there are to predict: for few of them "auto" takes an engine that is ready, because
                 preparing another takes about ten seconds, once.
         """

@@ -389,7 +389,7 @@ def test_demo_tells_what_it_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 @pytest.mark.parametrize(
     ("error", "status", "text"),
     [
-        (RuntimeError("a bug"), 1, "This is a failure of pixelwise, not of yours"),
+        (RuntimeError("a bug"), 1, "This is a bug in pixelwise, not a mistake of yours"),
         (KeyboardInterrupt(), 130, "interrupted"),
         (BrokenPipeError(), 0, ""),
     ],

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 @guarded
 def train(
     data: Data,
-    out: Annotated[Path, typer.Option(help="Run folder to make.")],
+    out: Annotated[Path, typer.Option(help="Folder to create for the run.")],
     task: TaskName = None,
     model: Model = None,
     minutes: Minutes = None,
@@ -44,8 +44,8 @@ def train(
     config: ConfigFile = None,
     assignments: Settings = None,
     seed: Seed = None,
-    init: Annotated[Path | None, typer.Option(help="Start from this run's weights.")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
+    init: Annotated[Path | None, typer.Option(help="Start from the weights of this run.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --out.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace the run in --out.")] = False,
     allow: Allow = None,
     device: Device = "auto",
@@ -67,7 +67,7 @@ def train(
 @guarded
 def pretrain(
     data: Data,
-    out: Annotated[Path, typer.Option(help="Run folder to make; `train --init` starts from it.")],
+    out: Annotated[Path, typer.Option(help="Folder to create for the run; `train --init` starts from it.")],
     kind: Annotated[
         str | None,
         typer.Option(
@@ -81,14 +81,14 @@ def pretrain(
     config: ConfigFile = None,
     assignments: Settings = None,
     seed: Seed = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
-    force: Annotated[bool, typer.Option("--force", help="Replace what is in --out.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --out.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace the run in --out.")] = False,
     allow: Allow = None,
     device: Device = "auto",
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Train an encoder alone, as a start for train --init."""
+    """Train only the encoder of a network, as a starting point for train --init."""
     overrides = read_overrides(config, assignments, model, (minutes, epochs), {"seed": seed})
     from pixelwise.tasks import choose_pretraining
     from pixelwise.training.prepare import Start
@@ -142,7 +142,7 @@ def plan(
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Print the settings that train would use, and a forecast of its time and memory from a few measured steps."""
+    """Print the settings that train would use, and estimate its time and memory from a few real steps."""
     overrides = read_overrides(config, assignments, model, (minutes, epochs), {"seed": seed, "task": task})
     from pixelwise.tasks import choose_task
     from pixelwise.training.forecast import forecast
@@ -168,12 +168,12 @@ def _forecast_lines(planned: "Config", expected: dict[str, float]) -> list[str]:
 @app.command(epilog="Example: pixelwise demo --out demo")
 @guarded
 def demo(
-    out: Annotated[Path, typer.Option(help="Folder to make.")] = Path("demo"),
+    out: Annotated[Path, typer.Option(help="Folder to create.")] = Path("demo"),
     force: Annotated[bool, typer.Option("--force", help="Replace an earlier demo.")] = False,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Make a small set of cell images, train on it, measure, predict, and write a report: under 3 minutes."""
+    """Create a small set of cell images, train on it, evaluate, predict and write a report, in under 3 minutes."""
     from pixelwise.demo import run_demo
     from pixelwise.tasks import TASKS
 

@@ -55,7 +55,7 @@ class Coder(nn.Module):
         names = {id(module): name for name, module in network.named_modules()}
         for part in network.encoder():
             _graft(self, names[id(part)], part)
-        object.__setattr__(self, "_network", network)  # no child: what is no part of the encoder does not belong here
+        object.__setattr__(self, "_network", network)  # kept out of the children, since only the encoder belongs here
 
     def input_size(self, output_size: int) -> int:
         """Any size of image is taken."""
@@ -236,7 +236,7 @@ class MeanTally:
         self.images += other.images
 
     def figures(self) -> dict[str, Any]:
-        """The mean, or None where nothing was counted."""
+        """The mean; None if nothing was counted."""
         return {self.name: self.total / self.weight if self.weight else None, "images": self.images}
 
 
@@ -323,7 +323,7 @@ class Pretraining(ABC):
             SettingError: always.
         """
         raise SettingError(
-            f"this run trained an encoder alone ({self.name}), so it predicts nothing. Train a network from it: "
+            f"this run trained an encoder alone ({self.name}), so it predicts nothing. Start a training from it: "
             "pixelwise train DATA --out RUN --init THIS."
         )
 

@@ -1,4 +1,4 @@
-"""The training loop, readable from top to bottom; it knows a task by its protocol, and no page and no terminal.
+"""The training loop, readable from top to bottom; it knows tasks by their protocol alone, and prints nothing.
 
 `train` prepares (data, plan, network: all that can be refused is refused before a folder is made), then runs
 `Training`. Each batch is a pure function of its number and the seed, and everything else that changes is in the
@@ -139,7 +139,7 @@ def launch(config: Config, device: str) -> Fabric:
     several = settings.devices * settings.nodes > 1
     # Where parts are frozen by turns, DDP must look which parameters a step has left out.
     strategy = "ddp_find_unused_parameters_true" if several and settings.schedule else settings.strategy
-    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # its greetings are no news to our users
+    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # our users need not read its greetings
     fabric = Fabric(
         accelerator=device,
         devices=settings.devices,
