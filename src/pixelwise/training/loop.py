@@ -187,7 +187,7 @@ class Training:
         """Train to the end."""
         prefetcher = Prefetcher(self.sampler)
         try:
-            batches = prefetcher.batches(self._numbers())
+            batches = prefetcher.batches(_numbers(self.state.step, self.config.train.batch, self.fabric))
             while not self._over():
                 if self._train_epoch(batches):
                     self._end_epoch()
@@ -195,15 +195,6 @@ class Training:
         finally:
             prefetcher.close()
         return self._complete()
-
-    def _numbers(self) -> Iterator[Sequence[int]]:
-        """The numbers of the samples of each batch to come, for this process."""
-        batch, world, rank = self.config.train.batch, self.fabric.world_size, self.fabric.global_rank
-        step = self.state.step
-        while True:
-            first = (step * world + rank) * batch
-            yield range(first, first + batch)
-            step += 1
 
     def _over(self) -> bool:
         state, settings = self.state, self.config.train
@@ -248,17 +239,7 @@ class Training:
     def _end_epoch(self) -> None:
         state, learner = self.state, self.learner
         state.epoch += 1
-        losses = {name: value / state.loss_steps for name, value in state.losses.items()}
-        line: dict[str, Any] = {
-            "epoch": state.epoch,
-            "step": state.step,
-            "seconds": round(self.clock.seconds(), 3),
-            "loss": sum(losses.values()),
-            "losses": losses,
-            "rate": learner.rate,
-        }
-        if self.config.train.schedule and learner.phase is not None:
-            line |= {"phase": learner.phase + 1, "parts": learner.schedule[learner.phase].parts}
+        line = _epoch_line(state, learner, round(self.clock.seconds(), 3))
         state.history.append(line)
         state.losses, state.loss_steps = {}, 0
         if self._agreed(self._should_validate()):
@@ -317,3 +298,21 @@ class Training:
             write_json(self.folder.complete, {"minutes": minutes, "epochs": state.epoch, "best": vars(best)})
         self.fabric.barrier()
         return Result(self.folder.path, minutes, state.epoch, best)
+
+
+def _numbers(step: int, batch: int, fabric: Fabric) -> Iterator[Sequence[int]]:
+    """The numbers of the samples of each batch from a step on, for this process."""
+    while True:
+        first = (step * fabric.world_size + fabric.global_rank) * batch
+        yield range(first, first + batch)
+        step += 1
+
+
+def _epoch_line(state: State, learner: Learner, seconds: float) -> dict[str, Any]:
+    """What the history says of the epoch that has just ended."""
+    losses = {name: value / state.loss_steps for name, value in state.losses.items()}
+    line: dict[str, Any] = {"epoch": state.epoch, "step": state.step, "seconds": seconds, "loss": sum(losses.values())}
+    line |= {"losses": losses, "rate": learner.rate}
+    if learner.settings.schedule and learner.phase is not None:
+        line |= {"phase": learner.phase + 1, "parts": learner.schedule[learner.phase].parts}
+    return line
