@@ -105,7 +105,8 @@ def train(
     if config.model.pretrained and initial is None and not (start.resume and folder.state.exists()):
         told.append(load_pretrained(cast(Any, network).backbone))
     if initial is not None:
-        told.append(f"--init {start.init}: {checkpoint.load_matching(network, initial)}")
+        afresh = checkpoint.load_matching(network, initial)
+        told.append(f"--init {start.init}: {checkpoint.describe_matching(network, afresh)}")
     fabric = launch(config, pick_device(start.device))
     if not start.resume and fabric.global_rank == 0:
         make_folder(folder, config, start.force)

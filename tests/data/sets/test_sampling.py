@@ -130,7 +130,7 @@ def test_a_sample_depends_on_seed_and_number_alone(samples: list[Sample]) -> Non
     again = sampler_of(samples, config, budget=0)  # nothing is kept in memory
     np.random.default_rng(0)
     for number in reversed(range(8)):
-        assert same(again(number), drawn[number])
+        assert same(draw(again, number), drawn[number])
         assert same(draw(first, number), drawn[number])
     assert not any(same(drawn[number], drawn[number + 1]) for number in range(7))
     other = sampler_of(samples, config_of(seed=1, balance=0.5, border=10))
@@ -258,7 +258,7 @@ def test_a_drawn_pixel_lies_in_its_patch(tmp_path: Path) -> None:
     sample = save(tmp_path, "corners", labels, labels)
     config = config_of(classes=2, balance=1, **STILL)
     entries = PatchSampler(Store([(sample, 0)], config), [3000], {0: [], 1: [0]}, (16, 16))
-    assert all((entries(number)[1] == 1).any() for number in range(60))
+    assert all((draw(entries, number)[1] == 1).any() for number in range(60))
 
 
 def test_a_class_that_is_lost_in_the_scaling_does_no_harm(tmp_path: Path) -> None:
