@@ -77,7 +77,7 @@ def speed(side: int, count: int) -> None:
     network = lively_unet(width=32, depth=4)
     image = np.random.default_rng(0).normal(size=(side, side, 1)).astype(np.float32)
     tensor = torch.from_numpy(image[..., 0])[None, None]
-    runner = make_runner(network, 1, engine="auto")
+    runner = make_runner(network, 1)
     limit = 16 * GiB
     plans = {
         "tiles, auto": runner.plan(side, side, "auto", limit),

@@ -15,6 +15,7 @@ from torch import nn
 
 from networks import Brightness, make_settings
 from pixelwise.data.files.readers import read_mask
+from pixelwise.engines import Arrays
 from pixelwise.models import UNet
 from pixelwise.prediction.canvas import Outputs
 from pixelwise.prediction.predictor import Predictor
@@ -54,7 +55,7 @@ class Spy:
         self.shapes: list[tuple[int, ...]] = []
         predictor.runner = replace(predictor.runner, engine=self)
 
-    def __call__(self, images: np.ndarray) -> np.ndarray:
+    def __call__(self, images: np.ndarray) -> Arrays:
         if images.shape[2] < 700:  # and not the measurement of its speed
             self._before(sum(shape[0] for shape in self.shapes))
             self.shapes.append(images.shape)

@@ -4,7 +4,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,20 +23,20 @@ from pixelwise.data.sets.doctor import survey
 from pixelwise.data.sets.folder import DataSet, open_dataset
 from pixelwise.data.sets.labels import LabelRule
 from pixelwise.data.sets.masks import MaskLabels
-from pixelwise.engines import ExportedEngine, choose_engine
+from pixelwise.engines import EngineChoice, ExportedEngine, choose_engine
 from pixelwise.evaluation.measure import Score, chosen_scores, evaluate, output_folder, read_truth
-from pixelwise.geometry.reach import Geometry
 from pixelwise.models import checkpoint
 from pixelwise.models.checkpoint import MODEL_FILE
 from pixelwise.prediction.inputs import count_pixels
 from pixelwise.prediction.predictor import Predictor
-from pixelwise.prediction.runner import TileSize
+from pixelwise.prediction.runner import TileSize, sizes_of
 from pixelwise.training.plan import pick_device
 
 if TYPE_CHECKING:  # a training's and a report's libraries take seconds and memory, so they are imported when needed
     from pixelwise.report.html import Case
     from pixelwise.training.loop import Result
 
+ANYWHERE = EngineChoice(device="auto")
 COMPILED = "compiled"  # in a run's folder
 WORTH_PREPARING = 12_000_000  # pixels: from here on the fastest engine saves more time than it takes to prepare
 
@@ -62,14 +62,11 @@ class Run:
 
     def predictor(
         self,
-        device: str = "auto",
-        engine: str = "auto",
+        engine: EngineChoice = ANYWHERE,
         tile: TileSize = "auto",
         views: str = "none",
         limit: int | None = None,
         pixels: int | None = None,
-        amp: bool = False,
-        compiled: bool = False,
     ) -> Predictor:
         """The network with its preprocessing, on a device; the compiled network is kept beside the run.
 
@@ -77,23 +74,23 @@ class Run:
         engine that is ready, because preparing another takes about ten seconds, once.
         """
         cache = self.path / COMPILED
-        stride = self.network.geometry.stride if isinstance(self.network.geometry, Geometry) else 1
-        is_cached = ExportedEngine.is_kept(self.network, cache, stride)
-        few = pixels is not None and pixels < WORTH_PREPARING and not is_cached
-        if engine == "auto" and (few or amp or compiled):
-            engine = "torch"
-        chosen = choose_engine(engine, self.network, pick_device(device))
-        if limit is not None and chosen != "torch" and not is_cached:
-            self._export_elsewhere(engine)
-        place = pick_device(device)
-        return Predictor(self.network, self.config, place, engine, tile, views, cache, limit, amp, compiled)
+        choice = replace(engine, device=pick_device(engine.device), cache=cache)
+        is_cached = ExportedEngine.is_kept(self.network, cache, sizes_of(self.network, self.config.data.channels))
+        if choice.name == "auto" and pixels is not None and pixels < WORTH_PREPARING and not is_cached:
+            choice = replace(choice, name="torch")
+        if limit is not None and not is_cached and choose_engine(self.network, choice) != "torch":
+            self._export_elsewhere(choice.name)
+        return Predictor(self.network, self.config, choice, tile, views, limit)
 
     def _export_elsewhere(self, engine: str) -> None:
         """Export the network in a process of its own, whose memory is free again when it ends.
 
         If that fails, this process does it, or says why it cannot.
         """
-        code = "import sys; from pixelwise.api import load; load(sys.argv[1]).predictor('cpu', sys.argv[2])"
+        code = (
+            "import sys; from pixelwise.api import EngineChoice, load; "
+            "load(sys.argv[1]).predictor(EngineChoice(sys.argv[2]))"
+        )
         subprocess.run([sys.executable, "-c", code, str(self.path), engine], capture_output=True, check=False)
 
     def predict(
@@ -123,7 +120,7 @@ class Run:
         pixels = image.shape[0] * image.shape[1] if isinstance(image, np.ndarray) and image.ndim > 1 else 0
         choice = (device, engine, tile, views, pixels < WORTH_PREPARING)
         if choice not in self._predictors:  # to make one hashes the weights, and may compile the network
-            self._predictors[choice] = self.predictor(device, engine, tile, views, pixels=pixels)
+            self._predictors[choice] = self.predictor(EngineChoice(engine, device), tile, views, pixels=pixels)
         predictor = self._predictors[choice]
         if isinstance(image, np.ndarray):
             if image.ndim not in (2, 3) or image.size == 0:
@@ -169,7 +166,7 @@ class Run:
         samples = sound.split(name)
         folder = Path(out) if out else output_folder(self.path, name)
         pixels = count_pixels([sample.image for sample in samples], WORTH_PREPARING)
-        predictor = self.predictor(device, pixels=pixels)
+        predictor = self.predictor(EngineChoice(device=device), pixels=pixels)
         metrics, scores = evaluate(predictor, samples, rule, dataset.description.axes, progress)
         metrics["split"] = name
         write_json(folder / "metrics.json", metrics)

@@ -8,6 +8,7 @@ from typing import Any
 from pixelwise.api import load
 from pixelwise.core.errors import OutputError
 from pixelwise.data.sets.cells import write_cells
+from pixelwise.engines import EngineChoice
 from pixelwise.prediction.canvas import Outputs
 from pixelwise.prediction.stream import predict_files
 from pixelwise.training.loop import Callbacks, train
@@ -32,7 +33,8 @@ def run_demo(out: Path, force: bool, callbacks: Callbacks, note: Callable[[str],
     note("measuring on images that the training has not seen")
     trained = load(run)
     metrics = trained.evaluate(data)
-    predict_files(trained.predictor(engine="torch"), [str(data / "test" / "images")], Outputs(masks, overlay=True))
+    predictor = trained.predictor(EngineChoice("torch", "auto"))
+    predict_files(predictor, [str(data / "test" / "images")], Outputs(masks, overlay=True))
     report = run / f"evaluation-{metrics['split']}" / "report.html"
     return {
         "data": str(data), "run": str(run), "report": str(report), "masks": str(masks), "mean_iou": metrics["mean_iou"],

@@ -5,7 +5,7 @@ import timm
 import torch
 from torch import nn
 
-from pixelwise.backbones.encoders import Encoder, first_line
+from pixelwise.backbones.encoders import Encoder
 from pixelwise.core.errors import SettingError
 
 
@@ -98,8 +98,3 @@ def test_an_encoder_without_that_output_stride(name: str) -> None:
     )
     with torch.device("meta"), pytest.raises(SettingError, match=message):
         Encoder(name, output_stride=8)
-
-
-def test_the_first_line_of_an_error() -> None:
-    assert first_line(ValueError("\n a\nb")) == "a"
-    assert first_line(AssertionError()) == "AssertionError"

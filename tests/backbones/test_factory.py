@@ -100,7 +100,7 @@ def test_a_width_where_there_is_none(make: object, name: str) -> None:
     ("settings", "message"),
     [
         ({"in_channels": 0}, r"^model\.in_channels: must be at least 1, not 0\.$"),
-        ({"norm": "bach"}, r"^model\.norm: 'bach' is no normalisation; did you mean batch\?$"),
+        ({"norm": "bach"}, r"^model\.norm: there is no normalisation 'bach'; did you mean batch\?$"),
         ({"output_stride": 4}, r"^model\.output_stride: must be 8, 16 or 32 pixels, not 4\.$"),
     ],
 )

@@ -294,7 +294,7 @@ def test_predict_in_little_memory_to_zarr_and_on(tmp_path: Path, trained: Callab
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (("--tta", "flip"), r"views flip: is no test-time augmentation; .*flips"),
+        (("--tta", "flip"), r"views flip: is not a test-time augmentation; .*flips"),
         (("--format", "jpeg"), r"--format jpeg: is not a format; .*png"),
         (("--probability-type", "float32"), r"--probability-type float32: is not a type of probabilities; .*float16"),
         (("--max-ram", "plenty"), r'"plenty" is no size; write a number and a unit, as in 2GiB'),

@@ -2,11 +2,13 @@
 
 import copy
 import warnings
+from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from shutil import which
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,8 +20,10 @@ from torch import Tensor, nn
 
 from pixelwise import engines
 from pixelwise.core.errors import ModelError, SettingError
-from pixelwise.engines import ENGINES, Engine, TorchEngine, exported, make_engine
+from pixelwise.engines import ENGINES, Arrays, Engine, EngineChoice, TorchEngine, exported, make_engine
 from pixelwise.engines import openvino as openvino_engine
+from pixelwise.geometry.reach import Geometry
+from pixelwise.geometry.sizes import Sizes
 from pixelwise.models import SegNet, UNet
 
 
@@ -59,41 +63,75 @@ class Own(nn.Module):
         return self.last(fine + upsampled + fine.mean((2, 3), keepdim=True))
 
 
+class TwoHeads(nn.Module):
+    """Two outputs at two resolutions, under names that the graph may use for something else."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Conv2d(2, 4, 3, padding=1)
+        self.first, self.second = nn.Conv2d(4, 3, 1), nn.Conv2d(4, 1, 3, padding=1)
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        features = self.body(images).relu()
+        return {"logits": self.first(features), "conv2d": self.second(F.avg_pool2d(features, 2))}
+
+
 MAKERS: dict[str, Callable[[], nn.Module]] = {
     "same": make_network,
     "stem 2, residual": lambda: make_network(in_channels=1, stem=2, depth=1, residual=True),
     "stem 4, group norm": lambda: make_network(in_channels=3, stem=4, depth=1, norm="group", num_classes=2),
     "valid": lambda: make_network(in_channels=5, depth=1, padding="valid"),
     "a user's own": lambda: Own().eval(),
+    "two outputs": lambda: TwoHeads().eval(),
 }
 NETWORKS = {key: make() for key, make in MAKERS.items()}
 
 
-def stride_of(network: nn.Module) -> int:
-    return network.geometry.stride if isinstance(network, UNet) else 4
+STRIDES: dict[type[nn.Module], int] = {Own: 4, TwoHeads: 2}
 
 
-def channels_of(network: nn.Module) -> int:
-    return exported.InputSizes.of(network, stride_of(network)).channels
+def sizes_for(network: nn.Module) -> Sizes:
+    """The sizes that a network takes, by what the test knows of it."""
+    channels = next((part.in_channels for part in network.modules() if hasattr(part, "in_channels")), 1)
+    assert isinstance(channels, int)
+    if not isinstance(network, UNet):
+        return Sizes(channels, Geometry(STRIDES.get(type(network), 1), 0, 0))
+    if network.padding == "same":
+        return Sizes(channels, network.geometry)
+    return Sizes(channels, network.geometry, lost=network.geometry.margin, smallest=network.input_size(1))
+
+
+def engine_of(name: str, network: nn.Module, **options: Any) -> Engine:
+    return make_engine(network, EngineChoice(name, **options), sizes_for(network))
 
 
 def noise(network: nn.Module, count: int = 1, rows: int = 4, columns: int = 5) -> np.ndarray:
     """Images of so many strides a side, or of the next size that the network can take."""
-    fitting = network.input_size if isinstance(network, UNet) else int
-    sides = [fitting(cells * stride_of(network)) for cells in (rows, columns)]
-    return np.random.default_rng(rows).normal(size=(count, channels_of(network), *sides)).astype(np.float32)
+    sizes = sizes_for(network)
+    sides = [sizes.input_size(cells * sizes.step) for cells in (rows, columns)]
+    return np.random.default_rng(rows).normal(size=(count, sizes.channels, *sides)).astype(np.float32)
 
 
-def plain(network: nn.Module, images: np.ndarray) -> np.ndarray:
+def plain(network: nn.Module, images: np.ndarray) -> Arrays:
     """What the network itself gives in eval mode, in float64."""
     with torch.no_grad():
-        return copy.deepcopy(network).double().eval()(torch.from_numpy(images).double()).numpy()
+        outputs = copy.deepcopy(network).double().eval()(torch.from_numpy(images).double())
+    named = {"logits": outputs} if isinstance(outputs, Tensor) else outputs
+    return {name: values.numpy() for name, values in named.items()}
 
 
-def assert_same(logits: np.ndarray, expected: np.ndarray, tolerance: float = 1e-4) -> None:
-    """Equal, relative to the largest logit."""
-    assert logits.shape == expected.shape
-    np.testing.assert_allclose(logits, expected, rtol=0, atol=tolerance * np.abs(expected).max())
+def assert_same(outputs: Arrays, expected: Arrays, tolerance: float = 1e-4) -> None:
+    """Equal, each relative to its largest value."""
+    assert list(outputs) == list(expected)
+    for name, values in expected.items():
+        assert outputs[name].shape == values.shape
+        np.testing.assert_allclose(outputs[name], values, rtol=0, atol=tolerance * np.abs(values).max())
+
+
+def assert_equal(outputs: Arrays, expected: Arrays) -> None:
+    assert list(outputs) == list(expected)
+    for name, values in expected.items():
+        np.testing.assert_array_equal(outputs[name], values)
 
 
 @pytest.fixture(scope="module")
@@ -104,20 +142,20 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @cache
 def engine_for(name: str, key: str, folder: Path) -> Engine:
-    return make_engine(name, NETWORKS[key], "cpu", folder, stride_of(NETWORKS[key]))
+    return engine_of(name, NETWORKS[key], cache=folder)
 
 
 @every_engine
 @pytest.mark.parametrize("key", NETWORKS)
 @given(count=st.integers(1, 3), rows=st.integers(1, 12), columns=st.integers(1, 12))
 @settings(deadline=None, max_examples=8)
-def test_logits_are_those_of_the_network(
+def test_outputs_are_those_of_the_network(
     name: str, key: str, folder: Path, count: int, rows: int, columns: int
 ) -> None:
     images = noise(NETWORKS[key], count, rows, columns)
-    logits = engine_for(name, key, folder)(images)
-    assert logits.dtype == np.float32
-    assert_same(logits, plain(NETWORKS[key], images))
+    outputs = engine_for(name, key, folder)(images)
+    assert all(values.dtype == np.float32 for values in outputs.values())
+    assert_same(outputs, plain(NETWORKS[key], images))
 
 
 @every_engine
@@ -134,15 +172,17 @@ def test_any_layout_of_the_array_will_do(name: str, folder: Path) -> None:
 
 
 @every_engine
-def test_each_call_has_an_array_of_its_own(name: str, folder: Path) -> None:
-    engine, images = engine_for(name, "same", folder), noise(NETWORKS["same"])
+@pytest.mark.parametrize("key", ["same", "two outputs"])
+def test_each_call_has_arrays_of_its_own(name: str, key: str, folder: Path) -> None:
+    engine, images = engine_for(name, key, folder), noise(NETWORKS[key])
     before = images.copy()
     first = engine(images)
-    kept = first.copy()
-    for other in (-images, noise(NETWORKS["same"], 1, 6, 7), 2 * images):
-        engine(other)[:] = 0  # what it returns may be written to
-    np.testing.assert_array_equal(first, kept)
-    np.testing.assert_array_equal(engine(images), kept)
+    kept = copy.deepcopy(first)
+    for other in (-images, noise(NETWORKS[key], 1, 6, 7), 2 * images):
+        for values in engine(other).values():
+            values[:] = 0  # what it returns may be written to
+    assert_equal(first, kept)
+    assert_equal(engine(images), kept)
     np.testing.assert_array_equal(images, before)
 
 
@@ -164,12 +204,12 @@ def test_float32_means_float32(name: str) -> None:
         torch.manual_seed(0)
         network = Rounding()
     images = np.random.default_rng(0).normal(size=(1, 1, 64, 64)).astype(np.float32)
-    expected = plain(network, images)
+    expected = plain(network, images)["logits"]
     with torch.no_grad():
         halved = copy.deepcopy(network).bfloat16()(torch.from_numpy(images).bfloat16()).float().numpy()
     largest = np.abs(expected).max()
     assert np.abs(halved - expected).max() > 1e-3 * largest
-    assert np.abs(make_engine(name, network)(images) - expected).max() < 3e-6 * largest
+    assert np.abs(engine_of(name, network)(images)["logits"] - expected).max() < 3e-6 * largest
 
 
 @every_engine
@@ -179,12 +219,12 @@ def test_the_network_stays_as_it_was(name: str, training: bool, exports: list[st
     network.contracting[1].train(not training)  # type: ignore[index]
     before = {key: (id(tensor), tensor.clone(), tensor.stride()) for key, tensor in state(network).items()}
     modes = [module.training for module in network.modules()]
-    images, stride = noise(network, 2), stride_of(network)
+    images = noise(network, 2)
     attributes = [sorted(vars(module)) for module in network.modules()]
-    engine = make_engine(name, network, "cpu", None, stride)
+    engine = engine_of(name, network)
     first = engine(images)
     assert_same(first, plain(network, images))  # dropout is off
-    np.testing.assert_array_equal(engine(images), first)  # batch norm has not moved
+    assert_equal(engine(images), first)  # batch norm has not moved
     assert [module.training for module in network.modules()] == modes
     assert [sorted(vars(module)) for module in network.modules()] == attributes
     for key, tensor in state(network).items():
@@ -213,7 +253,7 @@ def test_nothing_outside_is_changed_and_nothing_is_printed(name: str, capfd: pyt
         )
 
     before = outside()
-    make_engine(name, network)(np.zeros((1, 2, 5, 6), np.float32))
+    engine_of(name, network)(np.zeros((1, 2, 5, 6), np.float32))
     assert outside() == before
     assert capfd.readouterr() == ("", "")
 
@@ -235,20 +275,23 @@ def test_auto_takes_the_fastest_that_is_there(
     monkeypatch: pytest.MonkeyPatch, missing: tuple[str, ...], expected: str
 ) -> None:
     monkeypatch.setattr(engines, "find_spec", lambda package: None if package in missing else object())
-    assert engines.choose_engine("auto", NETWORKS["same"], "cpu") == expected
-    assert engines.choose_engine("auto", NETWORKS["same"], "cuda") == "torch"
-    assert engines.choose_engine("auto", NETWORKS["same"], "mps") == "torch"
-    assert engines.choose_engine("auto", make_network().double(), "cpu") == "torch"
-    assert engines.choose_engine("auto", SegNet(width=2, depth=1), "cpu") == "torch"
-    assert engines.choose_engine("auto", nn.MaxPool2d(2, return_indices=True), "cpu") == "torch"
-    assert engines.choose_engine("onnxruntime", NETWORKS["same"], "cpu") == "onnxruntime"
+    choose, auto = engines.choose_engine, EngineChoice("auto")
+    assert choose(NETWORKS["same"], auto) == expected
+    for other in (
+        EngineChoice(device="cuda"), EngineChoice(device="mps"), EngineChoice(amp=True), EngineChoice(compiled=True),
+    ):  # fmt: skip
+        assert choose(NETWORKS["same"], other) == "torch"
+    assert choose(make_network().double(), auto) == "torch"
+    assert choose(SegNet(width=2, depth=1), auto) == "torch"
+    assert choose(nn.MaxPool2d(2, return_indices=True), auto) == "torch"
+    assert choose(NETWORKS["same"], EngineChoice("onnxruntime")) == "onnxruntime"
 
 
 def test_an_unknown_engine_is_refused() -> None:
     with pytest.raises(SettingError, match=r"^engine touch: is not an engine; did you mean torch\?$"):
-        make_engine("touch", NETWORKS["same"])
+        engine_of("touch", NETWORKS["same"])
     with pytest.raises(SettingError, match=r"engine x: is not an engine; choose from: auto, openvino, .*, torch\.$"):
-        make_engine("x", NETWORKS["same"])
+        engine_of("x", NETWORKS["same"])
 
 
 @pytest.mark.parametrize(
@@ -266,15 +309,15 @@ def test_an_engine_that_is_not_installed_says_how_to(
     with pytest.raises(
         SettingError, match=f"^engine {name}: needs {package}, which is not installed: {command}, or use another"
     ):
-        make_engine(name, NETWORKS["same"])
+        engine_of(name, NETWORKS["same"])
 
 
 @every_exported
 def test_other_devices_and_dtypes_are_for_torch(name: str) -> None:
     with pytest.raises(SettingError, match=rf"^engine {name}: runs on the CPU alone, not on cuda; use the engine"):
-        make_engine(name, NETWORKS["same"], "cuda")
+        engine_of(name, NETWORKS["same"], device="cuda")
     with pytest.raises(ModelError, match=rf"^UNet: is not a float32 network, and {name} runs these alone; use the"):
-        make_engine(name, make_network().double())
+        engine_of(name, make_network().double())
 
 
 class Branching(nn.Module):
@@ -294,14 +337,14 @@ def test_a_network_that_cannot_be_exported_is_refused_by_name(name: str) -> None
         ModelError,
         match=r"^Branching: cannot be exported \(.*data-dependent.*\)\. Use the engine torch \(",
     ) as caught:
-        make_engine(name, Branching())
+        engine_of(name, Branching())
     assert "\n" not in str(caught.value)
 
 
 @needs("openvino")
 def test_auto_runs_a_network_that_cannot_be_exported_in_torch_and_says_why() -> None:
     network = Branching()
-    engine = make_engine("auto", network)
+    engine = engine_of("auto", network)
     assert engine.name == "torch"
     assert engine.note.startswith("torch is used instead of openvino: Branching: cannot be exported (")
     for images in (np.ones((1, 1, 3, 4), np.float32), -np.ones((1, 1, 3, 4), np.float32)):
@@ -324,11 +367,11 @@ class SizeDependent(nn.Module):
 @every_exported
 @pytest.mark.parametrize(
     ("rows", "why"),
-    [(8, "gives other logits than the network itself"), (66, r"cannot be exported \(Constraints viol.*\)")],
+    [(8, "gives other outputs than the network itself"), (66, r"cannot be exported \(Constraints viol.*\)")],
 )
 def test_a_graph_that_is_wrong_for_other_sizes_is_not_taken(name: str, rows: int, why: str) -> None:
     with pytest.raises(ModelError, match=rf"^SizeDependent: .*{why}\. Use the engine torch \(--engine torch\)\.$"):
-        make_engine(name, SizeDependent(rows))
+        engine_of(name, SizeDependent(rows))
 
 
 class Unpadded(nn.Module):
@@ -345,7 +388,7 @@ class Unpadded(nn.Module):
 @every_exported
 def test_a_network_that_takes_no_tiny_images_is_exported_for_the_others(name: str) -> None:
     network = Unpadded()
-    engine = make_engine(name, network)
+    engine = engine_of(name, network)
     for side in (14, 20, 75):
         images = np.random.default_rng(side).normal(size=(1, 1, side, 15)).astype(np.float32)
         assert_same(engine(images), plain(network, images))
@@ -363,34 +406,21 @@ class Broken(nn.Module):
 @every_exported
 def test_the_reason_is_one_short_line(name: str) -> None:
     with pytest.raises(ModelError, match=r"^Broken: cannot be exported \(first line second linex{170,180}\.\.\.\)\."):
-        make_engine(name, Broken())
-
-
-@every_exported
-def test_a_stride_that_is_not_the_networks_is_refused_before_it_is_exported(name: str, exports: list[str]) -> None:
-    for stride in (1, 2, 6):
-        with pytest.raises(
-            ModelError,
-            match=rf"^UNet: has a stride of 4 pixels, so it cannot be exported for images of any multiple of {stride}:",
-        ):
-            make_engine(name, NETWORKS["same"], stride=stride)
-    engine = make_engine("auto", NETWORKS["same"])
-    assert engine.name == "torch"
-    assert "UNet: has a stride of 4 pixels" in engine.note
-    assert exports == []
+        engine_of(name, Broken())
 
 
 class Parameterless(nn.Module):
     """States nothing."""
 
     def forward(self, images: Tensor) -> Tensor:
-        return images
+        return images.abs()
 
 
 @every_exported
-def test_a_network_without_channels_is_refused(name: str) -> None:
-    with pytest.raises(ModelError, match=r"^Parameterless: states no in_channels, which its export needs\. Use"):
-        make_engine(name, Parameterless())
+def test_a_network_that_states_nothing_is_exported_for_the_channels_that_come(name: str) -> None:
+    images = np.random.default_rng(0).normal(size=(1, 3, 7, 8)).astype(np.float32)
+    engine = make_engine(Parameterless(), EngineChoice(name), Sizes(3, Geometry(1, 0, 0)))
+    assert_same(engine(images), plain(Parameterless(), images))
 
 
 @every_exported
@@ -416,7 +446,7 @@ def exports(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     seen: list[str] = []
     export = exported.export
 
-    def counted(network: nn.Module, sizes: exported.InputSizes) -> bytes:
+    def counted(network: nn.Module, sizes: Sizes) -> bytes:
         seen.append(type(network).__name__)
         key = (exported.fingerprint(network, sizes), getattr(network, "factor", None))
         if key not in EXPORTED:
@@ -447,7 +477,7 @@ IMAGE = np.random.default_rng(1).normal(size=(1, 1, 6, 7)).astype(np.float32)
 @every_exported
 def test_the_exported_network_is_kept(name: str, tmp_path: Path, exports: list[str]) -> None:
     for _ in range(2):
-        assert_same(make_engine(name, Scaled(), cache=tmp_path / "new" / "compiled")(IMAGE), plain(Scaled(), IMAGE))
+        assert_same(engine_of(name, Scaled(), cache=tmp_path / "new" / "compiled")(IMAGE), plain(Scaled(), IMAGE))
     assert len(exports) == 1
     assert [path.suffix for path in (tmp_path / "new" / "compiled").iterdir()] == [".onnx"]
 
@@ -458,7 +488,7 @@ def test_a_changed_network_is_exported_anew(name: str, tmp_path: Path, exports: 
     with torch.no_grad():
         changed.layer.bias[1] += 1e-3
     for network in (Scaled(), changed, Scaled(factor=-2.0)):
-        assert_same(make_engine(name, network, cache=tmp_path)(IMAGE), plain(network, IMAGE), 1e-6)
+        assert_same(engine_of(name, network, cache=tmp_path)(IMAGE), plain(network, IMAGE), 1e-6)
     assert len(exports) == 3
 
 
@@ -467,23 +497,23 @@ def test_a_changed_network_is_exported_anew(name: str, tmp_path: Path, exports: 
 def test_a_broken_file_is_exported_anew(
     name: str, tmp_path: Path, exports: list[str], break_it: Callable[[bytes], bytes]
 ) -> None:
-    make_engine(name, Scaled(), cache=tmp_path)
+    engine_of(name, Scaled(), cache=tmp_path)
     (kept,) = tmp_path.glob("*.onnx")
     whole = kept.read_bytes()
     kept.write_bytes(break_it(whole))
-    assert_same(make_engine(name, Scaled(), cache=tmp_path)(IMAGE), plain(Scaled(), IMAGE))
+    assert_same(engine_of(name, Scaled(), cache=tmp_path)(IMAGE), plain(Scaled(), IMAGE))
     assert len(exports) == 2
     assert len(kept.read_bytes()) == len(whole)
 
 
 @every_exported
 def test_weights_that_rotted_on_the_disk_are_found(name: str, tmp_path: Path, exports: list[str]) -> None:
-    make_engine(name, Scaled(), cache=tmp_path)
+    engine_of(name, Scaled(), cache=tmp_path)
     (kept,) = tmp_path.glob("*.onnx")
     half, quarter = np.full(2, 0.5, np.float32).tobytes(), np.full(2, 0.25, np.float32).tobytes()
     assert half in kept.read_bytes()
     kept.write_bytes(kept.read_bytes().replace(half, quarter))
-    assert_same(make_engine(name, Scaled(), cache=tmp_path)(IMAGE), plain(Scaled(), IMAGE))
+    assert_same(engine_of(name, Scaled(), cache=tmp_path)(IMAGE), plain(Scaled(), IMAGE))
     assert len(exports) == 2
 
 
@@ -491,7 +521,7 @@ def test_weights_that_rotted_on_the_disk_are_found(name: str, tmp_path: Path, ex
 def test_a_folder_that_cannot_be_written_is_done_without(name: str, tmp_path: Path, exports: list[str]) -> None:
     (tmp_path / "file").write_text("")
     for folder in (tmp_path / "file", tmp_path / "file" / "compiled"):
-        assert_same(make_engine(name, Scaled(), cache=folder)(IMAGE), plain(Scaled(), IMAGE))
+        assert_same(engine_of(name, Scaled(), cache=folder)(IMAGE), plain(Scaled(), IMAGE))
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
@@ -523,54 +553,88 @@ class Failing(nn.Module):
 def test_torch_puts_the_mode_back_after_an_error() -> None:
     network = Failing(ValueError("no"))
     with pytest.raises(ValueError, match="no"):
-        make_engine("torch", network, "cpu")(np.zeros((1, 1, 2, 2), np.float32))
+        engine_of("torch", network)(np.zeros((1, 1, 2, 2), np.float32))
     assert network.training
 
 
 def test_too_little_memory_on_the_device_names_a_smaller_tile() -> None:
-    engine = make_engine("torch", Failing(torch.OutOfMemoryError("CUDA out of memory.")))
+    engine = engine_of("torch", Failing(torch.OutOfMemoryError("CUDA out of memory.")))
     with pytest.raises(ModelError, match=r"^cpu has too little memory for .* 1 x 1 x 2 x 2: use smaller tiles"):
         engine(np.zeros((1, 1, 2, 2), np.float32))
 
 
-class ManyOutputs(nn.Module):
-    """Returns a dict, as some networks of others do."""
+class Returning(nn.Module):
+    """Makes what it returns of its images."""
 
-    def forward(self, images: Tensor) -> dict[str, Tensor]:
-        return {"out": images}
+    def __init__(self, make: Callable[[Tensor], object]) -> None:
+        super().__init__()
+        self.make = make
+
+    def forward(self, images: Tensor) -> object:
+        return self.make(images)
 
 
-def test_torch_wants_a_tensor() -> None:
-    with pytest.raises(ModelError, match=r"^ManyOutputs: returned dict; it must return a tensor of logits, N x K"):
-        make_engine("torch", ManyOutputs())(np.zeros((1, 1, 2, 2), np.float32))
+@pytest.mark.parametrize(
+    ("make", "names"),
+    [
+        (lambda images: images, ["logits"]),
+        (lambda images: {"out": images, "aux": -images}, ["out", "aux"]),
+        (lambda images: OrderedDict(out=images), ["out"]),
+        (lambda images: {1: images, 0: -images}, ["1", "0"]),
+        (lambda images: (images, -images), ["0", "1"]),
+        (lambda images: [images], ["0"]),
+    ],
+)
+def test_outputs_have_names(make: Callable[[Tensor], object], names: list[str]) -> None:
+    images = np.random.default_rng(0).normal(size=(1, 1, 2, 3)).astype(np.float32)
+    outputs = engine_of("torch", Returning(make))(images)
+    assert list(outputs) == names
+    for values, factor in zip(outputs.values(), (1, -1), strict=False):
+        np.testing.assert_array_equal(values, factor * images)
+
+
+@pytest.mark.parametrize(
+    ("make", "kinds"),
+    [
+        (lambda images: None, "NoneType"),
+        (lambda images: {}, "dict"),
+        (lambda images: {"out": images, "aux": None}, "dict of NoneType, Tensor"),
+        (lambda images: ([images], images), "tuple of Tensor, list"),
+        (lambda images: {"0": images, 0: images}, "dict of Tensor"),
+    ],
+)
+def test_torch_wants_tensors(make: Callable[[Tensor], object], kinds: str) -> None:
+    message = rf"^Returning: returned {kinds}; it must return a tensor of logits, N x K x H x W, or a dict, tuple or"
+    with pytest.raises(ModelError, match=message):
+        engine_of("torch", Returning(make))(np.zeros((1, 1, 2, 2), np.float32))
 
 
 def test_half_precision_is_for_gpus() -> None:
     with pytest.raises(SettingError, match=r"^amp: half precision runs on a GPU alone; leave it out on the CPU\.$"):
-        make_engine("torch", NETWORKS["same"], amp=True)
+        engine_of("torch", NETWORKS["same"], amp=True)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 @pytest.mark.parametrize(("amp", "tolerance"), [(False, 1e-4), (True, 5e-2)])
 def test_a_gpu_gives_the_logits_of_the_cpu(amp: bool, tolerance: float) -> None:
     network, images = NETWORKS["same"], noise(NETWORKS["same"])
-    engine = make_engine("auto", network, "cuda", amp=amp)
-    logits = engine(images)
-    assert (engine.name, engine.device, logits.dtype) == ("torch", "cuda", np.float32)
-    assert_same(logits, plain(network, images), tolerance)
+    engine = engine_of("auto", network, device="cuda", amp=amp)
+    outputs = engine(images)
+    assert (engine.name, engine.device, outputs["logits"].dtype) == ("torch", "cuda", np.float32)
+    assert_same(outputs, plain(network, images), tolerance)
     assert all(parameter.device.type == "cpu" for parameter in network.parameters())
 
 
 def test_torch_runs_float64_networks_in_float64() -> None:
     network = make_network().double()
     images = np.random.default_rng(0).normal(size=(1, 2, 17, 9))
-    logits = make_engine("auto", network, "cpu")(images)
-    assert logits.dtype == np.float64
-    assert_same(logits, plain(network, images), 1e-12)
+    outputs = engine_of("auto", network)(images)
+    assert outputs["logits"].dtype == np.float64
+    assert_same(outputs, plain(network, images), 1e-12)
 
 
 def test_torch_takes_any_size() -> None:
-    engine = make_engine("torch", NETWORKS["same"])
+    engine = engine_of("torch", NETWORKS["same"])
     for height, width in ((1, 1), (31, 17), (6, 50)):
         images = np.random.default_rng(0).normal(size=(1, 2, height, width)).astype(np.float32)
         assert_same(engine(images), plain(NETWORKS["same"], images))
@@ -580,7 +644,7 @@ def test_torch_records_no_gradients() -> None:
     seen: list[bool] = []
     network = nn.Conv2d(1, 2, 1)
     network.register_forward_hook(lambda module, inputs, output: seen.append(output.requires_grad))
-    make_engine("torch", network, "cpu")(np.zeros((1, 1, 2, 2), np.float32))
+    engine_of("torch", network)(np.zeros((1, 1, 2, 2), np.float32))
     assert seen == [False]
     assert torch.is_grad_enabled()
 
@@ -601,7 +665,7 @@ def test_torch_switches_tf32_off_for_the_time_of_a_call(tf32: bool) -> None:
 
     network = nn.Conv2d(1, 2, 1)
     network.register_forward_pre_hook(look)
-    make_engine("torch", network, "cpu")(np.zeros((1, 1, 2, 2), np.float32))
+    engine_of("torch", network)(np.zeros((1, 1, 2, 2), np.float32))
     assert seen == [(False, False)]
     assert torch.backends.cuda.matmul.allow_tf32 is tf32
     assert torch.backends.cudnn.allow_tf32 is tf32
@@ -611,11 +675,11 @@ def test_torch_switches_tf32_off_for_the_time_of_a_call(tf32: bool) -> None:
 @pytest.mark.slow
 def test_torch_compiled_gives_the_logits_of_the_network() -> None:
     network = make_network()
-    engine = make_engine("auto", network, compiled=True)
+    engine = engine_of("auto", network, compiled=True)
     assert engine.name == "torch"
     for rows, columns in ((4, 5), (2, 7)):  # of two sizes
         images = noise(network, 2, rows, columns)
-        np.testing.assert_allclose(engine(images), TorchEngine(network)(images), rtol=0, atol=1e-4)
+        assert_same(engine(images), TorchEngine(network)(images))
 
 
 def test_what_cannot_be_compiled_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -628,18 +692,19 @@ def test_what_cannot_be_compiled_says_so(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(torch, "compile", fail)
     network = make_network()
     with pytest.raises(
-        ModelError, match=r"^UNet: torch.compile cannot compile it here: no compiler Leave --compile out\.$"
+        ModelError,
+        match=r"^UNet: torch.compile cannot compile it here: no compiler and much more\. Leave --compile out\.$",
     ):
-        make_engine("torch", network, compiled=True)(noise(network))
+        engine_of("torch", network, compiled=True)(noise(network))
 
 
-def test_a_compiled_network_with_other_logits_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_compiled_network_with_other_outputs_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "compile", lambda network: lambda images: network(images) + 1)
     network = make_network()
-    with pytest.raises(ModelError, match=r"compiled by torch.compile its logits differ from its own by 1\b"):
-        make_engine("torch", network, compiled=True)(noise(network))
+    with pytest.raises(ModelError, match=r"compiled by torch.compile its outputs differ from its own by 1\b"):
+        engine_of("torch", network, compiled=True)(noise(network))
 
 
 def test_compiling_is_for_torch_alone() -> None:
-    with pytest.raises(SettingError, match=r"engine openvino: is no engine for torch\.compile; use the engine torch"):
-        make_engine("openvino", make_network(), compiled=True)
+    with pytest.raises(SettingError, match=r"engine openvino: cannot use torch\.compile; use the engine torch"):
+        engine_of("openvino", make_network(), compiled=True)

@@ -197,7 +197,7 @@ def test_a_bias_only_without_normalisation(norm: str) -> None:
 
 
 def test_an_unknown_normalisation_is_named() -> None:
-    with pytest.raises(SettingError, match=r"model.norm: 'bach' is no normalisation; did you mean batch\?"):
+    with pytest.raises(SettingError, match=r"model.norm: there is no normalisation 'bach'; did you mean batch\?"):
         ConvNormAct(1, 1, norm="bach")
 
 

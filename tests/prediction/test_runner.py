@@ -14,12 +14,13 @@ from torch.nn import functional
 
 from pixelwise.core.errors import ModelError, SettingError
 from pixelwise.core.windows import Read, Window, reader
-from pixelwise.engines import TorchEngine
+from pixelwise.engines import Arrays, EngineChoice, TorchEngine
 from pixelwise.geometry.reach import Geometry, round_up
+from pixelwise.geometry.sizes import Sizes
 from pixelwise.models import UNet
 from pixelwise.prediction import runner as running
 from pixelwise.prediction.predictor import ApproximateWarning, make_runner, predict
-from pixelwise.prediction.runner import Blender, Runner, cut, geometry_of, largest_map, planes_of
+from pixelwise.prediction.runner import Blender, Runner, cut, largest_map, planes_of, sizes_of
 from pixelwise.prediction.tiling import Tiling, plan_overlapping_tiles, plan_tiles, plan_unpadded_tiles
 
 SIDES = st.integers(1, 70)
@@ -55,7 +56,7 @@ VALID = lively(depth=2, padding="valid")
 class Idle:
     name, device, note = "idle", "cpu", ""
 
-    def __call__(self, images: np.ndarray) -> np.ndarray:
+    def __call__(self, images: np.ndarray) -> Arrays:
         raise AssertionError("nothing is to be run")
 
 
@@ -82,7 +83,8 @@ GLOBAL = Geometry(stride=8, halo=99, margin=99, exact=False, reason="it sees all
 
 
 def planner(geometry: Geometry = EXACT, network: nn.Module | None = None) -> Runner:
-    return Measured(Idle(), network or nn.Identity(), geometry, channels=1)
+    sizes = Sizes(1, geometry) if network is None else sizes_of(network, 1)
+    return Measured(Idle(), network or nn.Identity(), sizes)
 
 
 @pytest.mark.usefixtures("empty_memory")
@@ -107,7 +109,7 @@ def test_auto_takes_the_whole_then_large_tiles_then_what_fits() -> None:
 
 def test_where_the_memory_is_ample_nothing_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Runner, "bytes_per_pixel", property(lambda runner: pytest.fail("it was measured")))
-    runner = Runner(Idle(), nn.Identity(), EXACT, channels=1)
+    runner = Runner(Idle(), nn.Identity(), Sizes(1, EXACT))
     assert runner.plan(400, 400, "auto", 2**50).tile is None
 
 
@@ -185,7 +187,7 @@ def test_what_a_pixel_costs_is_measured_in_the_type_of_the_network(
     network: UNet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(running, "PROBE_SIDE", 64)
-    runner = make_runner(network, 1, engine="torch")
+    runner = make_runner(network, 1, EngineChoice("torch"))
     size = next(network.parameters()).element_size()
     waiting = size * running.WAITING * (1 + 3)
     assert runner.bytes_per_pixel >= waiting + 2.2 * size * 2  # two maps of 2 channels at least
@@ -195,7 +197,7 @@ def test_what_a_pixel_costs_is_measured_in_the_type_of_the_network(
 @pytest.mark.usefixtures("empty_memory")
 def test_the_cost_of_a_plan(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(running, "SAFE_MAPS", 10)
-    runner = Runner(Idle(), nn.Identity(), EXACT, channels=1)
+    runner = Runner(Idle(), nn.Identity(), Sizes(1, EXACT))
     plan = runner.plan(100, 100, None, PLENTY)
     assert runner.cost(plan) == running.FIXED_BYTES + 10 * 4 * 104**2  # a map of 4 bytes
     runner.__dict__["bytes_per_pixel"] = PIXEL  # as if it were measured
@@ -278,7 +280,7 @@ def test_views_of_a_network_without_padding(height: int, width: int, views: str,
 
 
 def test_views_that_there_are_not() -> None:
-    with pytest.raises(SettingError, match=r"views flip: is no test-time augmentation; did you mean flips\?"):
+    with pytest.raises(SettingError, match=r"views flip: is not a test-time augmentation; did you mean flips\?"):
         predict(SAME, draw(5, 5), views="flip")
 
 
@@ -371,11 +373,11 @@ LOCAL, CROPPING, EVEN = Local(), Strided(crop=True), Strided(crop=False)
 
 
 def test_what_their_geometry_is() -> None:
-    assert geometry_of(LOCAL, 1).any_size
-    assert geometry_of(CROPPING, 1).any_size
-    assert not geometry_of(EVEN, 1).any_size
-    assert [geometry_of(network, 1).geometry.stride for network in (LOCAL, CROPPING, EVEN)] == [1, 2, 2]
-    assert all(geometry_of(network, 1).geometry.exact for network in (LOCAL, CROPPING, EVEN))
+    assert sizes_of(LOCAL, 1).any_size
+    assert sizes_of(CROPPING, 1).any_size
+    assert not sizes_of(EVEN, 1).any_size
+    assert [sizes_of(network, 1).geometry.stride for network in (LOCAL, CROPPING, EVEN)] == [1, 2, 2]
+    assert all(sizes_of(network, 1).geometry.exact for network in (LOCAL, CROPPING, EVEN))
 
 
 @given(SIDES, SIDES, st.integers(1, 12), st.sampled_from([LOCAL, CROPPING]))
@@ -444,7 +446,7 @@ class Cropped(nn.Module):
 
 @pytest.mark.parametrize("views", ["none", "turns"])
 def test_a_module_that_gives_another_size_than_promised(views: str) -> None:
-    runner = make_runner(Cropped(), 1, views=views, engine="torch")
+    runner = make_runner(Cropped(), 1, EngineChoice("torch"), views)
     message = (
         r"the network returned 2 x 1 x 10 x 9 for 2 x 1 x 12 x 9; it must return logits N x classes x H x W, "
         r"here 2 x classes x 12 x 9\."

@@ -87,7 +87,7 @@ def test_the_classifier_learns_the_pixel_in_the_middle() -> None:
     images, labels = torch.randn(4, 1, 16, 16), torch.randint(0, 3, (4, 16, 16))
     labels[1, 8, 8] = 255  # counts nowhere
     logits = classifier(images)
-    features = network.encode(images)[-1]
+    features = network.features_on_grid(images)[-1]
     expected = classifier.dense(features[:, :, 1:3, 1:3].mean((2, 3), keepdim=True))
     torch.testing.assert_close(logits, expected)
     kept = [0, 2, 3]

@@ -25,8 +25,6 @@ from pixelwise.data.sets.masks import MaskLabels
 from pixelwise.models import MODELS
 from pixelwise.models.checkpoint import settings_of
 from pixelwise.training.plan import (
-    LARGE,
-    SMALL,
     Machine,
     describe,
     intensities_vary,
@@ -479,7 +477,7 @@ def test_a_small_training_set_is_guarded_against_learning_it_by_heart() -> None:
 @pytest.mark.parametrize("name", [name for name in MODELS if name != "unet"])
 @pytest.mark.parametrize("machine", [CPU, GPU], ids=["cpu", "gpu"])
 def test_another_network_is_made_small_and_keeps_its_other_defaults(name: str, machine: Machine) -> None:
-    sizes = (SMALL if machine is CPU else LARGE)[name]
+    sizes = MODELS[name].small if machine is CPU else MODELS[name].large
     model = make_plan(USUAL, machine, {"model": {"name": name}}).model
     assert model.model_dump() == SECTIONS["model"](name=name, **sizes).model_dump()
     assert set(sizes) <= set(settings_of(name))

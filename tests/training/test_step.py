@@ -30,9 +30,9 @@ from pixelwise.training.step import (
     Average,
     Criterion,
     Parts,
+    WithOutputs,
     make_optimizer,
     make_sampler,
-    outputs_of,
     phase_at,
     pixel_counts,
     rate_factor,
@@ -206,9 +206,16 @@ def test_rate_factor_has_no_jump() -> None:
     assert (np.diff(values[201:]) <= 0).all()
 
 
-def tiny_network() -> nn.Sequential:
+class Plain(nn.Sequential):
+    """Layers whose only output is the logits."""
+
+    def outputs(self, images: Tensor) -> dict[str, Tensor]:
+        return {"logits": self(images)}
+
+
+def tiny_network() -> Plain:
     torch.manual_seed(0)
-    return nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 3, 1))
+    return Plain(nn.Conv2d(1, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 3, 1))
 
 
 @pytest.mark.parametrize(("name", "kind"), [("sgd", torch.optim.SGD), ("adamw", torch.optim.AdamW)])
@@ -317,15 +324,12 @@ class TwoHeaded(nn.Module):
         return [self.deep]
 
 
-def test_a_network_gives_its_outputs_or_else_its_logits() -> None:
+def test_the_call_of_a_wrapped_network_gives_all_its_outputs() -> None:
     images = torch.randn(2, 1, 8, 8)
-    both = TwoHeaded().eval()
-    outputs = outputs_of(both, images)
+    network = TwoHeaded().eval()
+    outputs = WithOutputs(network)(images)
     assert list(outputs) == ["logits", "auxiliary", "edges"]
-    assert torch.equal(outputs["logits"], both(images))
-    plain = tiny_network().eval()
-    assert list(outputs_of(plain, images)) == ["logits"]
-    assert torch.equal(outputs_of(plain, images)["logits"], plain(images))
+    assert torch.equal(outputs["logits"], network(images))
 
 
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])

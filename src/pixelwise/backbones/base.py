@@ -9,8 +9,8 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from pixelwise.core.errors import ModelError, SettingError, near
-from pixelwise.layers import NORMS, pad_to_stride
+from pixelwise.core.errors import ModelError, SettingError
+from pixelwise.layers import check_norm, pad_to_stride
 
 OUTPUT_STRIDES = (8, 16, 32)
 ENCODERS = ("resnet18", "resnet50", "mobilenetv2_100", "mobilenetv3_small_100", "inception_resnet_v2", "darknet53")
@@ -18,7 +18,7 @@ ENCODERS = ("resnet18", "resnet50", "mobilenetv2_100", "mobilenetv3_small_100", 
 
 
 class Backbone(nn.Module, ABC):
-    """Base of the backbones: subclasses say what `features_of` does with sides that are multiples of the stride.
+    """Base of the backbones: subclasses say what `features_on_grid` does with sides that are multiples of the stride.
 
     Takes N x in_channels x H x W float images of any size from 1 x 1, already normalised, and gives a list of features,
     finest first: feature i is N x channels[i] x ceil(H / strides[i]) x ceil(W / strides[i]). The image is padded at the
@@ -56,7 +56,7 @@ class Backbone(nn.Module, ABC):
                 f"images to {self.in_channels} channel(s), or build it with another in_channels."
             )
         padded = pad_to_stride(images, self.stride)
-        features = self.features_of(padded)
+        features = self.features_on_grid(padded)
         if padded is images:
             return features
         height, width = images.shape[-2:]
@@ -66,7 +66,7 @@ class Backbone(nn.Module, ABC):
         ]
 
     @abstractmethod
-    def features_of(self, images: Tensor) -> list[Tensor]:
+    def features_on_grid(self, images: Tensor) -> list[Tensor]:
         """The features of images whose sides are multiples of the stride: the side over strides[i] for feature i."""
 
 
@@ -100,7 +100,6 @@ def check_backbone(in_channels: int, norm: str, output_stride: int | None) -> No
     """
     if in_channels < 1:
         raise SettingError(f"model.in_channels: must be at least 1, not {in_channels}.")
-    if norm not in NORMS:
-        raise SettingError(f"model.norm: {norm!r} is no normalisation; {near(norm, NORMS)}")
+    check_norm(norm)
     if output_stride is not None and output_stride not in OUTPUT_STRIDES:
         raise SettingError(f"model.output_stride: must be 8, 16 or 32 pixels, not {output_stride}.")

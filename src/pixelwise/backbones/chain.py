@@ -142,7 +142,7 @@ class ChainBackbone(Backbone):
         self.ends = [tap.end for tap in taps]
         self.apply(he_start)
 
-    def features_of(self, images: Tensor) -> list[Tensor]:
+    def features_on_grid(self, images: Tensor) -> list[Tensor]:
         """Each part of the chain, one after the other."""
         features, start = [images], 0
         for end in self.ends:
@@ -262,7 +262,8 @@ class DenseClassifier(nn.Module):
                 f"got {shape}: they have a weight for each pixel of the last features. Resize the images, or use a "
                 f"fully convolutional network, which takes any size."
             )
-        return self.classifier(self.features(images).flatten(1))
+        logits: Tensor = self.classifier(self.features(images).flatten(1))
+        return logits
 
 
 def _dense(chain: Chain, in_features: int, num_classes: int, width: int) -> list[nn.Module]:

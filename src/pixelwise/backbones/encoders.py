@@ -22,7 +22,8 @@ from torch import Tensor, nn
 
 from pixelwise.backbones.base import ENCODERS, Backbone, check_depth
 from pixelwise.backbones.norms import replace_batch_norms
-from pixelwise.core.errors import SettingError
+from pixelwise.core.errors import SettingError, reason
+from pixelwise.geometry.modes import evaluation_mode
 
 
 class Encoder(Backbone):
@@ -65,7 +66,7 @@ class Encoder(Backbone):
         _wake(self.network)
         replace_batch_norms(self.network, name, norm)
 
-    def features_of(self, images: Tensor) -> list[Tensor]:
+    def features_on_grid(self, images: Tensor) -> list[Tensor]:
         """The encoder's features."""
         return list(self.network(images))
 
@@ -73,14 +74,11 @@ class Encoder(Backbone):
         """What is wrong with the features of a small image; "" where they are as promised."""
         height, width = 2 * self.stride, 3 * self.stride
         device = next(self.network.parameters()).device
-        self.network.eval()
         try:
-            with torch.no_grad():
+            with evaluation_mode(self.network), torch.no_grad():
                 features = self.network(torch.zeros(1, self.in_channels, height, width, device=device))
         except Exception as error:  # an encoder that refuses a size does so in its own way
-            return first_line(error)
-        finally:
-            self.network.train()
+            return reason(error)
         promised = [
             (1, channels, height // stride, width // stride)
             for channels, stride in zip(self.channels, self.strides, strict=True)
@@ -92,10 +90,8 @@ class Encoder(Backbone):
 def _leave_out_unused(network: nn.Module, images: Tensor) -> None:
     """Put nothing in the place of what no feature depends on: not every encoder of timm ends with its last feature."""
     parameters = list(network.parameters())
-    network.eval()
-    with torch.enable_grad():
+    with evaluation_mode(network), torch.enable_grad():
         total = torch.stack([feature.sum() for feature in network(images)]).sum()
-    network.train()
     gradients = torch.autograd.grad(total, parameters, allow_unused=True)
     used = {id(value) for value, slope in zip(parameters, gradients, strict=True) if slope is not None}
     _leave_out(network, used)
@@ -137,8 +133,8 @@ def create_features(
         return timm.create_model(name, features_only=True, in_chans=in_channels, **options, **given(weights))
     except Exception as error:  # timm asserts, and raises whatever a constructor raises
         if output_stride is None:
-            raise _no_pyramid(name, first_line(error)) from error
-        raise _no_output_stride(name, output_stride, first_line(error)) from error
+            raise _no_pyramid(name, reason(error)) from error
+        raise _no_output_stride(name, output_stride, reason(error)) from error
 
 
 def given(weights: dict[str, Tensor] | None) -> dict[str, Any]:
@@ -146,15 +142,6 @@ def given(weights: dict[str, Tensor] | None) -> dict[str, Any]:
     if weights is None:
         return {"pretrained": False}
     return {"pretrained": True, "pretrained_cfg_overlay": {"state_dict": dict(weights)}}
-
-
-def first_line(error: Exception) -> str:
-    """The shortest sign of what went wrong.
-
-    >>> first_line(ValueError("too small\\nby far")), first_line(AssertionError())
-    ('too small', 'AssertionError')
-    """
-    return str(error).strip().partition("\n")[0] or type(error).__name__
 
 
 def _check_strides(name: str, strides: Sequence[int], output_stride: int | None) -> None:
@@ -166,16 +153,16 @@ def _check_strides(name: str, strides: Sequence[int], output_stride: int | None)
             raise _no_pyramid(name, f"its features have the strides {', '.join(map(str, strides))}")
 
 
-def _no_pyramid(name: str, reason: str) -> SettingError:
+def _no_pyramid(name: str, why: str) -> SettingError:
     return SettingError(
         f"model.backbone: {name!r} gives no features that halve from one to the next for images of any size "
-        f"({reason}): use a convolutional encoder, such as {', '.join(ENCODERS)}."
+        f"({why}): use a convolutional encoder, such as {', '.join(ENCODERS)}."
     )
 
 
-def _no_output_stride(name: str, output_stride: int, reason: str) -> SettingError:
+def _no_output_stride(name: str, output_stride: int, why: str) -> SettingError:
     return SettingError(
-        f"model.output_stride: {name!r} cannot keep a stride of {output_stride} ({reason}): leave it out, or use a "
+        f"model.output_stride: {name!r} cannot keep a stride of {output_stride} ({why}): leave it out, or use a "
         f"backbone such as vgg16 or resnet50."
     )
 

@@ -49,13 +49,12 @@ def make_backbone(
         return ChainBackbone(
             CHAINS[name], in_channels, PUBLISHED_WIDTH if width is None else width, norm, output_stride, depth
         )
+    _check_known(name)
+    _check_no_width(name, width)
     if name == "googlenet":
         from pixelwise.backbones.googlenet import GoogLeNetBackbone  # torchvision is slow to import
 
-        _check_no_width(name, width)
         return GoogLeNetBackbone(in_channels, norm, output_stride, depth)
-    _check_known(name)
-    _check_no_width(name, width)
     from pixelwise.backbones.encoders import Encoder  # so is timm
 
     return Encoder(name, in_channels, norm, output_stride, depth)
@@ -83,20 +82,24 @@ def make_classifier(name: str, in_channels: int = 3, num_classes: int = 1000, *,
         raise SettingError(f"a classifier needs at least one channel and class, not {in_channels} and {num_classes}.")
     if name in CHAINS:
         return DenseClassifier(CHAINS[name], in_channels, num_classes, PUBLISHED_WIDTH if width is None else width)
+    _check_known(name)
+    _check_no_width(name, width)
+    network: nn.Module
     if name == "googlenet":
         from pixelwise.backbones.googlenet import make_googlenet
 
-        _check_no_width(name, width)
-        return make_googlenet(in_channels, num_classes)
-    _check_known(name)
-    _check_no_width(name, width)
-    import timm
+        network = make_googlenet(in_channels, num_classes)
+    else:
+        import timm
 
-    return timm.create_model(name, pretrained=False, in_chans=in_channels, num_classes=num_classes)
+        network = timm.create_model(name, pretrained=False, in_chans=in_channels, num_classes=num_classes)
+    return network
 
 
 def _check_known(name: str) -> None:
     """Say which names are near one that nothing has."""
+    if name in OWN:
+        return
     import timm
 
     if ":" in name or "/" in name or not timm.is_model(name):  # timm would look elsewhere for a name with a colon

@@ -14,7 +14,7 @@ from urllib.request import Request, urlopen
 import torch
 from torch import Tensor
 
-from pixelwise.core.errors import SettingError
+from pixelwise.core.errors import SettingError, reason
 
 TIMEOUT = 10.0  # seconds without an answer
 HUB_FILE = "model.safetensors"
@@ -123,19 +123,12 @@ def _torch_folder() -> Path:
 
 def _unreachable(name: str, url: str, path: Path, error: BaseException) -> SettingError:
     return SettingError(
-        f"model.pretrained: the weights of {name} could not be fetched from {url}: {_reason(error)}. Connect to "
+        f"model.pretrained: the weights of {name} could not be fetched from {url}: {reason(error)}. Connect to "
         f"the internet, put that file at {path}, or leave model.pretrained out."
     )
 
 
 def _broken(path: Path, error: BaseException) -> SettingError:
     return SettingError(
-        f"model.pretrained: {path} is no whole file of weights: {_reason(error)}. Remove it and try again."
+        f"model.pretrained: {path} is no whole file of weights: {reason(error)}. Remove it and try again."
     )
-
-
-def _reason(error: BaseException) -> str:
-    """The first line of what was at the bottom of it."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    return str(error).strip().partition("\n")[0].rstrip(".:") or type(error).__name__

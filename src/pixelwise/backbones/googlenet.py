@@ -60,7 +60,7 @@ class GoogLeNetBackbone(Backbone):
             self.add_module(name, published.get_submodule(name))
         replace_batch_norms(self, self.name, norm)
 
-    def features_of(self, images: Tensor) -> list[Tensor]:
+    def features_on_grid(self, images: Tensor) -> list[Tensor]:
         """Each stage, one after the other."""
         features = [images]
         for stage in self.stages:

@@ -61,7 +61,7 @@ def published_url(weights: str) -> str:
     """Where torchvision publishes weights that it calls by that name."""
     import torchvision.models
 
-    return getattr(torchvision.models, weights).IMAGENET1K_V1.url
+    return str(getattr(torchvision.models, weights).IMAGENET1K_V1.url)
 
 
 def _load_from_torchvision(backbone: Backbone, folder: Path | None) -> str:

@@ -95,12 +95,13 @@ def _draw_features(
     from pixelwise.api import load
     from pixelwise.core.errors import SettingError
     from pixelwise.core.files import write_with
+    from pixelwise.engines import EngineChoice
     from pixelwise.report.features import draw_features
 
     loaded = load(run)
     if loaded.config.model.name != name:
         raise SettingError(f"{run}: is a run of {loaded.config.model.name}, not of {name}; name that one.")
-    predictor = loaded.predictor("cpu", "torch")
+    predictor = loaded.predictor(EngineChoice("torch"))
     picture, drawn = draw_features(predictor, image, layers, f"{name}: {run.resolve().name}")
     path = out or run / f"features-{image.stem}.png"
     write_with(path, lambda temporary: temporary.write_bytes(picture))

@@ -100,6 +100,7 @@ def predict(
 ) -> None:
     """Label images of any size: the mask of a/b.tif is OUT/b.png."""
     from pixelwise.api import WORTH_PREPARING, load
+    from pixelwise.engines import EngineChoice
     from pixelwise.prediction import stream
     from pixelwise.prediction.canvas import Outputs
     from pixelwise.prediction.inputs import count_pixels, find_inputs
@@ -112,7 +113,8 @@ def predict(
         out, file_format, probabilities, overlay, probability_type, clean, inside, skip_background, resume  # type: ignore[arg-type]
     )  # fmt: skip
     pixels = count_pixels(find_inputs(inputs), WORTH_PREPARING)
-    predictor = load(run).predictor(device, engine, tile or "auto", tta, _bytes(max_ram), pixels, amp, compiled)
+    choice = EngineChoice(engine, device, amp, compiled)
+    predictor = load(run).predictor(choice, tile or "auto", tta, _bytes(max_ram), pixels)
     with Progress("predicting", quiet) as progress:
         if predictor.runner.engine.note:
             progress.note(predictor.runner.engine.note)
@@ -171,9 +173,10 @@ def verify_seams(
 ) -> None:
     """Compare an image predicted by tiles with one plain forward of the whole image."""
     from pixelwise.api import load
+    from pixelwise.engines import EngineChoice
     from pixelwise.prediction import verify
 
-    predictor = load(run).predictor(device, engine, tile or "auto", "none", _bytes(max_ram))
+    predictor = load(run).predictor(EngineChoice(engine, device), tile or "auto", limit=_bytes(max_ram))
     found = verify.verify_seams(predictor, image, tile or "auto", axes)
     what = "the whole image" if found["whole"] else "the largest crop that fits the memory"
     lines = [

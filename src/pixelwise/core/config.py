@@ -3,6 +3,7 @@
 `overrides` below means the part of the tree that the user set (a nested dict); the plan fills in the rest.
 """
 
+import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -208,15 +209,21 @@ def make_config(tree: Mapping[str, Any], source: str = "settings") -> Config:
     try:
         return Config.model_validate(tree)
     except ValidationError as error:
-        raise SettingError(f"{source}: {_explain(error)}") from error
+        raise SettingError(f"{source}: {explain(error)}") from error
 
 
-def _explain(error: ValidationError) -> str:
-    return " ".join(_explain_one(dict(problem)) for problem in error.errors()[:5])
+def explain(error: ValidationError, section: str = "") -> str:
+    """What pydantic found wrong, a sentence for each of the first five settings; `section` is that of all of them."""
+    sentences: dict[str, str] = {}
+    for problem in error.errors():
+        # Pydantic also names what is no part of a setting's name: a validator, or the branch of a union.
+        place = [str(part) for part in problem["loc"] if not re.match(r"(function-|tuple\[|list\[|int$)", str(part))]
+        location = [section, *place] if section else place
+        sentences.setdefault(".".join(location), _explain_one(location, dict(problem)))
+    return " ".join(list(sentences.values())[:5])
 
 
-def _explain_one(problem: dict[str, Any]) -> str:
-    location = [str(part) for part in problem["loc"] if not str(part).startswith(("function-", "tuple["))]
+def _explain_one(location: list[str], problem: dict[str, Any]) -> str:
     name = ".".join(location)
     if problem["type"] == "extra_forbidden":
         home = ".".join(part for part in location[:-1] if not part.isdigit())

@@ -51,3 +51,15 @@ def near(name: str, choices: Iterable[str]) -> str:
     known = list(choices)
     close = difflib.get_close_matches(name, known, n=3, cutoff=0.6)
     return f"did you mean {' or '.join(close)}?" if close else f"choose from: {', '.join(known)}."
+
+
+def reason(error: BaseException, longest: int = 200) -> str:
+    """The first cause of an error, as one line without its full stop, cut where it is too long.
+
+    >>> reason(ValueError("too small\\nby far.")), reason(AssertionError())
+    ('too small by far', 'AssertionError')
+    """
+    while error.__cause__ is not None:
+        error = error.__cause__
+    words = " ".join(str(error).split()).rstrip(" .:") or type(error).__name__
+    return words if len(words) <= longest else f"{words[: longest - 3]}..."

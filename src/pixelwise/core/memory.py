@@ -77,14 +77,13 @@ def growth(work: Callable[[], object], seconds: float = 0.002) -> int:
 
     What was freed before and is used again does not show; so work that was done before grows less.
     """
-    process = psutil.Process()
-    before = most = process.memory_info().rss
+    before = most = held_bytes()
     done = threading.Event()
 
     def watch() -> None:
         nonlocal most
         while not done.is_set():
-            most = max(most, process.memory_info().rss)
+            most = max(most, held_bytes())
             time.sleep(seconds)
 
     watcher = threading.Thread(target=watch, daemon=True)
@@ -92,7 +91,7 @@ def growth(work: Callable[[], object], seconds: float = 0.002) -> int:
     try:
         work()
     finally:
-        most = max(most, process.memory_info().rss)
+        most = max(most, held_bytes())
         done.set()
         watcher.join()
     return most - before

@@ -4,7 +4,7 @@ import hashlib
 import logging
 import math
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -16,168 +16,128 @@ import torch
 from torch import nn
 from torch.export import Dim
 
-from pixelwise.core.errors import ModelError, OutputError
+from pixelwise.core.errors import ModelError, OutputError, reason
 from pixelwise.core.files import write_with
-from pixelwise.engines.torch import TOLERANCE, TorchEngine, evaluation_mode, on_device
-from pixelwise.geometry.reach import Geometry
+from pixelwise.engines.choice import Arrays
+from pixelwise.engines.torch import TOLERANCE, TorchEngine, on_device
+from pixelwise.geometry.modes import evaluation_mode
+from pixelwise.geometry.sizes import Sizes
 
 EXAMPLE_SIDE = 64  # pixels, at least: large enough for the kernels of networks that pad nothing
-Run = Callable[[np.ndarray], np.ndarray]
+Run = Callable[[np.ndarray], list[np.ndarray]]  # images -> the outputs of a graph, in its order
+NamedRun = Callable[[np.ndarray], Arrays]
 
 
 @dataclass(frozen=True)
-class InputSizes:
-    """The images that a network takes: N x channels x H x W, where H and W are stride * i + offset.
+class _Examples:
+    """Images of the sizes that a network takes, to export it with and to compare it on."""
 
-    Attributes:
-        channels: C.
-        stride: pixels from one side that it can take to the next.
-        offset: what a network without padding needs beside them, below one stride.
-        smallest: the smallest i.
-    """
-
-    channels: int
-    stride: int = 1
-    offset: int = 0
-    smallest: int = 1
-
-    @classmethod
-    def of(cls, network: nn.Module, stride: int) -> "InputSizes":
-        """What a network states, and its first convolution.
-
-        Raises:
-            ModelError: the stride is not one of the network's, or nothing says how many channels it takes.
-
-        >>> InputSizes.of(nn.Conv2d(3, 2, 1), stride=8)
-        InputSizes(channels=3, stride=8, offset=0, smallest=1)
-        """
-        geometry = getattr(network, "geometry", None)
-        if isinstance(geometry, Geometry) and stride % geometry.stride:
-            raise ModelError(
-                f"{type(network).__name__}: has a stride of {geometry.stride} pixels, so it cannot be exported for "
-                f"images of any multiple of {stride}: state a multiple of its stride, or use the engine torch."
-            )
-        side_for = getattr(network, "input_size", lambda side: side)
-        offset = side_for(stride * math.ceil(EXAMPLE_SIDE / stride)) % stride
-        return cls(_channels(network), stride, offset, max(1, side_for(1) // stride))
+    sizes: Sizes
 
     @property
-    def example(self) -> int:
-        """An i that is large enough for any kernel."""
-        return self.smallest + math.ceil(EXAMPLE_SIDE / self.stride)
+    def smallest(self) -> int:
+        """The smallest side."""
+        return self.sizes.input_size(1)
 
-    def images(self, count: int, rows: int, columns: int) -> np.ndarray:
-        """Noise, always the same, of so many strides a side beside the offset."""
-        sides = [self.stride * cells + self.offset for cells in (rows, columns)]
-        return np.random.default_rng(0).normal(size=(count, self.channels, *sides)).astype(np.float32)
+    def side(self, more: int = 0) -> int:
+        """A side that is large enough for any kernel, and `more` steps beyond."""
+        return self.smallest + (math.ceil(EXAMPLE_SIDE / self.sizes.step) + more) * self.sizes.step
+
+    def images(self, count: int, height: int, width: int) -> np.ndarray:
+        """Noise, always the same."""
+        shape = (count, self.sizes.channels, height, width)
+        return np.random.default_rng(0).normal(size=shape).astype(np.float32)
 
     def dimensions(self) -> dict[int, Any]:
         """The axes that may vary, for torch.export.
 
-        It is told of sizes from the example on, since many a network cannot take the smallest: what the graph
-        gives there is compared before it is used.
+        It hears of sizes from the example on, because many networks cannot take the smallest; what the graph gives
+        for that one is compared before the graph is used.
         """
-        batch, rows, columns = Dim("batch", min=1), Dim("rows", min=self.example), Dim("columns", min=self.example)
-        return {0: batch, 2: self.stride * rows + self.offset, 3: self.stride * columns + self.offset}
-
-    def checked(self, images: np.ndarray) -> np.ndarray:
-        """The images in C order.
-
-        Raises:
-            ModelError: they have another shape.
-        """
-        fits = images.ndim == 4 and images.shape[1] == self.channels
-        if not fits or any(side < 1 or (side - self.offset) % self.stride for side in images.shape[2:]):
-            raise ModelError(
-                f"images of {' x '.join(map(str, images.shape))} do not fit the exported network, which takes "
-                f"N x {self.channels} x H x W with H and W of {self.stride} * n + {self.offset} pixels."
-            )
-        return np.ascontiguousarray(images, np.float32)
-
-
-def _channels(network: nn.Module) -> int:
-    """What the network states as `in_channels`, or the first convolution that it holds."""
-    for module in network.modules():
-        stated = getattr(module, "in_channels", None)
-        if isinstance(stated, int):
-            return stated
-    raise ModelError(
-        f"{type(network).__name__}: states no in_channels, which its export needs. Use the engine torch, or give "
-        "it an attribute `in_channels`."
-    )
+        step = self.sizes.step
+        steps, offset = divmod(self.side(), step)
+        rows, columns = Dim("rows", min=steps), Dim("columns", min=steps)
+        return {0: Dim("batch", min=1), 2: step * rows + offset, 3: step * columns + offset}
 
 
 class ExportedEngine:
-    """Runs the graph of a network, with the logits of the network.
+    """Runs the graph of a network, with the outputs of the network.
 
     Args:
         name: the engine's name.
         network: a float32 module.
-        compile_graph: makes something to call out of an ONNX graph.
+        compile_graph: turns an ONNX graph into a function of images.
         cache: folder for the exported graph, or None.
-        stride: every H and W of the images is a multiple of it.
+        sizes: of the images to come.
 
     Raises:
-        ModelError: the network cannot be exported, the engine cannot run it, or the logits differ.
+        ModelError: the network cannot be exported, the engine cannot run it, or the outputs differ.
     """
 
     device = "cpu"
     note = ""
 
     def __init__(
-        self, name: str, network: nn.Module, compile_graph: Callable[[bytes], Run], cache: Path | None, stride: int
+        self, name: str, network: nn.Module, compile_graph: Callable[[bytes], Run], cache: Path | None, sizes: Sizes
     ) -> None:
         self.name = name
-        network = on_device(network, torch.device("cpu"))
-        self._sizes = InputSizes.of(network, stride)
+        self._sizes, self._examples = sizes, _Examples(sizes)
         self._compile_graph = compile_graph
+        network = on_device(network, torch.device("cpu"))
         self._run = self._from_cache(network, cache) if cache else self._export(network, None)
 
-    def __call__(self, images: np.ndarray) -> np.ndarray:
-        """N x C x H x W float32 -> N x K x H' x W' float32.
+    def __call__(self, images: np.ndarray) -> Arrays:
+        """N x C x H x W float32 -> outputs by name, such as N x K x H' x W' float32.
 
         Raises:
-            ModelError: the images have other channels, or sizes that are no multiples of the stride.
+            ModelError: the images have other channels, or sizes that the network does not take.
         """
-        return self._run(self._sizes.checked(images))
+        sizes = self._sizes
+        fits = images.ndim == 4 and images.shape[1] == sizes.channels
+        if not fits or any(side < 1 or sizes.input_size(sizes.output_size(side)) != side for side in images.shape[2:]):
+            raise ModelError(
+                f"images of {' x '.join(map(str, images.shape))} do not fit the exported network, which takes "
+                f"N x {sizes.channels} x H x W with H and W of {sizes.step} * n + {self._examples.smallest} pixels."
+            )
+        return self._run(np.ascontiguousarray(images, np.float32))
 
     @staticmethod
-    def is_kept(network: nn.Module, cache: Path, stride: int) -> bool:
+    def is_kept(network: nn.Module, cache: Path, sizes: Sizes) -> bool:
         """Whether a cache folder holds the graph of this very network."""
-        with suppress(ModelError):
-            return (cache / f"{fingerprint(network, InputSizes.of(network, stride))}.onnx").is_file()
-        return False
+        return _kept_path(network, cache, sizes).is_file()
 
-    def _from_cache(self, network: nn.Module, cache: Path) -> Run:
+    def _from_cache(self, network: nn.Module, cache: Path) -> NamedRun:
         """The graph that was kept, unless it is missing, broken, or not this network's."""
-        path = cache / f"{fingerprint(network, self._sizes)}.onnx"
+        path = _kept_path(network, cache, self._sizes)
         with suppress(ModelError, OSError):
             return self._proved(network, path.read_bytes())
         return self._export(network, path)
 
-    def _export(self, network: nn.Module, path: Path | None) -> Run:
+    def _export(self, network: nn.Module, path: Path | None) -> NamedRun:
         graph = export(network, self._sizes)
         run = self._proved(network, graph)
         if path:
-            with suppress(OutputError):  # a cache that cannot be written is done without
+            with suppress(OutputError):  # it works without a cache too
                 write_with(path, lambda temporary: temporary.write_bytes(graph))
         return run
 
-    def _proved(self, network: nn.Module, graph: bytes) -> Run:
+    def _proved(self, network: nn.Module, graph: bytes) -> NamedRun:
         """Compile the graph, and compare it with the network at sizes that the export has not seen."""
-        example, smallest = self._sizes.example, self._sizes.smallest
-        large, small = self._sizes.images(1, example + 3, example + 2), self._sizes.images(1, smallest, smallest)
+        examples = self._examples
+        large = examples.images(1, examples.side(3), examples.side(2))
+        small = examples.images(1, examples.smallest, examples.smallest)
         try:
-            run = self._compile_graph(graph)
-            same = _equal(run(large), TorchEngine(network)(large)) and self._equal_where_it_runs(network, run, small)
+            expected = TorchEngine(network)(large)
+            run = _named(self._compile_graph(graph), list(expected))
+            same = _equal(run(large), expected) and self._equal_where_it_runs(network, run, small)
         except Exception as error:  # whatever a compiler or a network may raise
             raise self._refused(network, f"{self.name} cannot run it: {reason(error)}") from error
         if not same:
-            raise self._refused(network, f"{self.name} gives other logits than the network itself")
+            raise self._refused(network, f"{self.name} gives other outputs than the network itself")
         return run
 
-    def _equal_where_it_runs(self, network: nn.Module, run: Run, images: np.ndarray) -> bool:
-        """Many a network refuses tiny images; nothing is to be compared then."""
+    def _equal_where_it_runs(self, network: nn.Module, run: NamedRun, images: np.ndarray) -> bool:
+        """Many networks refuse tiny images; then nothing is compared."""
         try:
             expected = TorchEngine(network)(images)
         except Exception:
@@ -188,22 +148,38 @@ class ExportedEngine:
         return ModelError(f"{type(network).__name__}: {why}. Use the engine torch (--engine torch).")
 
 
-def _equal(logits: np.ndarray, expected: np.ndarray) -> bool:
-    tolerance = TOLERANCE * float(np.abs(expected).max())
-    return logits.shape == expected.shape and np.allclose(logits, expected, rtol=0, atol=tolerance)
+def _kept_path(network: nn.Module, cache: Path, sizes: Sizes) -> Path:
+    return cache / f"{fingerprint(network, sizes)}.onnx"
 
 
-def export(network: nn.Module, sizes: InputSizes) -> bytes:
+def _named(run: Run, names: Sequence[str]) -> NamedRun:
+    """With the network's own names, which a graph could not hold: it may give one to a value inside."""
+    return lambda images: dict(zip(names, run(images), strict=True))
+
+
+def _equal(outputs: Arrays, expected: Arrays) -> bool:
+    """Whether each array is equal within float32."""
+    return all(
+        outputs[name].shape == values.shape
+        and np.allclose(outputs[name], values, rtol=0, atol=TOLERANCE * float(np.abs(values).max()))
+        for name, values in expected.items()
+    )
+
+
+def export(network: nn.Module, sizes: Sizes) -> bytes:
     """The network in eval mode as an ONNX graph with its weights; N, H and W may vary.
 
     Raises:
         ModelError: it cannot be exported; the message has the exporter's reason.
     """
-    images = torch.from_numpy(sizes.images(2, sizes.example, sizes.example + 1))
+    examples = _Examples(sizes)
+    images = examples.images(2, examples.side(), examples.side(1))
     try:
         with evaluation_mode(network), torch.no_grad(), _quiet():
             # Given the module itself, torch.onnx.export would trace it in a mode that takes five times as long.
-            traced = torch.export.export(network, (images,), dynamic_shapes=(sizes.dimensions(),), strict=False)
+            traced = torch.export.export(
+                network, (torch.from_numpy(images),), dynamic_shapes=(examples.dimensions(),), strict=False
+            )
             program = torch.onnx.export(traced, dynamo=True, verbose=False)
             assert program is not None
             return program.model_proto.SerializeToString()
@@ -229,18 +205,10 @@ def _quiet() -> Iterator[None]:
             logger.setLevel(level)
 
 
-def reason(error: BaseException) -> str:
-    """The first cause of an error, in one line of at most 200 characters."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    words = " ".join(str(error).split()) or type(error).__name__
-    return words if len(words) <= 200 else f"{words[:197]}..."
-
-
-def fingerprint(network: nn.Module, sizes: InputSizes) -> str:
+def fingerprint(network: nn.Module, sizes: Sizes) -> str:
     """A name for the exported network that changes with its weights, its parts, and what exports it.
 
-    A network that computes something else with the same weights and parts is found out by the proof.
+    The proof finds out a network that computes something else with the same weights and parts.
     """
     packages = [_version(package) for package in ("pixelwise", "torch", "onnx", "onnxscript")]
     facts = (type(network).__module__, type(network).__qualname__, repr(network), sizes, packages)

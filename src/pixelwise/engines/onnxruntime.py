@@ -23,7 +23,7 @@ def compile_graph(graph: bytes) -> Run:
     session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
     source = session.get_inputs()[0].name
 
-    def run(images: np.ndarray) -> np.ndarray:
-        return session.run(None, {source: images})[0]
+    def run(images: np.ndarray) -> list[np.ndarray]:
+        return session.run(None, {source: images})
 
     return run

@@ -28,8 +28,8 @@ def compile_graph(graph: bytes) -> Run:
     compiled = core.compile_model(core.read_model(graph), "CPU", _settings())
     request = compiled.create_infer_request()
 
-    def run(images: np.ndarray) -> np.ndarray:
-        return request.infer([images], share_inputs=True, share_outputs=False)[0]
+    def run(images: np.ndarray) -> list[np.ndarray]:
+        return list(request.infer([images], share_inputs=True, share_outputs=False).values())
 
     return run
 

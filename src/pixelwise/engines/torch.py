@@ -3,13 +3,17 @@
 import copy
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pixelwise.core.errors import ModelError, SettingError
+from pixelwise.core.errors import ModelError, SettingError, reason
+from pixelwise.engines.choice import Arrays, EngineChoice
+from pixelwise.geometry.modes import evaluation_mode
 
+_EAGER = EngineChoice("torch")
 TOLERANCE = 1e-4  # of the largest logit: what float32 is allowed to differ by
 
 
@@ -20,47 +24,45 @@ class TorchEngine:
     each of its parts is put back after each call.
 
     Args:
-        network: takes N x C x H x W, returns N x K x H' x W'.
-        device: "cpu", "cuda", "cuda:1", "mps".
-        amp: bfloat16 or float16 where autocast takes it to be safe; on a GPU alone.
-        compiled: run it by torch.compile, which takes from seconds to a minute before the first image and as long
-            again when another size of image comes; then the sizes do not matter. Its first logits are compared with
-            the eager ones.
+        network: takes N x C x H x W; returns a tensor such as N x K x H' x W', a dict of them, a tuple or a list.
+        choice: the device, half precision, and whether torch.compile runs it. That takes from seconds to a minute
+            before the first image and as long again when another size of image comes; then the sizes do not matter.
+            Its first outputs are compared with the eager ones.
         note: why this engine runs the network.
 
     Raises:
         SettingError: half precision on the CPU.
 
-    >>> TorchEngine(nn.Conv2d(1, 3, 1))(np.zeros((1, 1, 4, 5), np.float32)).shape
+    >>> TorchEngine(nn.Conv2d(1, 3, 1))(np.zeros((1, 1, 4, 5), np.float32))["logits"].shape
     (1, 3, 4, 5)
     """
 
     name = "torch"
 
-    def __init__(
-        self, network: nn.Module, device: str = "cpu", amp: bool = False, compiled: bool = False, note: str = ""
-    ) -> None:
-        self._place = torch.device(device)
-        if amp and self._place.type == "cpu":
+    def __init__(self, network: nn.Module, choice: EngineChoice = _EAGER, note: str = "") -> None:
+        self._place = torch.device(choice.device)
+        if choice.amp and self._place.type == "cpu":
             raise SettingError("amp: half precision runs on a GPU alone; leave it out on the CPU.")
         self.device = self._place.type
         self.note = note
         self._network = on_device(network, self._place)
-        self._amp = amp
-        self._run = torch.compile(self._network) if compiled else self._network
-        self._unproved = compiled
+        self._amp = choice.amp
+        self._run = torch.compile(self._network) if choice.compiled else self._network
+        self._unproved = choice.compiled
 
-    def __call__(self, images: np.ndarray) -> np.ndarray:
-        """N x C x H x W float32 -> N x K x H' x W' logits, float32; a float64 module takes and gives float64.
+    def __call__(self, images: np.ndarray) -> Arrays:
+        """N x C x H x W float32 -> outputs by name, float32; a float64 module takes and gives float64.
+
+        A tensor is called "logits"; those of a dict keep their names; those of a tuple or a list are "0", "1", ...
 
         Raises:
-            ModelError: the device has too little memory, the network returns no tensor, or it cannot be compiled.
+            ModelError: the device has too little memory, the network returns something else, or it cannot be compiled.
         """
         try:
             with evaluation_mode(self._network), torch.inference_mode(), _full_precision(), self._autocast():
                 batch = torch.from_numpy(np.require(images, requirements=["C", "W"]))
-                logits = self._forward(batch.to(self._place, memory_format=torch.channels_last))
-                return logits.cpu().numpy()
+                outputs = self._forward(batch.to(self._place, memory_format=torch.channels_last))
+                return {name: tensor.cpu().numpy() for name, tensor in outputs.items()}
         except torch.OutOfMemoryError as error:
             shape = " x ".join(map(str, images.shape))
             raise ModelError(
@@ -68,12 +70,14 @@ class TorchEngine:
                 "or the CPU (--device cpu)."
             ) from error
 
-    def _forward(self, batch: Tensor) -> Tensor:
+    def _forward(self, batch: Tensor) -> dict[str, Tensor]:
         if not self._unproved:
-            return self._checked(self._run(batch))
-        expected = self._checked(self._network(batch))
-        compiled = self._checked(self._compiled(batch))
-        self._prove(compiled, expected)
+            return self._named(self._run(batch))
+        expected = self._named(self._network(batch))
+        compiled = self._named(self._compiled(batch))
+        for name, values in expected.items():
+            self._prove(compiled[name], values)
+        self._unproved = False
         return compiled
 
     def _compiled(self, batch: Tensor) -> object:
@@ -87,20 +91,19 @@ class TorchEngine:
         except torch.OutOfMemoryError:
             raise
         except RuntimeError as error:  # whatever torch.compile meets is one
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise ModelError(
-                f"{type(self._network).__name__}: torch.compile cannot compile it here: {reason} Leave --compile out."
+                f"{type(self._network).__name__}: torch.compile cannot compile it here: {reason(error)}. "
+                "Leave --compile out."
             ) from error
 
     def _prove(self, compiled: Tensor, expected: Tensor) -> None:
-        """Refuse a compiled network whose logits are others; half precision rounds too much to tell."""
+        """Refuse a compiled network whose outputs are others; half precision rounds too much to tell."""
         difference = float((compiled - expected).abs().max())
         if not self._amp and difference > TOLERANCE * float(expected.abs().max()):
             raise ModelError(
-                f"{type(self._network).__name__}: compiled by torch.compile its logits differ from its own by "
+                f"{type(self._network).__name__}: compiled by torch.compile its outputs differ from its own by "
                 f"{difference:.2g}. Leave --compile out."
             )
-        self._unproved = False
 
     def _autocast(self) -> AbstractContextManager[object]:
         return torch.autocast(self._place.type, dtype=self._half()) if self._amp else nullcontext()
@@ -109,13 +112,31 @@ class TorchEngine:
         bfloat16 = self._place.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
         return torch.bfloat16 if bfloat16 else torch.float16
 
-    def _checked(self, logits: object) -> Tensor:
-        if not isinstance(logits, Tensor):
+    def _named(self, returned: object) -> dict[str, Tensor]:
+        """What the network returned, by name."""
+        match returned:
+            case Tensor():
+                outputs: dict[Any, object] = {"logits": returned}
+            case dict():
+                outputs = returned
+            case tuple() | list():
+                outputs = dict(enumerate(returned))
+            case _:
+                outputs = {}
+        tensors = {str(name): values for name, values in outputs.items() if isinstance(values, Tensor)}
+        if not tensors or len(tensors) < len(outputs):
             raise ModelError(
-                f"{type(self._network).__name__}: returned {type(logits).__name__}; it must return a tensor of "
-                "logits, N x K x H x W. Wrap it in a module that does."
+                f"{type(self._network).__name__}: returned {_kinds(returned)}; it must return a tensor of logits, "
+                "N x K x H x W, or a dict, tuple or list of tensors. Wrap it in a module that does."
             )
-        return logits.float() if self._amp else logits
+        return {name: values.float() if self._amp else values for name, values in tensors.items()}
+
+
+def _kinds(returned: object) -> str:
+    """The type of a value, and for a container those of what it holds."""
+    held = returned.values() if isinstance(returned, dict) else returned if isinstance(returned, tuple | list) else ()
+    kinds = sorted({type(value).__name__ for value in held})
+    return f"{type(returned).__name__} of {', '.join(kinds)}" if kinds else type(returned).__name__
 
 
 def on_device(network: nn.Module, device: torch.device) -> nn.Module:
@@ -134,18 +155,6 @@ def is_float32(network: nn.Module) -> bool:
     """
     tensors = [*network.parameters(), *network.buffers()]
     return all(tensor.dtype == torch.float32 or not tensor.is_floating_point() for tensor in tensors)
-
-
-@contextmanager
-def evaluation_mode(network: nn.Module) -> Iterator[None]:
-    """Eval mode for a while; then each part has the mode again that it had."""
-    modes = [(module, module.training) for module in network.modules()]
-    network.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
 
 
 @contextmanager

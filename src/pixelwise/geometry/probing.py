@@ -27,6 +27,7 @@ import torch
 from torch import Tensor, nn
 
 from pixelwise.core.errors import ModelError, SettingError
+from pixelwise.geometry.modes import evaluation_mode
 from pixelwise.geometry.reach import Geometry, round_up
 
 SMALLEST_WINDOW = 64  # pixels; with less there is no telling a local network from a global one
@@ -197,14 +198,13 @@ def _left_as_it_is(network: nn.Module) -> Iterator[list[_Form]]:
             yield [(own, dtype, torch.device("cpu")) for own, dtype in zip(copies, TOLERANCES, strict=True)]
             return
         dtypes = [tensor.dtype for tensor in tensors if tensor.is_floating_point()]
-        with _put_back(network):
-            yield [(network.eval(), dtypes[0] if dtypes else torch.float32, device)]
+        with evaluation_mode(network), _buffers_put_back(network):
+            yield [(network, dtypes[0] if dtypes else torch.float32, device)]
 
 
 @contextmanager
-def _put_back(network: nn.Module) -> Iterator[None]:
-    """Give every module its mode and its buffers again, also those that `forward` replaced."""
-    modes = [(module, module.training) for module in network.modules()]
+def _buffers_put_back(network: nn.Module) -> Iterator[None]:
+    """Give every module its buffers again, also those that `forward` replaced."""
     buffers = [
         (module, name, buffer, buffer.clone())
         for module in network.modules()
@@ -213,8 +213,6 @@ def _put_back(network: nn.Module) -> Iterator[None]:
     try:
         yield
     finally:
-        for module, training in modes:
-            module.training = training
         for module, name, buffer, values in buffers:
             setattr(module, name, buffer)
             buffer.copy_(values)
@@ -390,7 +388,7 @@ def _reach(subject: _Subject, axis: int, length: int) -> int:
     if down[-1] or up[0]:
         return length
     below, above = down.nonzero()[:, 0] - (near_start.stop - 1), near_end.start - up.nonzero()[:, 0]
-    return max([0, *below.tolist(), *above.tolist()])
+    return int(max([0, *below.tolist(), *above.tolist()]))
 
 
 def _stride(subject: _Subject, axis: int, shifts: Sequence[int], reach: int) -> int | None:
@@ -408,7 +406,7 @@ def _shift_holds(subject: _Subject, axis: int, shift: int, reach: int) -> bool:
     images = subject.draw(3, length + shift, subject.narrow)
     images[1, :, length // 2 - reach] = math.nan
     images[2, :, length // 2 + reach] = math.nan
-    for image in images[: 3 if subject.takes_nan else 1].split(1):
+    for image in images[: 3 if subject.takes_nan else 1, None]:
         there = subject.along(axis, image[..., :length, :])[..., shift + border : length - border, :]
         shifted = subject.along(axis, image[..., shift:, :])[..., border : length - border - shift, :]
         if subject.differs(there, shifted):

@@ -1,13 +1,21 @@
 """The operators that networks are made of."""
 
+from pixelwise.geometry.tracing import WHOLE_IMAGE
 from pixelwise.layers.context import (
-    WHOLE_IMAGE,
     AtrousSpatialPyramidPooling,
     GlobalAveragePool,
     GlobalMaxPool,
     PyramidPooling,
 )
-from pixelwise.layers.conv import NORMS, ConvNormAct, DepthwiseSeparable, InceptionModule, ResidualBlock, he_start
+from pixelwise.layers.conv import (
+    NORMS,
+    ConvNormAct,
+    DepthwiseSeparable,
+    InceptionModule,
+    ResidualBlock,
+    check_norm,
+    he_start,
+)
 from pixelwise.layers.gates import GatedConvolution
 from pixelwise.layers.transposed import (
     convolution_matrix,
@@ -48,6 +56,7 @@ __all__ = [
     "bilinear_kernel",
     "bilinear_start",
     "center_crop",
+    "check_norm",
     "convolution_matrix",
     "coverage",
     "enlarge",

@@ -148,7 +148,8 @@ class AtrousSpatialPyramidPooling(nn.Module):
             branches.append(self.extra(extra))
         if self.image is not None:
             branches.append(self.image(features).expand_as(branches[0]))
-        return self.mix(torch.cat(branches, dim=1))
+        mixed: Tensor = self.mix(torch.cat(branches, dim=1))
+        return mixed
 
 
 class PyramidPooling(nn.Module):

@@ -23,6 +23,18 @@ NORMS: dict[str, Callable[[int], nn.Module]] = {
 """
 
 
+def check_norm(norm: str) -> None:
+    """Refuse a name that is not in `NORMS`.
+
+    Raises:
+        SettingError: it is not.
+
+    >>> check_norm("batch")
+    """
+    if norm not in NORMS:
+        raise SettingError(f"model.norm: there is no normalisation {norm!r}; {near(norm, NORMS)}")
+
+
 class ConvNormAct(nn.Sequential):
     """Convolution, normalisation, ReLU.
 
@@ -73,8 +85,7 @@ class ConvNormAct(nn.Sequential):
 
 def _check_convolution(in_channels: int, out_channels: int, kernel: int, padded: bool, norm: str, groups: int) -> None:
     """Name the first setting that makes no sense."""
-    if norm not in NORMS:
-        raise SettingError(f"model.norm: {norm!r} is no normalisation; {near(norm, NORMS)}")
+    check_norm(norm)
     if padded and kernel % 2 == 0:
         raise SettingError(
             f"a padded convolution needs an odd kernel, whose middle is a pixel, not {kernel}: "

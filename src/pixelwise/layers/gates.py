@@ -44,8 +44,10 @@ class GatedConvolution(nn.Module):
         if features.shape[-2:] != gating.shape[-2:]:
             sizes = " and ".join(f"{part.shape[-2]} x {part.shape[-1]}" for part in (features, gating))
             raise ModelError(f"a gate needs two streams of one size, but got {sizes}: enlarge the smaller first.")
-        return self.gate(torch.cat([features, gating], dim=1))
+        attention: Tensor = self.gate(torch.cat([features, gating], dim=1))
+        return attention
 
     def forward(self, features: Tensor, gating: Tensor) -> Tensor:
         """The gated features, convolved."""
-        return self.convolution(features * self.attention(features, gating) + features)
+        gated: Tensor = self.convolution(features * self.attention(features, gating) + features)
+        return gated

@@ -103,7 +103,8 @@ def lovasz_loss(logits: Tensor, labels: Tensor, ignore_index: int = IGNORE) -> T
     labels = labels[labelled]
     if not len(labels):
         return probabilities.sum()  # of nothing: 0, with gradients of 0
-    losses = [_lovasz_of_class(probabilities[:, label], labels == label) for label in labels.unique().tolist()]
+    present = labels.unique().tolist()  # type: ignore[no-untyped-call]  # torch leaves it open
+    losses = [_lovasz_of_class(probabilities[:, label], labels == label) for label in present]
     return torch.stack(losses).mean()
 
 

@@ -1,6 +1,6 @@
 """The sum of losses that a training minimises, and the weights that balance its classes."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -43,7 +43,7 @@ class SegmentationLoss(nn.Module):
         """A scalar; `pixel_weights` (N x H x W) take the place of the class weights in the cross entropy alone."""
         settings = self.settings
         weights = self.class_weights if pixel_weights is None else None
-        terms = (
+        terms: tuple[tuple[float, Callable[[], Tensor]], ...] = (
             (settings.cross_entropy, lambda: cross_entropy(logits, labels, weights, pixel_weights)),
             (settings.dice, lambda: dice_loss(logits, labels)),
             (settings.focal, lambda: focal_loss(logits, labels, settings.focal_gamma, self.class_weights)),
@@ -94,4 +94,5 @@ def class_weights(pixel_counts: Sequence[int], power: float) -> np.ndarray:
     counts[counts == 0] = counts[counts > 0].min()
     weights = counts**-power
     shares = np.asarray(pixel_counts, dtype=np.float64) / np.sum(pixel_counts)
-    return (weights / (shares * weights).sum()).astype(np.float32)
+    weights /= (shares * weights).sum()
+    return weights.astype(np.float32)

@@ -97,4 +97,6 @@ def _f_scores(counts: np.ndarray) -> np.ndarray:
     precision = matched_predicted / np.maximum(predicted, 1)
     recall = matched_true / np.maximum(true, 1)
     total = precision + recall
-    return np.divide(2 * precision * recall, total, out=np.zeros_like(total), where=total > 0)
+    scores = np.zeros(total.shape)
+    np.divide(2 * precision * recall, total, out=scores, where=total > 0)
+    return scores

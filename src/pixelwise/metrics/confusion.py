@@ -164,8 +164,9 @@ def _totals(confusion: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def _ratio(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
-    missing = np.full(np.shape(denominator), np.nan)
-    return np.divide(numerator, denominator, out=missing, where=np.asarray(denominator) > 0)
+    ratio = np.full(np.shape(denominator), np.nan)
+    np.divide(numerator, denominator, out=ratio, where=np.asarray(denominator) > 0)
+    return ratio
 
 
 def _mean(values: np.ndarray) -> float:

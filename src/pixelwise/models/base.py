@@ -5,11 +5,13 @@ Shapes: N images, C channels, H x W pixels, K classes.
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
+from pixelwise.backbones import Backbone
 from pixelwise.core.errors import ModelError, SettingError
 from pixelwise.geometry.reach import Geometry
 from pixelwise.geometry.tracing import trace_geometry
@@ -19,16 +21,22 @@ SIZED_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)  # cannot train on one value a ch
 
 
 class Segmenter(nn.Module, ABC):
-    """Base of the networks: subclasses say what `outputs_of` does with images whose sides are multiples of the stride.
+    """Base of the networks: subclasses say what they do with images whose sides are multiples of the stride.
 
     Takes N x in_channels x H x W float images of any size from 1 x 1, already normalised, and gives
     N x num_classes x H x W logits: the image is padded at the right and bottom to the stride by repeating its last
-    pixels, the logits are cropped back.
+    pixels, the logits are cropped back. A network that pads nothing overrides `outputs`, `input_size` and
+    `output_size`: its logits are smaller than the image, and it takes some sizes only.
 
     Args:
         in_channels: C of the image.
         num_classes: K.
         stride: input pixels of a cell at the deepest level.
+
+    Attributes:
+        backbone: the encoder, where it is one that has a name.
+        small: keywords of a form that 2 cores train within minutes.
+        large: keywords of the published layout, on a backbone for which a single GPU has room.
 
     Raises:
         SettingError: a number is below 1.
@@ -36,8 +44,12 @@ class Segmenter(nn.Module, ABC):
             have to train on.
     """
 
+    small: ClassVar[Mapping[str, Any]]
+    large: ClassVar[Mapping[str, Any]]
+
     def __init__(self, in_channels: int, num_classes: int, stride: int) -> None:
         super().__init__()
+        self.backbone: Backbone | None = None
         check_at_least_one(in_channels=in_channels, num_classes=num_classes, stride=stride)
         self.in_channels, self.num_classes, self.stride = in_channels, num_classes, stride
 
@@ -58,7 +70,7 @@ class Segmenter(nn.Module, ABC):
         """
         self.check_images(images)
         height, width = images.shape[-2:]
-        outputs = self.outputs_of(pad_to_stride(images, self.stride))
+        outputs = self.outputs_on_grid(pad_to_stride(images, self.stride))
         return {name: values[..., :height, :width] for name, values in outputs.items()}
 
     def input_size(self, output_size: int) -> int:
@@ -74,16 +86,17 @@ class Segmenter(nn.Module, ABC):
         return input_size
 
     @abstractmethod
-    def outputs_of(self, images: Tensor) -> dict[str, Tensor]:
+    def outputs_on_grid(self, images: Tensor) -> dict[str, Tensor]:
         """The outputs for images whose sides are multiples of the stride, at their size."""
 
-    def encode(self, images: Tensor) -> list[Tensor]:
-        """The encoder's features, finest first, of images whose sides are multiples of the stride; [] without any."""
-        return []
-
-    @abstractmethod
     def encoder(self) -> list[nn.Module]:
-        """The parts that a classifier of images could have trained; everything else is the decoder."""
+        """The parts that a classifier of images could have trained, here the backbone; the others are the decoder."""
+        return [] if self.backbone is None else [self.backbone]
+
+    def features_on_grid(self, images: Tensor) -> list[Tensor]:
+        """The encoder's features, finest first, of images whose sides are multiples of the stride; [] without any."""
+        features: list[Tensor] = [] if self.backbone is None else self.backbone(images)
+        return features
 
     def check_images(self, images: Tensor) -> None:
         """Say what does not fit before an operator does.

@@ -88,7 +88,7 @@ def build_network(config: Config) -> Segmenter:
         if key not in own:
             raise SettingError(f"model.{key}: {settings.name} has no such setting; it has {', '.join(own)}.")
     network = build(settings.name, in_channels=config.data.channels, num_classes=classes, **keywords)
-    if settings.pretrained and getattr(network, "backbone", None) is None:
+    if settings.pretrained and network.backbone is None:
         raise SettingError(
             f"model.pretrained: {settings.title()} has no backbone that weights are published for; "
             "choose a network with a model.backbone, or leave the setting out."

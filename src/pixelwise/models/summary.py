@@ -9,7 +9,7 @@ from pydantic import ValidationError
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from pixelwise.core.config import ModelSettings
+from pixelwise.core.config import ModelSettings, explain
 from pixelwise.core.errors import SettingError
 from pixelwise.geometry.reach import Geometry
 from pixelwise.geometry.tracing import Layer, totals, trace_layers
@@ -88,9 +88,7 @@ def _checked(settings: Mapping[str, Any]) -> dict[str, Any]:
             exclude_unset=True, exclude={"name", "pretrained"}
         )
     except ValidationError as error:
-        problem = error.errors()[0]
-        message = problem["msg"][0].lower() + problem["msg"][1:]
-        raise SettingError(f"model.{problem['loc'][0]} = {problem['input']!r}: {message}.") from error
+        raise SettingError(explain(error, "model")) from error
 
 
 def summarize_all(in_channels: int = 3, num_classes: int = 2, size: int = 512) -> list[Summary]:

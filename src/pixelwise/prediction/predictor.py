@@ -1,7 +1,7 @@
 """Image of any size in, classes of its pixels out: `predict` for arrays and networks, `Predictor` for a trained run."""
 
 import warnings
-from pathlib import Path
+from dataclasses import replace
 
 import numpy as np
 from torch import nn
@@ -12,7 +12,7 @@ from pixelwise.core.errors import DataError, SettingError, near
 from pixelwise.core.memory import default_limit, size_text
 from pixelwise.core.windows import reader
 from pixelwise.data.pixels.normalize import Normalization, match_channels, require_finite
-from pixelwise.engines import TorchEngine, make_engine
+from pixelwise.engines import EngineChoice, TorchEngine, make_engine
 from pixelwise.geometry.reach import Geometry
 from pixelwise.prediction.postprocess import argmax
 from pixelwise.prediction.runner import (
@@ -24,11 +24,13 @@ from pixelwise.prediction.runner import (
     assembled,
     cut,
     dtype_of,
-    geometry_of,
+    logits_of,
     planes_of,
+    sizes_of,
 )
 from pixelwise.prediction.tiling import Tile, Tiling
 
+FASTEST = EngineChoice()
 # A smaller array is predicted sooner than another engine could be prepared for it.
 _EXPORT_PIXELS = 2048 * 2048
 _SMALL_PIXELS = 1024 * 1024  # a module of unknown geometry is first tried on the whole of such an image
@@ -42,9 +44,8 @@ def predict(
     network: nn.Module,
     array: np.ndarray,
     tile: TileSize = "auto",
-    engine: str = "auto",
+    engine: str | EngineChoice = "auto",
     logits: bool = False,
-    device: str = "cpu",
     views: str = "none",
 ) -> np.ndarray:
     """Run a network over an image of any size.
@@ -56,9 +57,9 @@ def predict(
         array: H x W or H x W x C, floats, already normalised; computed in float32, float64 for a float64 network.
         tile: side of the part that a tile owns, a multiple of the network's stride; "auto" takes tiles only where
             the image is large; None runs the whole image at once.
-        engine: the name of an engine, or "auto": the fastest, where the image is large enough to prepare it.
+        engine: the name of an engine, or "auto": the fastest, where the image is large enough to prepare it; or an
+            `EngineChoice`, which also says on which device, and how.
         logits: return K x H x W logits instead of classes.
-        device: where it runs.
         views: test-time augmentation, see `Runner`.
 
     Returns:
@@ -80,11 +81,13 @@ def predict(
         raise DataError(f"the image is {image.dtype}; normalised floating-point values are expected.")
     image = image.astype(dtype_of(network), copy=False)
     require_finite(image)
-    if engine == "auto" and image.shape[0] * image.shape[1] < _EXPORT_PIXELS:
-        engine = "torch"
-    out = _whole(network, image, device) if tile in ("auto", None) and engine == "torch" and views == "none" else None
+    choice = EngineChoice.of(engine)
+    if choice.name == "auto" and image.shape[0] * image.shape[1] < _EXPORT_PIXELS:
+        choice = replace(choice, name="torch")
+    is_plain = tile in ("auto", None) and choice.name == "torch" and views == "none"
+    out = _whole(network, image, choice) if is_plain else None
     if out is None:
-        runner = make_runner(network, image.shape[2], device, engine, views)
+        runner = make_runner(network, image.shape[2], choice, views)
         plan = runner.plan(image.shape[0], image.shape[1], tile, default_limit())
         if len(plan.tiles) > 1 and not runner.geometry.exact:
             warnings.warn(approximation(network, runner), ApproximateWarning, stacklevel=2)
@@ -92,13 +95,13 @@ def predict(
     return out if logits else argmax(out)
 
 
-def _whole(network: nn.Module, image: np.ndarray, device: str) -> np.ndarray | None:
+def _whole(network: nn.Module, image: np.ndarray, choice: EngineChoice) -> np.ndarray | None:
     """K x H x W of a small image through a module of unknown geometry, if it takes this size: probing it costs more."""
     small = image.shape[0] * image.shape[1] <= _SMALL_PIXELS
     if isinstance(getattr(network, "geometry", None), Geometry) or not small:
         return None
     try:
-        logits = TorchEngine(network, device)(np.ascontiguousarray(image.transpose(2, 0, 1))[None])
+        logits = logits_of(TorchEngine(network, choice)(np.ascontiguousarray(image.transpose(2, 0, 1))[None]))
     except Exception:  # whatever the module raises; the probe tells what it wants, or what is wrong
         return None
     return logits[0] if logits.ndim == 4 and logits.shape[2:] == image.shape[:2] else None
@@ -107,32 +110,26 @@ def _whole(network: nn.Module, image: np.ndarray, device: str) -> np.ndarray | N
 def make_runner(
     network: nn.Module,
     channels: int,
-    device: str = "cpu",
-    engine: str = "auto",
+    choice: EngineChoice = FASTEST,
     views: str = "none",
-    cache: Path | None = None,
-    amp: bool = False,
     scale: float = 1.0,
-    compiled: bool = False,
 ) -> Runner:
-    """A network with an engine to run it; `amp` and `compiled` as of `make_engine`, `scale` as in `Runner`.
+    """A network with an engine to run it; `views` and `scale` as in `Runner`.
 
     Raises:
         SettingError: there is no such engine or test-time augmentation. ModelError: they do not fit the network.
     """
     if views not in VIEWS:
-        raise SettingError(f"views {views}: is no test-time augmentation; {near(views, VIEWS)}")
-    probed = geometry_of(network, channels)
-    stride = 1 if probed.any_size else probed.geometry.stride
-    running = make_engine(engine, network, device, cache, stride, amp, compiled)
-    runner = Runner(running, network, probed.geometry, channels, views, probed.any_size, scale)
+        raise SettingError(f"views {views}: is not a test-time augmentation; {near(views, VIEWS)}")
+    sizes = sizes_of(network, channels)
+    runner = Runner(make_engine(network, choice, sizes), network, sizes, views, scale)
     runner.base  # noqa: B018 (looked at now, before the first window)
     return runner
 
 
 def approximation(network: nn.Module, runner: Runner) -> str:
     """Why a result by tiles is only near that of the whole image."""
-    how = "overlap and are blended" if runner.is_padded else "see a part of the image each"
+    how = "overlap and are blended" if runner.sizes.keeps_size else "see a part of the image each"
     return (
         f"{type(network).__name__}: {runner.geometry.reason}; its tiles {how}, which only comes near its result on "
         "the whole image."
@@ -145,39 +142,29 @@ class Predictor:
     Args:
         network: the network.
         config: of its training: classes, channels, scale, normalisation.
-        device: where it runs.
-        engine: the name of an engine, or "auto".
+        engine: the name of an engine, or an `EngineChoice`.
         tile: as in `predict`.
         views: test-time augmentation.
-        cache: folder that keeps the compiled network.
         limit: bytes that the process may hold; None takes a share of what is free.
-        amp: half precision on a GPU, which is outside the promise that tiles equal the whole image within 1e-4.
-        compiled: run the network by torch.compile.
     """
 
     def __init__(
         self,
         network: nn.Module,
         config: Config,
-        device: str = "cpu",
-        engine: str = "auto",
+        engine: str | EngineChoice = "auto",
         tile: TileSize = "auto",
         views: str = "none",
-        cache: Path | None = None,
         limit: int | None = None,
-        amp: bool = False,
-        compiled: bool = False,
     ) -> None:
         self.network = network
         self.config = config
         self.tile = tile
-        self.amp = amp
+        self.engine = EngineChoice.of(engine)
         self.limit = limit if limit is not None else default_limit()
         self.classes = ClassMap(tuple(config.data.classes), tuple(config.data.colors))
         self.normalization = Normalization.from_settings(config.data)
-        scale = config.data.scale
-        channels = config.data.channels
-        self.runner = make_runner(network, channels, device, engine, views, cache, amp, scale, compiled)
+        self.runner = make_runner(network, config.data.channels, self.engine, views, config.data.scale)
         if self.limit < self.runner.base + FIXED_BYTES:
             raise SettingError(
                 f"{size_text(self.limit)} of memory is not enough: the process holds {size_text(self.runner.base)} "

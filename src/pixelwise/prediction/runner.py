@@ -20,9 +20,11 @@ from pixelwise.core.errors import ModelError, SettingError
 from pixelwise.core.memory import growth, held_bytes, release_free_memory, size_text
 from pixelwise.core.windows import Read, Window, reader
 from pixelwise.data.pixels.scaling import Scaling
-from pixelwise.engines import Engine, TorchEngine
+from pixelwise.engines import Arrays, Engine, TorchEngine
 from pixelwise.geometry.probing import Probed, probe_geometry
 from pixelwise.geometry.reach import Geometry, round_up
+from pixelwise.geometry.sizes import Sizes
+from pixelwise.models import Segmenter
 from pixelwise.prediction.tiling import (
     Tile,
     Tiling,
@@ -48,18 +50,39 @@ VIEWS = {"none": 1, "flips": 4, "turns": 8}  # test-time augmentation -> network
 _PROBED: WeakKeyDictionary[nn.Module, Probed] = WeakKeyDictionary()
 
 
-def geometry_of(network: nn.Module, channels: int) -> Probed:
-    """The geometry that a network of the toolkit states; that of any other module is probed, once.
+def sizes_of(network: nn.Module, channels: int) -> Sizes:
+    """The images that a network takes: one of the toolkit says so itself, any other module is probed, once.
+
+    A module of another kind that states a `geometry` is believed, and keeps the size of the image.
 
     Raises:
         ModelError: the module does not keep the image's size, or does not run at all.
     """
     stated = getattr(network, "geometry", None)
+    if isinstance(network, Segmenter):
+        smallest = network.input_size(1)
+        lost = (smallest - network.output_size(smallest)) // 2
+        return Sizes(channels, network.geometry, lost=lost, smallest=smallest if lost else None)
     if isinstance(stated, Geometry):
-        return Probed(stated, any_size=False)  # it pads by edge pixels itself, which is done here as well
+        return Sizes(channels, stated)
     if network not in _PROBED:
         _PROBED[network] = probe_geometry(network, channels)
-    return _PROBED[network]
+    probed = _PROBED[network]
+    return Sizes(channels, probed.geometry, probed.any_size)
+
+
+def logits_of(outputs: Arrays) -> np.ndarray:
+    """The "logits" among a network's outputs.
+
+    Raises:
+        ModelError: there are none.
+    """
+    if "logits" not in outputs:
+        raise ModelError(
+            f'the network returned {", ".join(outputs)}, and classes are made of "logits": wrap it in a module that '
+            "returns them, alone or under this name."
+        )
+    return outputs["logits"]
 
 
 @dataclass(frozen=True)
@@ -68,10 +91,8 @@ class Runner:
 
     Fields:
         engine: runs the network.
-        network: says how it pads.
-        geometry: of the network.
-        channels: C that it takes.
-        any_size: images need not be padded to the stride, see `plan_tiles`.
+        network: what it runs.
+        sizes: the images that the network takes.
         views: "none", or test-time augmentation: the mean of the logits over the 4 "flips" or the 8 "turns" (flips
             and right-angle turns) of the window. As windows begin and end on the stride grid, so do their views:
             tiles still give what the whole image gives.
@@ -80,16 +101,14 @@ class Runner:
 
     engine: Engine
     network: nn.Module
-    geometry: Geometry
-    channels: int
+    sizes: Sizes
     views: str = "none"
-    any_size: bool = False
     scale: float = 1.0
 
     @property
-    def is_padded(self) -> bool:
-        """Whether the logits have the window's size."""
-        return getattr(self.network, "padding", "same") != "valid" or not hasattr(self.network, "input_size")
+    def geometry(self) -> Geometry:
+        """Of the network."""
+        return self.sizes.geometry
 
     def plan(self, height: int, width: int, tile: TileSize, limit: int) -> Tiling:
         """Cut an image into tiles.
@@ -125,12 +144,11 @@ class Runner:
     def _tiles(self, height: int, width: int, tile: int | None) -> Tiling:
         """The plan of what the network sees."""
         stride, margin = self.geometry.stride, self.geometry.margin
-        if not self.is_padded:
-            size = self.network.input_size
-            return plan_unpadded_tiles((height, width), tile, stride, margin, size, self._beyond)  # type: ignore[arg-type]
+        if not self.sizes.keeps_size:
+            return plan_unpadded_tiles((height, width), tile, stride, margin, self.sizes.input_size, self._beyond)
         if self.geometry.exact or tile is None or tile >= max(height, width):
             # A view of a window that ends off the stride grid would begin there.
-            any_size = self.any_size and self.views == "none"
+            any_size = self.sizes.any_size and self.views == "none"
             return plan_tiles((height, width), tile, stride, margin + self._beyond, any_size)
         return plan_overlapping_tiles((height, width), tile, stride)
 
@@ -185,7 +203,7 @@ class Runner:
         """Bytes a pixel of a window that its logits take at the image's size, with what is made of them there."""
         if self.scale == 1:
             return 0.0
-        logits = TorchEngine(self.network)(self._smallest_images())
+        logits = logits_of(TorchEngine(self.network)(self._smallest_images()))
         return SCALED_BACK * logits.shape[1] * logits.itemsize / self.scale**2
 
     @cached_property
@@ -214,7 +232,7 @@ class Runner:
     @property
     def _has_margins(self) -> bool:
         """Whether windows hold their tile's margin; else they overlap by a share of it, to be blended."""
-        return self.geometry.exact or not self.is_padded
+        return self.geometry.exact or not self.sizes.keeps_size
 
     def _largest_tile(self, room: int) -> int:
         side, stride = math.isqrt(room), self.geometry.stride
@@ -226,10 +244,11 @@ class Runner:
     @cached_property
     def bytes_per_pixel(self) -> float:
         """What a window costs, measured on one of `PROBE_SIDE` pixels; at least what two of its largest maps take."""
-        channels, side = self.channels, self._probe_side()
+        channels, side = self.sizes.channels, self._probe_side()
         probe = np.zeros((1, channels, side, side), dtype_of(self.network))
         small = self._smallest_images()
-        classes = self.engine(small).shape[1]  # also readies the engine, whose own needs are held from now on
+        # This also readies the engine, whose own needs are held from now on.
+        classes = logits_of(self.engine(small)).shape[1]
         release_free_memory()
         if self.engine.device == "cuda":
             torch.cuda.reset_peak_memory_stats()
@@ -244,7 +263,7 @@ class Runner:
     @cached_property
     def seconds_per_pixel(self) -> float:
         """How long the network takes for a pixel of a window, all its views, by one run on `PROBE_SIDE` pixels."""
-        probe = np.zeros((1, self.channels, *[self._probe_side()] * 2), dtype_of(self.network))
+        probe = np.zeros((1, self.sizes.channels, *[self._probe_side()] * 2), dtype_of(self.network))
         begin = time.perf_counter()
         self(probe)
         return (time.perf_counter() - begin) / self._probe_side() ** 2
@@ -257,12 +276,11 @@ class Runner:
         return self._safe_bytes(pixels)
 
     def _probe_side(self) -> int:
-        side = round_up(PROBE_SIDE, self.geometry.stride)
-        return side if self.is_padded else int(self.network.input_size(side))  # type: ignore[operator]
+        return self.sizes.input_size(PROBE_SIDE)
 
     def _smallest_images(self) -> np.ndarray:
-        side = self.geometry.stride if self.is_padded else int(self.network.input_size(1))  # type: ignore[operator]
-        return np.zeros((1, self.channels, side, side), dtype_of(self.network))
+        side = self.sizes.input_size(self.geometry.stride if self.sizes.keeps_size else 1)
+        return np.zeros((1, self.sizes.channels, side, side), dtype_of(self.network))
 
     def __call__(self, windows: np.ndarray) -> np.ndarray:
         """N x C x h x w -> N x K x h' x w' logits, as many as the plan lets expect.
@@ -271,16 +289,16 @@ class Runner:
             ModelError: the network returned something else.
         """
         if self.views == "none":
-            return self._checked(windows, self.engine(windows))
+            return self._checked(windows, logits_of(self.engine(windows)))
         total: Any = 0
         for view in range(VIEWS[self.views]):
             seen = np.ascontiguousarray(_turned(windows, view))
-            total = total + _turned_back(self._checked(seen, self.engine(seen)), view)
+            total = total + _turned_back(self._checked(seen, logits_of(self.engine(seen))), view)
         return total / VIEWS[self.views]
 
     def _checked(self, windows: np.ndarray, logits: np.ndarray) -> np.ndarray:
         count, _, *sides = windows.shape
-        wanted = sides if self.is_padded else [self.network.output_size(side) for side in sides]  # type: ignore[operator]
+        wanted = [self.sizes.output_size(side) for side in sides]
         if logits.ndim != 4 or len(logits) != count or list(logits.shape[2:]) != wanted:
             got = " x ".join(map(str, logits.shape))
             raise ModelError(

@@ -441,7 +441,7 @@ def _settings(predictor: Predictor, outputs: Outputs) -> dict[str, Any]:
     return {
         "network": fingerprint(predictor.network, predictor.config),
         "views": predictor.runner.views,
-        "half_precision": predictor.amp,
+        "half_precision": predictor.engine.amp,
         "probabilities": outputs.probability_type if outputs.probabilities else None,
         "threshold": outputs.clean.threshold,
         "fill_holes": outputs.clean.fill_holes,

@@ -10,7 +10,7 @@ import numpy as np
 from pixelwise.core.errors import DataError
 from pixelwise.core.memory import held_bytes, size_text
 from pixelwise.data.files.sources import open_source
-from pixelwise.engines import TorchEngine, depends_on_rounding
+from pixelwise.engines import EngineChoice, TorchEngine, depends_on_rounding
 from pixelwise.prediction.page import Page
 from pixelwise.prediction.postprocess import argmax
 from pixelwise.prediction.predictor import Predictor
@@ -41,7 +41,8 @@ def verify_seams(predictor: Predictor, path: Path, tile: TileSize = "auto", axes
     """
     with open_source(path, axes) as source:
         page = Page(predictor, source, 0)
-        plain = replace(predictor.runner, engine=TorchEngine(predictor.network, predictor.runner.engine.device))
+        eager = TorchEngine(predictor.network, EngineChoice("torch", predictor.engine.device))
+        plain = replace(predictor.runner, engine=eager)
         height, width = _crop(plain, page, predictor.limit)
         runner = predictor.runner
         plan = runner.plan(height, width, _several(runner, height, width) if tile == "auto" else tile, predictor.limit)

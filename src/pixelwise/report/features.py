@@ -23,6 +23,7 @@ from pixelwise.core.errors import SettingError, near
 from pixelwise.core.windows import Window
 from pixelwise.data.files.sources import Source, open_source
 from pixelwise.data.pixels.pictures import STRETCH, to_display
+from pixelwise.geometry.modes import evaluation_mode
 from pixelwise.geometry.tracing import Layer, trace_layers
 from pixelwise.prediction.page import Page
 from pixelwise.prediction.predictor import Predictor
@@ -156,8 +157,8 @@ def look(network: nn.Module, images: Tensor, names: Sequence[str]) -> list[Featu
     """
     modules = dict(network.named_modules())
     found: dict[str, Tensor] = {}
-    with _listening(modules, names, found), torch.inference_mode():
-        network.eval()(images)
+    with _listening(modules, names, found), evaluation_mode(network), torch.inference_mode():
+        network(images)
     for name in names:
         if name not in found or found[name].ndim != 4:
             what = f"gives values of {' x '.join(map(str, found[name].shape))}" if name in found else "does not run"

@@ -23,6 +23,7 @@ from pixelwise.core.errors import SettingError, near
 from pixelwise.core.files import write_json
 from pixelwise.data.sets.doctor import Survey
 from pixelwise.data.sets.sampling import Batch, Prefetcher
+from pixelwise.geometry.modes import evaluation_mode
 from pixelwise.layers import ConvNormAct, enlarge
 from pixelwise.losses import cross_entropy
 from pixelwise.models import checkpoint
@@ -63,7 +64,7 @@ class PatchClassifier(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """The logits of each patch."""
-        features = self.network.encode(images)[-1]
+        features = self.network.features_on_grid(images)[-1]
         row, column = features.shape[-2] // 2, features.shape[-1] // 2
         middle = features[..., max(row - 1, 0) : row + 1, max(column - 1, 0) : column + 1]
         return self.dense(middle.mean((-2, -1), keepdim=True))
@@ -101,7 +102,7 @@ class Autoencoder(nn.Module):
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """What the decoder makes of the features, and what it should be, of one shape."""
-        features = self.network.encode(images)
+        features = self.network.features_on_grid(images)
         target = images if self.target is None else features[self.target].detach()
         return self.decoder(features[self.level]), target
 
@@ -213,10 +214,8 @@ def make_stages(network: Segmenter, task: str) -> list[Stage]:
 def feature_shapes(network: Segmenter) -> list[tuple[int, int]]:
     """Channels and stride of each of the encoder's features, finest first."""
     side = 2 * network.stride
-    training = network.training
-    with torch.no_grad():
-        features = network.eval().encode(torch.zeros(1, network.in_channels, side, side))
-    network.train(training)
+    with evaluation_mode(network), torch.no_grad():
+        features = network.features_on_grid(torch.zeros(1, network.in_channels, side, side))
     return [(level.shape[1], side // level.shape[-1]) for level in features]
 
 

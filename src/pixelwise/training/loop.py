@@ -25,6 +25,7 @@ from pixelwise.core.errors import RunError, SettingError
 from pixelwise.core.files import write_json, write_text
 from pixelwise.data.sets.doctor import Survey
 from pixelwise.data.sets.sampling import Batch, Prefetcher
+from pixelwise.engines import EngineChoice
 from pixelwise.evaluation.measure import Tally, read_truth
 from pixelwise.metrics.confusion import mean_iou
 from pixelwise.models import checkpoint
@@ -384,7 +385,7 @@ class Training:
         """Pooled figures of the averaged weights on the val split, which the processes share out among them."""
         begin = time.monotonic()
         self._agree_on_buffers()
-        predictor = Predictor(self.average.network, self.config, str(self.fabric.device), engine="torch")
+        predictor = Predictor(self.average.network, self.config, EngineChoice("torch", str(self.fabric.device)))
         tally = Tally(self.rule, full=False)
         for sample in self.val[self.fabric.global_rank :: self.fabric.world_size]:
             for truth in read_truth(sample, self.rule, self.axes):

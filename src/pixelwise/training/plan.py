@@ -5,7 +5,7 @@ a timing, the free memory, or the name of anything.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -18,6 +18,7 @@ from pixelwise.core.errors import SettingError
 from pixelwise.data.pixels.normalize import HIGH, LOW
 from pixelwise.data.sets.doctor import ImageFacts, Survey
 from pixelwise.losses import check_factors
+from pixelwise.models import MODELS
 
 UPRIGHT = 0.2  # share of pixels whose class would have to move for the top third to look like the bottom third
 VARYING = 0.25  # spread of the images' contrast or level, relative to the mean contrast
@@ -33,36 +34,6 @@ FEW_AUGMENTATION = {
     "contrast": 0.4,
     "noise": 0.3,
 }
-SMALL: dict[str, dict[str, Any]] = {
-    "patch": {"width": 16},
-    "fcn32s": {"backbone": "vgg16", "width": 16},
-    "fcn16s": {"backbone": "vgg16", "width": 16},
-    "fcn8s": {"backbone": "vgg16", "width": 16},
-    "unet": {"width": 32},
-    "deconvnet": {"width": 8},
-    "segnet": {"width": 16},
-    "pspnet": {"backbone": "resnet10t", "output_stride": 16, "width": 128, "auxiliary": True},
-    "deeplabv2": {"backbone": "vgg16", "output_stride": 8, "width": 128},
-    "deeplabv3plus": {"backbone": "resnet10t", "output_stride": 16, "width": 128},
-    "gscnn": {"backbone": "resnet10t", "output_stride": 16, "width": 64},
-}
-"""What 2 cores train within minutes, by network; `unet` here is one on a backbone that the user chose."""
-
-LARGE: dict[str, dict[str, Any]] = {
-    "patch": {"width": 32},
-    "fcn32s": {"backbone": "vgg16", "width": 32},
-    "fcn16s": {"backbone": "vgg16", "width": 32},
-    "fcn8s": {"backbone": "vgg16", "width": 32},
-    "unet": {"width": 32},
-    "deconvnet": {"width": 32},
-    "segnet": {"width": 32},
-    "pspnet": {"backbone": "resnet50", "output_stride": 8, "width": 512, "auxiliary": True},
-    "deeplabv2": {"backbone": "resnet50", "output_stride": 8},
-    "deeplabv3plus": {"backbone": "resnet50", "output_stride": 16, "width": 256},
-    "gscnn": {"backbone": "resnet50", "output_stride": 8},
-}
-"""The same for a GPU: the published layouts, with backbones that a single one has room for."""
-
 Value = TypeVar("Value")
 
 
@@ -196,7 +167,7 @@ class _Planner:
         if name == "unet" and self.chosen["model"].get("backbone") is None:
             self._plan_unet()
         elif isinstance(name, str):
-            for key, value in (SMALL if self.machine.device == "cpu" else LARGE).get(name, {}).items():
+            for key, value in _preset(name, self.machine.device).items():
                 self.default("model", key, value)
 
     def _plan_unet(self) -> None:
@@ -283,6 +254,14 @@ class _Planner:
         if train.get("minutes") is None and train.get("epochs") is None:
             steps = train["steps_per_epoch"]
             train["epochs"] = max(1, round(STEPS / steps)) if isinstance(steps, int) and steps > 0 else 1
+
+
+def _preset(name: str, device: str) -> Mapping[str, Any]:
+    """What a network itself says of this device; an unknown one is refused when it is built."""
+    network = MODELS.get(name)
+    if network is None:
+        return {}
+    return network.small if device == "cpu" else network.large
 
 
 def _check(config: Config) -> None:

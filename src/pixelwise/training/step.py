@@ -47,7 +47,7 @@ class Criterion(nn.Module):
         self.loss = SegmentationLoss(config.loss, weights.tolist())
 
     def forward(self, outputs: Mapping[str, Tensor], labels: Tensor, border: Tensor | None = None) -> Tensor:
-        """Outputs by name (`outputs_of`), N x H x W int64 labels, N x H x W border weights -> scalar."""
+        """Outputs by name, N x H x W int64 labels, N x H x W border weights -> scalar."""
         weights = None
         if border is not None:
             index = labels.where(labels != IGNORE, torch.tensor(len(self.class_weights) - 1, device=labels.device))
@@ -63,22 +63,17 @@ class Criterion(nn.Module):
         return total
 
 
-def outputs_of(network: nn.Module, images: Tensor) -> dict[str, Tensor]:
-    """What a network gives to its training: its `outputs`, or its logits alone where it has no such method."""
-    outputs = getattr(network, "outputs", None)
-    return {"logits": network(images)} if outputs is None else outputs(images)
-
-
 class WithOutputs(nn.Module):
     """A network whose call gives all of its outputs, so that precision and the other processes see each of them."""
 
-    def __init__(self, network: nn.Module) -> None:
+    def __init__(self, network: Any) -> None:
         super().__init__()
         self.network = network
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """N x C x H x W images -> outputs by name."""
-        return outputs_of(self.network, images)
+        outputs: dict[str, Tensor] = self.network.outputs(images)
+        return outputs
 
 
 def set_up(fabric: Any, network: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[nn.Module, Any]:

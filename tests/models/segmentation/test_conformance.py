@@ -16,8 +16,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from pixelwise.core.errors import ModelError, SettingError
-from pixelwise.engines import make_engine
+from pixelwise.engines import EngineChoice, make_engine
 from pixelwise.geometry.reach import round_up
+from pixelwise.geometry.sizes import Sizes
 from pixelwise.models import MODELS, build
 from pixelwise.prediction.predictor import predict
 from pixelwise.prediction.tiling import plan_tiles
@@ -278,11 +279,11 @@ def test_its_onnx_graph_gives_its_logits(name: str, form: dict[str, Any]) -> Non
     """The engine compares the graph with the network before it takes it, at several sizes."""
     pytest.importorskip("onnxruntime")
     network = make(name, form, in_channels=3).eval()
-    engine = make_engine("onnxruntime", network, stride=network.geometry.stride)
+    engine = make_engine(network, EngineChoice("onnxruntime"), Sizes(3, network.geometry))
     images = draw(2, 3, 2 * network.geometry.stride, 3 * network.geometry.stride)
     with torch.inference_mode():
         expected = network(images)
-    close = torch.from_numpy(engine(images.numpy()))
+    close = torch.from_numpy(engine(images.numpy())["logits"])
     torch.testing.assert_close(close, expected, rtol=0, atol=1e-4 * expected.abs().max().item())
 
 

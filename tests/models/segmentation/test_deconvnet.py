@@ -99,7 +99,7 @@ def test_dropout_acts_after_the_dense_layers_while_training() -> None:
 def test_the_encoder_is_the_classifier() -> None:
     network = small()
     assert network.encoder() == [network.backbone, network.fc6, network.fc7]
-    shapes = [tuple(features.shape[1:]) for features in network.eval().encode(torch.rand(1, 1, 32, 32))]
+    shapes = [tuple(features.shape[1:]) for features in network.eval().features_on_grid(torch.rand(1, 1, 32, 32))]
     assert shapes == [(1, 32, 32), (2, 16, 16), (4, 8, 8), (8, 4, 4), (8, 2, 2), (64, 1, 1)]
 
 
@@ -115,7 +115,7 @@ def test_geometry_is_what_probing_shows() -> None:
         ({"in_channels": 0}, r"model.in_channels: must be at least 1, not 0"),
         ({"width": 0}, r"model.width: must be at least 1, not 0"),
         ({"dropout": 1.0}, r"model.dropout: must be a probability from 0 to below 1, not 1.0"),
-        ({"norm": "layer"}, r"model.norm: 'layer' is no normalisation; choose from: batch, group, none"),
+        ({"norm": "layer"}, r"model.norm: there is no normalisation 'layer'; choose from: batch, group, none"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(keywords: dict[str, Any], message: str) -> None:

@@ -250,7 +250,7 @@ def test_a_batch_of_one_is_trained_unless_it_is_a_single_cell(kind: type[nn.Modu
         ({"output_stride": 32}, r"model.output_stride: must be 8 or 16 pixels, not 32\."),
         ({"dropout": -0.1}, r"model.dropout: must be a probability from 0 to below 1, not -0\.1\."),
         ({"width": 0}, r"model.width: must be at least 1, not 0\."),
-        ({"norm": "gruop"}, r"model.norm: 'gruop' is no normalisation; did you mean group\?"),
+        ({"norm": "gruop"}, r"model.norm: there is no normalisation 'gruop'; did you mean group\?"),
     ],
     ids=str,
 )
@@ -266,7 +266,7 @@ def test_an_unknown_head_is_named() -> None:
 
 def test_a_backbone_without_features_of_stride_4_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     class Coarse(Backbone):
-        def features_of(self, images: Tensor) -> list[Tensor]:
+        def features_on_grid(self, images: Tensor) -> list[Tensor]:
             return [images[:, :1, ::8, ::8], images[:, :1, ::16, ::16]]
 
     coarse = Coarse("coarse", 1, strides=[8, 16], channels=[1, 1])

@@ -132,7 +132,7 @@ def test_the_head_on_another_backbone_stays_small() -> None:
 def test_vgg16s_dense_layers_are_part_of_the_encoder() -> None:
     network = small(FCN32s)
     assert network.encoder() == [network.backbone, network.head]
-    shapes = [tuple(features.shape[1:]) for features in network.eval().encode(torch.rand(1, 1, 32, 32))]
+    shapes = [tuple(features.shape[1:]) for features in network.eval().features_on_grid(torch.rand(1, 1, 32, 32))]
     assert shapes == [(1, 32, 32), (2, 16, 16), (4, 8, 8), (8, 4, 4), (8, 2, 2), (64, 1, 1)]
 
 
@@ -157,7 +157,7 @@ def test_geometry_is_what_probing_shows(form: type[FCN]) -> None:
         (FCN8s, {"in_channels": 0}, r"model.in_channels: must be at least 1, not 0"),
         (FCN8s, {"width": 0}, r"model.width: must be at least 1, not 0"),
         (FCN8s, {"dropout": 1.0}, r"model.dropout: must be a probability from 0 to below 1, not 1.0"),
-        (FCN8s, {"norm": "layer"}, r"model.norm: 'layer' is no normalisation; choose from: batch, group, none"),
+        (FCN8s, {"norm": "layer"}, r"model.norm: there is no normalisation 'layer'; choose from: batch, group, none"),
         (FCN8s, {"backbone": "vgg61"}, r"model.backbone: there is no backbone 'vgg61'; did you mean .*vgg16"),
         (FCN8s, {"backbone": "resnet18"}, r"model.width: resnet18 comes in its published width only"),
         (

@@ -135,7 +135,7 @@ def test_a_batch_of_one_is_trained_unless_it_is_a_single_cell() -> None:
         ({"output_stride": 4}, r"model.output_stride: must be 8, 16 or 32 pixels, not 4\."),
         ({"dropout": 1.0}, r"model.dropout: must be a probability from 0 to below 1, not 1\.0\."),
         ({"width": 0}, r"model.width: must be at least 1, not 0\."),
-        ({"norm": "btach"}, r"model.norm: 'btach' is no normalisation; did you mean batch\?"),
+        ({"norm": "btach"}, r"model.norm: there is no normalisation 'btach'; did you mean batch\?"),
         ({"backbone": "vgg61"}, r"model.backbone: there is no backbone 'vgg61'; did you mean .*vgg16"),
     ],
     ids=str,

@@ -85,7 +85,7 @@ def test_the_encoder_is_vgg16s_convolutions() -> None:
         for module in (network.backbone.features, published)
     )
     assert shapes == expected
-    assert [features.shape[1] for features in small(depth=3).encode(torch.rand(1, 1, 8, 8))] == [2, 4, 8, 8]
+    assert [features.shape[1] for features in small(depth=3).features_on_grid(torch.rand(1, 1, 8, 8))] == [2, 4, 8, 8]
 
 
 def test_dropout_acts_in_the_deeper_half_while_training() -> None:
@@ -112,7 +112,7 @@ def test_geometry_is_what_probing_shows(depth: int) -> None:
         ({"depth": 0}, r"model.depth: must be between 1 and 5 poolings, not 0"),
         ({"depth": 6}, r"model.depth: must be between 1 and 5 poolings, not 6"),
         ({"dropout": -0.1}, r"model.dropout: must be a probability from 0 to below 1, not -0.1"),
-        ({"norm": "layer"}, r"model.norm: 'layer' is no normalisation; choose from: batch, group, none"),
+        ({"norm": "layer"}, r"model.norm: there is no normalisation 'layer'; choose from: batch, group, none"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(keywords: dict[str, Any], message: str) -> None:

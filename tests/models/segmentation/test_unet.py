@@ -256,7 +256,7 @@ def test_one_cell_cannot_be_normalised() -> None:
         ({"depth": 0}, r"model.depth: must be between 1 and 10 poolings, not 0"),
         ({"depth": 11}, r"model.depth: must be between 1 and 10 poolings, not 11"),
         ({"padding": "vaild"}, r"model.padding: 'vaild' is no padding; did you mean valid\?"),
-        ({"norm": "layer"}, r"model.norm: 'layer' is no normalisation; choose from: batch, group, none"),
+        ({"norm": "layer"}, r"model.norm: there is no normalisation 'layer'; choose from: batch, group, none"),
         ({"dropout": 1.0}, r"model.dropout: must be a probability from 0 to below 1, not 1.0"),
         ({"dropout": -0.1}, r"model.dropout: must be a probability from 0 to below 1, not -0.1"),
         ({"stem": 3}, r"model.stem: must be 1, 2 or 4, not 3"),
@@ -343,9 +343,8 @@ def test_depth_says_which_of_a_backbones_features_are_used(depth: int | None, le
     assert network.levels == levels
     assert network.depth == len(network.up) == len(levels) - 1
     assert network.stride == 2**network.depth
-    assert [features.shape[1] for features in network.encode(torch.rand(1, 1, 32, 32))] == [4, 8, 16, 32, 32, 32][
-        : len(levels)
-    ]
+    features = network.features_on_grid(torch.rand(1, 1, 32, 32))
+    assert [level.shape[1] for level in features] == [4, 8, 16, 32, 32, 32][: len(levels)]
 
 
 @pytest.mark.parametrize(
@@ -378,7 +377,7 @@ def test_the_encoder_is_the_contracting_path_or_the_backbone() -> None:
     plain, network = small(), small(depth=None, backbone="vgg16")
     assert plain.backbone is None
     assert plain.encoder() == list(plain.contracting)
-    assert len(plain.encoder()) == len(plain.encode(torch.rand(1, 1, 8, 8))) == 3
+    assert len(plain.encoder()) == len(plain.features_on_grid(torch.rand(1, 1, 8, 8))) == 3
     assert network.encoder() == [network.backbone]
 
 

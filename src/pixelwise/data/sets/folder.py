@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from pixelwise.core.config import Byte, LabelKind, read_toml
+from pixelwise.core.config import Byte, LabelKind, explain, read_toml
 from pixelwise.core.errors import DataError, SettingError, near
 from pixelwise.data.files.readers import IMAGE_SUFFIXES
 
@@ -126,9 +126,7 @@ def read_description(path: Path) -> Description:
         description = Description.model_validate(tree)
         re.compile(description.group or "")
     except ValidationError as error:
-        first = error.errors()[0]
-        name = ".".join(str(part) for part in first["loc"] if part not in ("int", "list[int]"))
-        raise SettingError(f"{path}: {name} = {first['input']!r}: {first['msg'].lower()}.") from error
+        raise SettingError(f"{path}: {explain(error)}") from error
     except re.error as error:
         raise SettingError(f"{path}: group is not a valid regular expression: {error}.") from error
     return description

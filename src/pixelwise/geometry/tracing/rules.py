@@ -36,7 +36,7 @@ def rule_of(operator: OpOverload) -> Rule | None:
 
 def name_of(operator: OpOverload) -> str:
     """`aten.relu_.default` is "relu"."""
-    name = operator.overloadpacket.__name__
+    name: str = operator.overloadpacket.__name__
     return name.removesuffix("_") if operator._schema.is_mutable else name
 
 

@@ -4,7 +4,7 @@ Shapes: N images, C channels, H x W pixels, K classes.
 """
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, MutableMapping
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
@@ -18,6 +18,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from pixelwise.core.errors import ModelError, PixelwiseError
+from pixelwise.geometry.modes import evaluation_mode
 from pixelwise.geometry.reach import Geometry, Reach
 from pixelwise.geometry.tracing.rules import fallback, linear, name_of, rule_of, uniform
 from pixelwise.geometry.tracing.seen import Along, Call, NotLocalError, Seen
@@ -105,7 +106,7 @@ def described_by(rule: Callable[..., Reach]) -> Callable[[Function], Function]:
     return decorate
 
 
-class Trace(TorchDispatchMode):
+class Trace(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leaves it open, as the next
     """A run of a network on tensors without values.
 
     Args:
@@ -113,9 +114,9 @@ class Trace(TorchDispatchMode):
     """
 
     def __init__(self, stride: int) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._image = Reach.of_input(stride)
-        self._seen = WeakTensorKeyDictionary()
+        self._seen: MutableMapping[Tensor, Seen] = WeakTensorKeyDictionary()
         self._is_paused = False
         self.multiply_adds = 0  # of convolutions and matrix products so far
 
@@ -132,7 +133,7 @@ class Trace(TorchDispatchMode):
         """
         tensors = [*network.named_parameters(), *network.named_buffers()]
         dtypes = [tensor.dtype for _, tensor in tensors if tensor.is_floating_point()]
-        with torch.no_grad(), _in_eval_mode(network):
+        with torch.no_grad(), evaluation_mode(network):
             ghosts = {name: torch.empty_like(tensor, device="meta") for name, tensor in tensors}
             image = torch.empty(1, in_channels, height, width, device="meta", dtype=dtypes[0] if dtypes else None)
             self._seen[image] = Seen((Along(-2, self._image), Along(-1, self._image)))
@@ -277,17 +278,6 @@ def _traced_by(trace: Trace) -> Iterator[None]:
         _current = before
 
 
-@contextmanager
-def _in_eval_mode(network: nn.Module) -> Iterator[None]:
-    modes = [(module, module.training) for module in network.modules()]
-    try:
-        network.eval()
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
-
-
 def _tensors(values: Any) -> list[Tensor]:
     return [value for value in tree_leaves(values) if isinstance(value, Tensor)]
 
@@ -312,9 +302,9 @@ def _multiply_adds(name: str, args: tuple[Any, ...], result: Any) -> int:
     """Multiplications of a convolution or a product of matrices; biases do not count."""
     if name == "convolution":
         features, weight, is_transposed = args[0], args[1], args[6]
-        return (features if is_transposed else result).numel() * weight[0].numel()
+        return int((features if is_transposed else result).numel() * weight[0].numel())
     if name in ("mm", "bmm", "mv", "dot"):
-        return result.numel() * args[0].shape[-1]
+        return int(result.numel() * args[0].shape[-1])
     if name in ("addmm", "baddbmm"):
-        return result.numel() * args[1].shape[-1]
+        return int(result.numel() * args[1].shape[-1])
     return 0

@@ -16,10 +16,11 @@ Our deviations:
 - it is trained as any network here, not in the paper's two stages.
 """
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from torch import Tensor, nn
 
+from pixelwise.backbones.chain import ChainBackbone
 from pixelwise.layers import NORMS, ConvNormAct, MaxPoolPositions, he_start
 from pixelwise.models.base import Segmenter, check_at_least_one, check_dropout
 from pixelwise.models.segmentation.mirrored import POOLINGS, UnpoolingDecoder, pool_with_positions, vgg16_to_depth
@@ -50,6 +51,10 @@ class DeconvNet(Segmenter):
     torch.Size([1, 5, 50, 17])
     """
 
+    small: ClassVar = {"width": 8}
+    large: ClassVar = {"width": 32}
+    backbone: ChainBackbone
+
     def __init__(
         self,
         in_channels: int = 3,
@@ -77,12 +82,12 @@ class DeconvNet(Segmenter):
         """VGG16: its convolutions, fc6 and fc7."""
         return [self.backbone, self.fc6, self.fc7]
 
-    def encode(self, images: Tensor) -> list[Tensor]:
+    def features_on_grid(self, images: Tensor) -> list[Tensor]:
         """The features of the encoder, finest first, of images whose sides are multiples of the stride."""
         *finer, deepest = self.backbone(images)
         return [*finer, self.fc7(self.fc6(deepest))]
 
-    def outputs_of(self, images: Tensor) -> dict[str, Tensor]:
+    def outputs_on_grid(self, images: Tensor) -> dict[str, Tensor]:
         """Logits of images whose sides are multiples of the stride."""
         features, kept = pool_with_positions(self.backbone, images, self.pool)
         features = self.fc6_mirrored(self.fc7(self.fc6(features)))

@@ -30,7 +30,7 @@ In DeepLabV3+:
 - `auxiliary=True` adds PSPNet's second head, which the paper does not have.
 """
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -87,6 +87,10 @@ class DeepLabV2(Segmenter):
     torch.Size([1, 5, 31, 17])
     """
 
+    small: ClassVar = {"backbone": "vgg16", "output_stride": 8, "width": 128}
+    large: ClassVar = {"backbone": "resnet50", "output_stride": 8}
+    backbone: Backbone
+
     def __init__(
         self,
         in_channels: int = 3,
@@ -117,17 +121,9 @@ class DeepLabV2(Segmenter):
         )
         start_heads(self)
 
-    def encode(self, images: Tensor) -> list[Tensor]:
-        """The features of the backbone."""
-        return self.backbone(images)
-
-    def encoder(self) -> list[nn.Module]:
-        """The backbone."""
-        return [self.backbone]
-
-    def outputs_of(self, images: Tensor) -> dict[str, Tensor]:
+    def outputs_on_grid(self, images: Tensor) -> dict[str, Tensor]:
         """Logits of images whose sides are multiples of the stride."""
-        features = self.backbone(images)[-1]
+        features = self.features_on_grid(images)[-1]
         logits = self.branches[0](features)
         for branch in self.branches[1:]:
             logits = logits + branch(features)
@@ -177,6 +173,10 @@ class DeepLabV3Plus(Segmenter):
     torch.Size([1, 5, 31, 17])
     """
 
+    small: ClassVar = {"backbone": "resnet10t", "output_stride": 16, "width": 128}
+    large: ClassVar = {"backbone": "resnet50", "output_stride": 16, "width": 256}
+    backbone: Backbone
+
     def __init__(
         self,
         in_channels: int = 3,
@@ -213,17 +213,9 @@ class DeepLabV3Plus(Segmenter):
         )
         start_heads(self)
 
-    def encode(self, images: Tensor) -> list[Tensor]:
-        """The features of the backbone."""
-        return self.backbone(images)
-
-    def encoder(self) -> list[nn.Module]:
-        """The backbone."""
-        return [self.backbone]
-
-    def outputs_of(self, images: Tensor) -> dict[str, Tensor]:
+    def outputs_on_grid(self, images: Tensor) -> dict[str, Tensor]:
         """The logits of images whose sides are multiples of the stride, and the auxiliary ones with such a head."""
-        features = self.backbone(images)
+        features = self.features_on_grid(images)
         return {"logits": self._classify(features)} | auxiliary_output(self.auxiliary, features, self.backbone.strides)
 
     def _classify(self, features: list[Tensor]) -> Tensor:

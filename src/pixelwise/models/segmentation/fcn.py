@@ -67,6 +67,9 @@ class FCN(Segmenter):
         ModelError: (forward) the images have other channels; or a single cell is all that batch norm would train on.
     """
 
+    small: ClassVar = {"backbone": "vgg16", "width": 16}
+    large: ClassVar = {"backbone": "vgg16", "width": 32}
+    backbone: Backbone
     finest: ClassVar[int]  # stride of the finest features that are scored
 
     def __init__(
@@ -112,14 +115,14 @@ class FCN(Segmenter):
 
     def encoder(self) -> list[nn.Module]:
         """The backbone, and what stands for the classifier's dense layers on VGG16."""
-        return [self.backbone, self.head] if self.backbone.name == "vgg16" else [self.backbone]
+        return [self.backbone, self.head] if self.backbone.name == "vgg16" else super().encoder()
 
-    def encode(self, images: Tensor) -> list[Tensor]:
+    def features_on_grid(self, images: Tensor) -> list[Tensor]:
         """The features of the encoder, finest first, of images whose sides are multiples of the stride."""
-        features = self.backbone(images)
+        features = super().features_on_grid(images)
         return [*features[:-1], self.head(features[-1])] if self.backbone.name == "vgg16" else features
 
-    def outputs_of(self, images: Tensor) -> dict[str, Tensor]:
+    def outputs_on_grid(self, images: Tensor) -> dict[str, Tensor]:
         """Logits of images whose sides are multiples of the stride."""
         features = dict(zip(self.backbone.strides, self.backbone(images), strict=True))
         scores = self.score(self.head(features[STRIDE]))

@@ -24,11 +24,13 @@ Our deviations:
 
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pixelwise.backbones import Backbone
 from pixelwise.core.errors import SettingError
 from pixelwise.layers import (
     AtrousSpatialPyramidPooling,
@@ -75,6 +77,10 @@ class GSCNN(Segmenter):
     {'logits': (1, 5, 31, 17), 'edges': (1, 1, 31, 17)}
     """
 
+    small: ClassVar = {"backbone": "resnet10t", "output_stride": 16, "width": 64}
+    large: ClassVar = {"backbone": "resnet50", "output_stride": 8}
+    backbone: Backbone
+
     def __init__(
         self,
         in_channels: int = 3,
@@ -110,13 +116,9 @@ class GSCNN(Segmenter):
         start_heads(self)
         nn.init.normal_(self.shapes.head.weight, std=0.01)  # no opinion about boundaries to begin with
 
-    def encode(self, images: Tensor) -> list[Tensor]:
-        """The features of the regular stream."""
-        return self.backbone(images)
-
-    def outputs_of(self, images: Tensor) -> dict[str, Tensor]:
+    def outputs_on_grid(self, images: Tensor) -> dict[str, Tensor]:
         """Logits and boundaries; the logits depend on the boundaries."""
-        features = self.backbone(images)
+        features = self.features_on_grid(images)
         edges = enlarge(self.shapes(features), self.strides[0])
         joined = self.join(torch.cat([edges.sigmoid(), self.gradients(images)], dim=1)).sigmoid()
         regions = self.pyramid(features[-1], F.avg_pool2d(joined, self.stride))
@@ -124,10 +126,6 @@ class GSCNN(Segmenter):
         regions = enlarge(regions, self.stride // fine_stride)
         decoded = self.decoder(torch.cat([self.narrow(features[self.fine]), regions], dim=1))
         return {"logits": enlarge(self.head(decoded), fine_stride), "edges": edges}
-
-    def encoder(self) -> list[nn.Module]:
-        """The regular stream."""
-        return [self.backbone]
 
 
 def _scaled(count: int, width: int) -> int:
@@ -208,4 +206,5 @@ class ShapeStream(nn.Module):
         steps = zip(self.blocks, self.gates, self.reduce, features[-GATES:], self.factors, strict=True)
         for block, gate, reduce, deeper, factor in steps:
             shapes = gate(block(shapes), enlarge(reduce(deeper), factor))
-        return self.head(shapes)
+        edges: Tensor = self.head(shapes)
+        return edges

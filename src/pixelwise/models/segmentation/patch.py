@@ -22,12 +22,14 @@ Our deviations, all of them in `Patch`:
 
 import copy
 from collections.abc import Iterable, Iterator
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pixelwise.core.errors import ModelError, SettingError
+from pixelwise.geometry.modes import evaluation_mode
 from pixelwise.layers import NORMS, he_start
 from pixelwise.models.base import Segmenter, check_at_least_one, check_dropout
 
@@ -71,6 +73,9 @@ class Patch(Segmenter):
     (torch.Size([1, 5, 31, 17]), torch.Size([1, 5]))
     """
 
+    small: ClassVar = {"width": 16}
+    large: ClassVar = {"width": 32}
+
     def __init__(
         self,
         in_channels: int = 1,
@@ -112,7 +117,7 @@ class Patch(Segmenter):
         layers += [nn.Flatten(), dense, norm, nn.ReLU(inplace=True), nn.Dropout(self.dropout)]
         return nn.Sequential(*layers, nn.Linear(self.hidden, self.num_classes))
 
-    def outputs_of(self, images: Tensor) -> dict[str, Tensor]:
+    def outputs_on_grid(self, images: Tensor) -> dict[str, Tensor]:
         """The logits of every pixel; as many zeros around the image as a patch sees of it beside its middle."""
         around = PATCH // 2
         return {"logits": self.layers(F.pad(images, (around, around, around, around)))}
@@ -342,12 +347,13 @@ def _plain_pooling(name: str, layer: nn.Module, values: Tensor) -> nn.Module:
 def _size_after(name: str, layer: nn.Module, values: Tensor) -> Tensor:
     """An empty tensor of the size that the layer gives."""
     try:
-        return copy.deepcopy(layer).to("meta", torch.float32).eval()(values)
+        result: Tensor = copy.deepcopy(layer).to("meta", torch.float32).eval()(values)
     except (RuntimeError, ValueError) as error:
         raise ModelError(
             f"{name} ({type(layer).__name__}) cannot take {_size(values)}: {error}; give the image_size that the "
             f"classifier was made for."
         ) from error
+    return result
 
 
 def _size(values: Tensor) -> str:
@@ -364,11 +370,8 @@ def _check_forward(classifier: nn.Module, network: nn.Sequential, shape: tuple[i
     if weight.is_meta:
         return
     image = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(weight)
-    modes = [(module, module.training) for part in (classifier, network) for module in part.modules()]
-    with torch.no_grad():
-        expected, result = classifier.eval()(image).flatten(), network.eval()(image).flatten()
-    for module, training in modes:
-        module.training = training
+    with evaluation_mode(classifier, network), torch.no_grad():
+        expected, result = classifier(image).flatten(), network(image).flatten()
     if expected.shape != result.shape or (expected - result).abs().max() > 1e-3 * expected.abs().max():
         raise ModelError(
             f"{type(classifier).__name__}: its forward does more than apply {', '.join(PARTS)} in that order: give "

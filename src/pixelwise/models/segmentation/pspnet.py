@@ -19,7 +19,7 @@ It pools over the whole image, so that tiles of it only come near the whole imag
 """
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import ClassVar, Literal
 
 from torch import Tensor, nn
 
@@ -62,6 +62,10 @@ class PSPNet(Segmenter):
     torch.Size([1, 5, 31, 17])
     """
 
+    small: ClassVar = {"backbone": "resnet10t", "output_stride": 16, "width": 128, "auxiliary": True}
+    large: ClassVar = {"backbone": "resnet50", "output_stride": 8, "width": 512, "auxiliary": True}
+    backbone: Backbone
+
     def __init__(
         self,
         in_channels: int = 3,
@@ -89,17 +93,9 @@ class PSPNet(Segmenter):
         )
         start_heads(self)
 
-    def encode(self, images: Tensor) -> list[Tensor]:
-        """The features of the backbone."""
-        return self.backbone(images)
-
-    def encoder(self) -> list[nn.Module]:
-        """The backbone."""
-        return [self.backbone]
-
-    def outputs_of(self, images: Tensor) -> dict[str, Tensor]:
+    def outputs_on_grid(self, images: Tensor) -> dict[str, Tensor]:
         """The logits of images whose sides are multiples of the stride, and the auxiliary ones with such a head."""
-        features = self.backbone(images)
+        features = self.features_on_grid(images)
         return {"logits": self._classify(features)} | auxiliary_output(self.auxiliary, features, self.backbone.strides)
 
     def _classify(self, features: list[Tensor]) -> Tensor:

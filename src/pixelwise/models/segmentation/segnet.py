@@ -15,10 +15,11 @@ Our deviations:
   encoder's and the decoder's stages (Kendall et al. 2015, arXiv:1511.02680), and acts while training only.
 """
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from torch import Tensor, nn
 
+from pixelwise.backbones.chain import ChainBackbone
 from pixelwise.core.errors import SettingError
 from pixelwise.layers import ConvNormAct, MaxPoolPositions, he_start
 from pixelwise.models.base import Segmenter, check_at_least_one, check_dropout
@@ -54,6 +55,10 @@ class SegNet(Segmenter):
     torch.Size([1, 5, 31, 17])
     """
 
+    small: ClassVar = {"width": 16}
+    large: ClassVar = {"width": 32}
+    backbone: ChainBackbone
+
     def __init__(
         self,
         in_channels: int = 3,
@@ -79,14 +84,6 @@ class SegNet(Segmenter):
         )
         self.apply(he_start)
 
-    def encoder(self) -> list[nn.Module]:
-        """VGG16's convolutions."""
-        return [self.backbone]
-
-    def encode(self, images: Tensor) -> list[Tensor]:
-        """The features of the encoder, finest first, of images whose sides are multiples of the stride."""
-        return self.backbone(images)
-
-    def outputs_of(self, images: Tensor) -> dict[str, Tensor]:
+    def outputs_on_grid(self, images: Tensor) -> dict[str, Tensor]:
         """Logits of images whose sides are multiples of the stride."""
         return {"logits": self.expanding(*pool_with_positions(self.backbone, images, self.pool, self.drop))}

@@ -28,7 +28,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cached_property, partial
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -38,7 +38,7 @@ from pixelwise.backbones.factory import CHAINS
 from pixelwise.core.errors import ModelError, SettingError, near
 from pixelwise.geometry.reach import Geometry, Reach
 from pixelwise.geometry.tracing import GROUP_NORM
-from pixelwise.layers import NORMS, ConvNormAct, ResidualBlock, UpConcatenate, enlarge, he_start
+from pixelwise.layers import ConvNormAct, ResidualBlock, UpConcatenate, check_norm, enlarge, he_start
 from pixelwise.models.base import Segmenter, check_at_least_one, check_dropout
 
 PADDINGS = ("same", "valid")
@@ -89,6 +89,9 @@ class UNet(Segmenter):
     torch.Size([1, 5, 31, 17])
     """
 
+    small: ClassVar = {"width": 32}
+    large: ClassVar = {"width": 32}
+
     def __init__(
         self,
         in_channels: int = 1,
@@ -123,7 +126,6 @@ class UNet(Segmenter):
         self.levels = _levels(width, depth, max_width)
         self.finest = path.strides[0]
 
-        self.backbone: Backbone | None = None
         if isinstance(path, Backbone):
             self.backbone = path
         else:
@@ -147,12 +149,12 @@ class UNet(Segmenter):
 
     def encoder(self) -> list[nn.Module]:
         """The levels of the contracting path, finest first; or the backbone."""
-        return list(self.contracting) if self.backbone is None else [self.backbone]
+        return list(self.contracting) if self.backbone is None else super().encoder()
 
-    def encode(self, images: Tensor) -> list[Tensor]:
+    def features_on_grid(self, images: Tensor) -> list[Tensor]:
         """The features, finest first, of images whose sides are multiples of the stride."""
-        path = self.contracting if self.backbone is None else self.backbone
-        return path(images)
+        features: list[Tensor] = self.contracting(images) if self.backbone is None else self.backbone(images)
+        return features
 
     def outputs(self, images: Tensor) -> dict[str, Tensor]:
         """The logits, at the size of the images or, without padding, at what it leaves of them."""
@@ -161,11 +163,11 @@ class UNet(Segmenter):
         self.check_images(images)
         for side in images.shape[-2:]:
             self.output_size(side)
-        return self.outputs_of(images)
+        return self.outputs_on_grid(images)
 
-    def outputs_of(self, images: Tensor) -> dict[str, Tensor]:
+    def outputs_on_grid(self, images: Tensor) -> dict[str, Tensor]:
         """Down, then up again beside the features that were kept."""
-        *skips, deeper, deepest = self.encode(images)
+        *skips, deeper, deepest = self.features_on_grid(images)
         skips, features = [*skips, self.drop(deeper)], self.drop(deepest)
         for up, block in zip(self.up, self.expanding, strict=True):
             features = block(up(features, skips.pop()))
@@ -219,7 +221,7 @@ class UNet(Segmenter):
         return size
 
     def _unpadded_geometry(self) -> Geometry:
-        """Apply the operators of `outputs_of` to the reach of one axis, and take the margin that is lost.
+        """Apply the operators of `outputs_on_grid` to the reach of one axis, and take the margin that is lost.
 
         The cells begin with the window that goes in, so that it loses less than a tile on a grid needs.
         """
@@ -292,8 +294,8 @@ def _check_settings(depth: int | None, padding: str, norm: str | None, stem: int
         raise SettingError(f"model.depth: must be between 1 and {MAX_DEPTH} poolings, not {depth}.")
     if padding not in PADDINGS:
         raise SettingError(f"model.padding: {padding!r} is no padding; {near(padding, PADDINGS)}")
-    if norm is not None and norm not in NORMS:
-        raise SettingError(f"model.norm: {norm!r} is no normalisation; {near(norm, NORMS)}")
+    if norm is not None:
+        check_norm(norm)
     if stem not in STEMS:
         raise SettingError(f"model.stem: must be 1, 2 or 4, not {stem}.")
 
