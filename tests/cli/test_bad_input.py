@@ -316,7 +316,11 @@ def test_the_run_folder_is_a_file(data: Path, tmp_path: Path) -> None:
 def test_a_place_that_cannot_be_written(data: Path, run: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     below = tmp_path / "file" / "deep" / "out"
-    refused(tmp_path, ("train", data, "--out", below, *TINY), f"{below}: cannot be written ({tmp_path / 'file'} is no")
+    refused(
+        tmp_path,
+        ("train", data, "--out", below, *TINY),
+        f"{below}: cannot be written, because {tmp_path / 'file'} is not",
+    )
     refused(tmp_path, ("evaluate", run, data, "--out", below), below / "metrics.json", "cannot be written")
     image = first(data, "images")
     refused(tmp_path, ("predict", run, image, "--out", below), below / image.name, "cannot be written")

@@ -7,11 +7,14 @@ import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from pixelwise.core.errors import PixelwiseError
+
+if TYPE_CHECKING:
+    from pixelwise.core.config import Overrides
 
 DONE, OUR_FAILURE, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 
@@ -25,7 +28,7 @@ app = typer.Typer(
 )
 
 Data = Annotated[Path, typer.Argument(help="Folder with images/ and masks/, or with train/, val/, test/ of them.")]
-RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a trained run.")]
+RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a trained run.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress, no notes.")]
 ConfigFile = Annotated[Path | None, typer.Option("--config", help="TOML file of settings.")]
@@ -33,6 +36,9 @@ Settings = Annotated[list[str] | None, typer.Option("--set", metavar="a.b=v", he
 Minutes = Annotated[float | None, typer.Option(min=0.05, help="Wall clock of the whole command.")]
 Epochs = Annotated[int | None, typer.Option(min=1, help="Number of epochs.")]
 Model = Annotated[str | None, typer.Option(help="Architecture; `pixelwise models` lists them.")]
+TaskName = Annotated[
+    str | None, typer.Option("--task", help="What to learn, where the labels could serve several tasks: segment.")
+]
 Seed = Annotated[int | None, typer.Option(min=0, help="Of everything random. Default 0.")]
 Allow = Annotated[
     list[str] | None,
@@ -87,14 +93,25 @@ def print_result(as_json: bool, quiet: bool, value: dict[str, Any], lines: list[
 
 
 def read_overrides(
-    config: Path | None, assignments: list[str] | None, model: str | None = None
-) -> dict[str, dict[str, Any]]:
-    """What the user set; --model is one of the settings."""
+    config: Path | None,
+    assignments: list[str] | None,
+    model: str | None = None,
+    length: tuple[float | None, int | None] = (None, None),
+    top: dict[str, Any] | None = None,
+) -> "Overrides":
+    """What the user set; the options --model, --minutes, --epochs, --seed and --task are settings too, and win."""
     from pixelwise.core.config import parse_overrides
 
     overrides = parse_overrides(config, assignments or [])
     if model is not None:
         overrides.setdefault("model", {})["name"] = model
+    if any(value is not None for value in length):
+        others = {key: value for key, value in overrides.get("train", {}).items() if key not in ("minutes", "epochs")}
+        given = dict(zip(("minutes", "epochs"), length, strict=True))
+        overrides["train"] = others | {key: value for key, value in given.items() if value is not None}
+    for key, value in (top or {}).items():
+        if value is not None:
+            overrides.setdefault("", {})[key] = value
     return overrides
 
 

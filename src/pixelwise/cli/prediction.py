@@ -17,13 +17,13 @@ from pixelwise.cli.base import (
     Json,
     MaxRam,
     Quiet,
-    RunFolder,
+    RunPath,
     TileSide,
     app,
     guarded,
     print_result,
 )
-from pixelwise.cli.terminal import Progress, megapixels
+from pixelwise.cli.terminal import Display, megapixels
 
 if TYPE_CHECKING:
     from pixelwise.prediction.stream import Summary
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 @app.command(epilog="Example: pixelwise evaluate runs/cells cells/ --split val")
 @guarded
 def evaluate(
-    run: RunFolder,
+    run: RunPath,
     data: Data,
     split: Annotated[str | None, typer.Option(help="train, val or test; default test, else val.")] = None,
     out: Annotated[Path | None, typer.Option(help="Folder to write to; default RUN/evaluation-SPLIT.")] = None,
@@ -43,14 +43,14 @@ def evaluate(
 ) -> None:
     """Measure a run on labelled images: metrics.json and report.html."""
     from pixelwise.api import load
-    from pixelwise.evaluation.measure import output_folder
+    from pixelwise.core.run_folder import RunFolder
 
     loaded = load(run)
-    with Progress("evaluating", quiet) as progress:
-        metrics = loaded.evaluate(data, split, out, device=device, allow=allow or [], progress=progress.count)
-    folder = out or output_folder(run, metrics["split"])
-    rows = [f"  {row['name']:<20} {figure(row['iou'])}" for row in metrics["classes"]]
-    head = f"{metrics['images']} images of {metrics['split']}: mean IoU {figure(metrics['mean_iou'])}"
+    with Display("evaluating", quiet) as display:
+        metrics = loaded.evaluate(data, split, out, device=device, allow=allow or [], progress=display.count)
+    folder = out or RunFolder(run).evaluation(metrics["split"])
+    rows = [f"  {row['name']:<20} {figure(row['iou'])}" for row in metrics.get("classes", ()) if "iou" in row]
+    head = f"{metrics['images']} images of {metrics['split']}: {loaded.task.figure.title} {figure(metrics['value'])}"
     print_result(as_json, quiet, metrics, [head, *rows, f"report: {folder / 'report.html'}"])
 
 
@@ -62,7 +62,7 @@ def figure(value: float | None) -> str:
 @app.command(epilog="Example: pixelwise predict runs/cells new/*.tif --out masks --overlay")
 @guarded
 def predict(
-    run: RunFolder,
+    run: RunPath,
     inputs: Annotated[list[str], typer.Argument(metavar="INPUT...", help="Image files, folders, glob patterns.")],
     out: Annotated[Path, typer.Option(help="Folder for the masks.")],
     engine: Engine = "auto",
@@ -114,16 +114,15 @@ def predict(
     )  # fmt: skip
     pixels = count_pixels(find_inputs(inputs), WORTH_PREPARING)
     choice = EngineChoice(engine, device, amp, compiled)
-    predictor = load(run).predictor(choice, tile or "auto", tta, _bytes(max_ram), pixels)
-    with Progress("predicting", quiet) as progress:
-        if predictor.runner.engine.note:
-            progress.note(predictor.runner.engine.note)
-        shown = stream.Progress(megapixels(progress), progress.note)
-        summary = stream.predict_files(predictor, inputs, outputs, axes, shown)
-    _tell_masks(summary, out, predictor.runner.engine.name, as_json, quiet)
+    loaded = load(run)
+    predictor = loaded.predictor(choice, tile or "auto", tta, _bytes(max_ram), pixels)
+    with Display("predicting", quiet) as display:
+        shown = stream.Progress(megapixels(display), display.note)
+        summary = loaded.task.predict_files(predictor, inputs, outputs, axes, shown)
+    _tell_masks(summary, out, as_json, quiet)
 
 
-def _tell_masks(summary: "Summary", out: Path, engine: str, as_json: bool, quiet: bool) -> None:
+def _tell_masks(summary: "Summary", out: Path, as_json: bool, quiet: bool) -> None:
     """Print what became of the images; status 2 if one failed."""
     from pixelwise.core.memory import peak_ram_bytes
 
@@ -131,11 +130,11 @@ def _tell_masks(summary: "Summary", out: Path, engine: str, as_json: bool, quiet
     value = {
         "outputs": summary.outputs,
         "failed": summary.failed,
-        "engine": engine,
+        "engine": summary.engine,
         "megapixels_per_second": rate,
         "peak_ram_bytes": peak_ram_bytes(),
     }
-    done = f"{len(summary.outputs)} masks in {out}, {rate:.2f} megapixels a second by {engine}"
+    done = f"{len(summary.outputs)} masks in {out}, {rate:.2f} megapixels a second by {summary.engine}"
     if summary.finished_before:
         done = f"{out}: was finished already, {len(summary.outputs)} masks"
     print_result(as_json, quiet, value, [done])
@@ -161,7 +160,7 @@ def _bytes(size: str | None) -> int | None:
 @app.command(name="verify-seams", epilog="Example: pixelwise verify-seams runs/cells slide.tif --tile 512")
 @guarded
 def verify_seams(
-    run: RunFolder,
+    run: RunPath,
     image: Annotated[Path, typer.Argument(metavar="IMAGE", help="An image file.")],
     tile: TileSide = None,
     engine: Engine = "auto",

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tomli_w
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from pixelwise.core.errors import SettingError, near
 
@@ -21,6 +21,14 @@ Positive = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
 Count = Annotated[int, Field(ge=1)]
 Byte = Annotated[int, Field(ge=0, le=255)]
+
+
+def _square(value: Any) -> Any:
+    """One side stands for both."""
+    return (value, value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+
+Patch = Annotated[tuple[Count, Count], BeforeValidator(_square)]
 
 MAX_CHANNELS = 4096
 Channels = Annotated[int, Field(ge=1, le=MAX_CHANNELS)]
@@ -84,7 +92,7 @@ class PhaseSettings(Section):
     What does not train keeps its weights, and its batch norm the statistics that it has.
     """
 
-    parts: Literal["encoder", "decoder", "all"]  # which parts of the network train; the others are frozen
+    parts: str  # which parts of the network train: encoder, decoder or all; the others are frozen
     share: Positive  # of the run's length, relative to the sum of all phases' shares
     rate: Positive  # factor of train.rate
 
@@ -93,7 +101,7 @@ class TrainSettings(Section):
     """The optimisation."""
 
     recipe: Literal["default", "paper"] = "default"  # paper: Ronneberger et al. 2015
-    patch: tuple[Count, Count]  # height, width of the labelled part of a sample, after data.scale
+    patch: Patch  # height, width of the labelled part of a sample, after data.scale; one number is a square
     batch: Count
     epochs: Count | None = None  # exactly one of epochs and minutes is set
     minutes: Positive | None = None  # wall clock of the whole command
@@ -161,6 +169,7 @@ class Config(Section):
     """All settings of a run, resolved: enough to repeat it."""
 
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    task: str = "segment"  # what is learnt
     data: DataSettings
     model: ModelSettings
     train: TrainSettings
@@ -179,6 +188,10 @@ SECTIONS: dict[str, type[Section]] = {
     "augment": AugmentSettings,
     "loss": LossSettings,
 }
+
+
+TOP = ("seed", "task")
+"""Settings that belong to no section."""
 
 
 def read_toml(path: Path) -> dict[str, Any]:
@@ -218,7 +231,7 @@ def explain(error: ValidationError, section: str = "") -> str:
     for problem in error.errors():
         # Pydantic also names what is no part of a setting's name: a validator, or the branch of a union.
         place = [str(part) for part in problem["loc"] if not re.match(r"(function-|tuple\[|list\[|int$)", str(part))]
-        location = [section, *place] if section else place
+        location = [*section.split("."), *place] if section else place
         sentences.setdefault(".".join(location), _explain_one(location, dict(problem)))
     return " ".join(list(sentences.values())[:5])
 
@@ -267,7 +280,7 @@ def check_names(overrides: Overrides, source: str) -> None:
     for section, values in overrides.items():
         if section and section not in SECTIONS:
             raise SettingError(f"{source}: [{section}] is not a section of settings; {near(section, SECTIONS)}")
-        known = list(SECTIONS[section].model_fields) if section else ["seed"]
+        known = list(SECTIONS[section].model_fields) if section else list(TOP)
         for key in values:
             if key not in known:
                 full = f"{section}.{key}" if section else key
@@ -277,7 +290,7 @@ def check_names(overrides: Overrides, source: str) -> None:
 
 def _all_names() -> list[str]:
     return [
-        "seed",
+        *TOP,
         *(f"{section}.{key}" for section, model in SECTIONS.items() for key in model.model_fields),
     ]
 

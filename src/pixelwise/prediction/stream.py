@@ -50,6 +50,7 @@ class Summary:
     pixels: int = 0
     seconds: float = 0.0
     finished_before: bool = False  # there was nothing left to resume
+    engine: str = ""  # its name
 
 
 @dataclass(frozen=True)
@@ -178,7 +179,9 @@ class _Work:
         settings = _settings(predictor, outputs)
         tasks = [Task(job, settings) for job in jobs]
         self.places = {str(task.job.source): place for place, task in enumerate(tasks)}
-        self.summary = Summary()
+        self.summary = Summary(engine=predictor.runner.engine.name)
+        if predictor.runner.engine.note:
+            progress.note(predictor.runner.engine.note)
         if outputs.resume:
             self.summary.outputs = [entry for task in tasks if (entry := task.finished(outputs))]
             if not self.summary.outputs and not any(task.is_begun(outputs) for task in tasks):
