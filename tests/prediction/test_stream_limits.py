@@ -16,7 +16,7 @@ from pixelwise.core.memory import growth, release_free_memory
 from pixelwise.data.files.sources import open_source
 from pixelwise.geometry.reach import Geometry
 from pixelwise.prediction.canvas import MemoryCanvas, Outputs, Task
-from pixelwise.prediction.inputs import Job
+from pixelwise.prediction.inputs import Input
 from pixelwise.prediction.postprocess import PostProcess
 from pixelwise.prediction.predictor import Predictor
 from pixelwise.prediction.stream import Progress, predict_files
@@ -76,7 +76,7 @@ def test_a_mask_in_memory_takes_no_more_than_is_counted(
     monkeypatch.setattr(tifffile.TIFF, "MAXWORKERS", 4)  # as on a larger machine
     stack = np.stack([smooth(800, 800, seed=page) for page in range(pages)])
     tifffile.imwrite(tmp_path / "x.tif", stack, tile=(256, 256), photometric="minisblack", metadata={"axes": "ZYX"})
-    job, outputs = Job(tmp_path / "x.tif", Path("x")), Outputs(tmp_path / "out", form, **options)
+    job, outputs = Input(tmp_path / "x.tif", Path("x")), Outputs(tmp_path / "out", form, **options)
     plan = plan_tiles((800, 800), 100, 1, 0)
     logits = np.random.default_rng(0).normal(size=(2, 100, 100)).astype(np.float32)
     with open_source(tmp_path / "x.tif") as source:

@@ -25,7 +25,7 @@ from pixelwise.data.files.sources import Source, is_zarr, open_source
 from pixelwise.data.files.writers import TIFF_BUFFER, record_of, write_image, write_mask, write_probabilities
 from pixelwise.data.pixels.pictures import overlay, to_display
 from pixelwise.data.pixels.targets import objects
-from pixelwise.prediction.inputs import Job
+from pixelwise.prediction.inputs import Input
 from pixelwise.prediction.postprocess import PostProcess, choose_classes, clean, clean_tiles
 from pixelwise.prediction.runner import softmax
 from pixelwise.prediction.tiling import Tile, Tiling
@@ -51,7 +51,7 @@ class Outputs:
     skip_background: bool = False
     resume: bool = False
 
-    def format_of(self, job: Job, source: Source) -> str:
+    def format_of(self, job: Input, source: Source) -> str:
         """png, tiff or zarr; "auto" takes PNG for one page that a viewer can show, a Zarr for a Zarr, else TIFF."""
         if self.format != "auto":
             return self.format
@@ -59,7 +59,7 @@ class Outputs:
             return "zarr"
         return "png" if source.pages == 1 and source.height * source.width <= PNG_PIXELS else "tiff"
 
-    def target(self, job: Job, suffix: str, kind: str = "") -> Path:
+    def target(self, job: Input, suffix: str, kind: str = "") -> Path:
         """Where an output of a job goes; `kind` names a folder for those beside the mask."""
         target = self.folder / kind / job.name.parent / (job.name.name + suffix)
         if target.exists() and target.resolve() == job.source.resolve():
@@ -71,7 +71,7 @@ class Outputs:
 class Task:
     """An image, and all that its outputs depend on, for JSON; the tile does not count, since it changes nothing."""
 
-    job: Job
+    job: Input
     settings: Mapping[str, Any]
 
     @property
@@ -261,7 +261,7 @@ class ZarrCanvas:
             self._probabilities = self._open(target, description, outputs.probability_type, len(classes))
 
     @staticmethod
-    def growing_path(job: Job, source: Source, outputs: Outputs) -> Path:
+    def growing_path(job: Input, source: Source, outputs: Outputs) -> Path:
         """The Zarr that tiles are written to."""
         if outputs.format_of(job, source) == "zarr" and not outputs.clean.changes_mask:
             return outputs.target(job, ".zarr")

@@ -24,7 +24,7 @@ from pixelwise.data.files.sources import Source, open_source
 from pixelwise.models.checkpoint import fingerprint
 from pixelwise.prediction.background import RegionMask, empty_tiles, thumbnail
 from pixelwise.prediction.canvas import Canvas, Entry, Outputs, Task, ZarrCanvas, identity, open_canvas
-from pixelwise.prediction.inputs import Job, find_inputs, name_jobs
+from pixelwise.prediction.inputs import Input, find_inputs, name_inputs
 from pixelwise.prediction.page import Page
 from pixelwise.prediction.predictor import Predictor, approximation
 from pixelwise.prediction.runner import Blender
@@ -65,7 +65,7 @@ class Progress:
 class _Image:
     """An image under way. The reading thread makes it, the writing thread counts."""
 
-    job: Job
+    job: Input
     pages: int
     height: int
     width: int
@@ -128,7 +128,7 @@ class _Passed(_Place):
 class _End:
     """An image whose tiles are all read, or that cannot be read on."""
 
-    job: Job
+    job: Input
     image: _Image | None = None
     error: Exception | None = None
 
@@ -163,7 +163,7 @@ def predict_files(
             do not suit the network.
     """
     outputs.clean.require_classes(len(predictor.classes))
-    jobs = name_jobs(find_inputs(inputs, outputs.folder))
+    jobs = name_inputs(find_inputs(inputs, outputs.folder))
     work = _Work(predictor, jobs, outputs, axes, progress or Progress())
     work.run()
     return work.summary
@@ -173,7 +173,7 @@ class _Work:
     """The three stages: `_read` in a thread of its own, the engine in the caller's, `_write` in another."""
 
     def __init__(
-        self, predictor: Predictor, jobs: Sequence[Job], outputs: Outputs, axes: str | None, progress: Progress
+        self, predictor: Predictor, jobs: Sequence[Input], outputs: Outputs, axes: str | None, progress: Progress
     ) -> None:
         self.predictor, self.outputs, self.axes, self.progress = predictor, outputs, axes, progress
         settings = _settings(predictor, outputs)
@@ -268,7 +268,7 @@ class _Work:
                     raise
                 yield _End(job, image, error)
 
-    def _region(self, job: Job, source: Source, stack: ExitStack) -> RegionMask | None:
+    def _region(self, job: Input, source: Source, stack: ExitStack) -> RegionMask | None:
         """What the user wants predicted of this image, if not all."""
         path = self.outputs.inside
         if path is None:
@@ -311,7 +311,7 @@ class _Work:
         """Bytes that one image's mask and what belongs to it may take: a few images are on their way at once."""
         return (limit - self.predictor.runner.base - cost) // 2
 
-    def _tile(self, job: Job, source: Source) -> Any:
+    def _tile(self, job: Input, source: Source) -> Any:
         """The tile; a prediction that is resumed goes on with the one that it began with."""
         growing = ZarrCanvas.growing_path(job, source, self.outputs)
         begun = ZarrMask.description_of(growing) if self.outputs.resume else None
@@ -425,7 +425,7 @@ class _Work:
         sizes = {"width": image.width, "height": image.height}
         self.summary.outputs.append({"input": str(end.job.source), **written, **sizes, **details})
 
-    def _fail(self, job: Job, image: _Image | None, error: Exception) -> None:
+    def _fail(self, job: Input, image: _Image | None, error: Exception) -> None:
         if image is not None:
             image.is_failed = True
         text = str(error)
