@@ -135,8 +135,8 @@ def test_a_run_reads_well_at_the_prompt(folder: Path, make_dataset: Callable[...
     told = repr(pw.load(folder))
     assert told == f"Run('{folder}': segment, unet, width 3, depth 2, mean_iou 0.7500 on val (epoch 4))"
     data = make_dataset(tmp_path / "data", count=3, split=("train", "val"))
-    result = pw.train(data, tmp_path / "run", epochs=1, device="cpu", **SMALL)
-    assert repr(result).startswith(f"{tmp_path / 'run'}: 1 epochs in ")
+    result = pw.train(data, tmp_path / "new", epochs=1, device="cpu", **SMALL)
+    assert repr(result).startswith(f"{tmp_path / 'new'}: 1 epochs in ")
     assert repr(result).endswith(f"best mean_iou {result.best.value:.4f} (epoch 1)")
 
 

@@ -6,7 +6,8 @@ from typing import Any
 import pixelwise as pw
 from pixelwise.core.config import Config, Overrides, make_config
 from pixelwise.core.run_folder import RunFolder
-from pixelwise.training.loop import Result, Silent, StepReport
+from pixelwise.training.callbacks import Callbacks, StepReport
+from pixelwise.training.loop import Result
 
 
 def small(**train_settings: Any) -> Overrides:
@@ -32,7 +33,7 @@ def model_file(run: Path) -> Path:
     return RunFolder(run).model
 
 
-class StopAt(Silent):
+class StopAt(Callbacks):
     """Ends a training as a kill would, after some steps: nothing is saved on the way out."""
 
     def __init__(self, step: int) -> None:
@@ -43,7 +44,7 @@ class StopAt(Silent):
             raise KeyboardInterrupt
 
 
-class Listener(Silent):
+class Listener(Callbacks):
     """Remembers what it hears."""
 
     def __init__(self) -> None:

@@ -86,35 +86,14 @@ class Run:
             engine: what runs the network; "auto" is a device too, the fastest.
             tile: side of a tile, see `pw.predict`.
             views: test-time augmentation: none, flips, turns.
-            limit: bytes that the process may hold; None takes a share of what is free.
+            limit: bytes that the process may use; by default a share of what is free.
             pixels: how many there are to predict: for few of them "auto" takes an engine that is ready, because
                 preparing another takes about ten seconds, once.
         """
         choice = replace(engine, device=pick_device(engine.device), cache=self.folder.compiled)
         if isinstance(getattr(self.network, "geometry", None), Geometry):
-            choice = self._ready(choice, limit, pixels)
+            choice = _ready(self, choice, limit, pixels)
         return self.task.predictor(self.network, self.config, choice, tile, views, limit)
-
-    def _ready(self, choice: EngineChoice, limit: int | None, pixels: int | None) -> EngineChoice:
-        """The engine that serves so many pixels, its network exported where the memory is limited."""
-        cache = self.folder.compiled
-        is_cached = ExportedEngine.is_kept(self.network, cache, sizes_of(self.network, self.config.data.channels))
-        if choice.name == "auto" and pixels is not None and pixels < WORTH_PREPARING and not is_cached:
-            choice = replace(choice, name="torch")
-        if limit is not None and not is_cached and choose_engine(self.network, choice) != "torch":
-            self._export_elsewhere(choice.name)
-        return choice
-
-    def _export_elsewhere(self, engine: str) -> None:
-        """Export the network in a process of its own, whose memory is free again when it ends.
-
-        If that fails, this process does it, or says why it cannot.
-        """
-        code = (
-            "import sys; from pixelwise.api import EngineChoice, load; "
-            "load(sys.argv[1]).predictor(EngineChoice(sys.argv[2]))"
-        )
-        subprocess.run([sys.executable, "-c", code, str(self.path), engine], capture_output=True, check=False)
 
     def predict(
         self,
@@ -196,7 +175,7 @@ class Run:
         write_json(folder / "metrics.json", metrics)
         title = f"{self.path.resolve().name}: {Path(data).resolve().name}, split {name}"
         colors = self.classes.colors if "classes" in metrics else ()
-        report = Report(title, task.figure, metrics, cases, colors, self.history(), self._summary(metrics))
+        report = Report(title, task.figure, metrics, cases, colors, self.history(), _summary(self, metrics))
         write_report(folder / "report.html", report)
         return metrics
 
@@ -204,22 +183,46 @@ class Run:
         """The lines of history.jsonl; none if the run was copied without them."""
         return self.folder.read_history()
 
-    def _summary(self, metrics: dict[str, Any]) -> dict[str, str]:
-        """What the report tells about the run, as text."""
-        model, data, train = self.config.model, self.config.data, self.config.train
-        parameters = sum(p.numel() for p in self.network.parameters())
-        length = f"{train.minutes:g} minutes" if train.minutes else f"{train.epochs} epochs"
-        best = f"{self.facts.get('epoch')}"
-        if "value" in self.facts:
-            best += f" ({self.task.figure.title} on val {self.facts['value']:.4f})"
-        return {
-            "Network": f"{model.title()}, {parameters:,} parameters",
-            "Best epoch": best,
-            "Training": f"{length}, batches of {train.batch} patches of {train.patch[0]} x {train.patch[1]}",
-            "Images": f"{metrics['images']} measured, scale {data.scale:g}, normalisation {data.normalization}",
-            "Labels": data.labels,
-            "Seed": str(self.config.seed),
-        }
+
+def _ready(run: Run, choice: EngineChoice, limit: int | None, pixels: int | None) -> EngineChoice:
+    """The engine that serves so many pixels, its network exported where the memory is limited."""
+    cache = run.folder.compiled
+    is_cached = ExportedEngine.is_kept(run.network, cache, sizes_of(run.network, run.config.data.channels))
+    if choice.name == "auto" and pixels is not None and pixels < WORTH_PREPARING and not is_cached:
+        choice = replace(choice, name="torch")
+    if limit is not None and not is_cached and choose_engine(run.network, choice) != "torch":
+        _export_elsewhere(run.path, choice.name)
+    return choice
+
+
+def _export_elsewhere(path: Path, engine: str) -> None:
+    """Export the network in a process of its own, whose memory is free again when it ends.
+
+    If that fails, this process does it, or says why it cannot.
+    """
+    code = (
+        "import sys; from pixelwise.api import EngineChoice, load; "
+        "load(sys.argv[1]).predictor(EngineChoice(sys.argv[2]))"
+    )
+    subprocess.run([sys.executable, "-c", code, str(path), engine], capture_output=True, check=False)
+
+
+def _summary(run: Run, metrics: dict[str, Any]) -> dict[str, str]:
+    """What the report tells about the run, as text."""
+    model, data, train = run.config.model, run.config.data, run.config.train
+    parameters = sum(p.numel() for p in run.network.parameters())
+    length = f"{train.minutes:g} minutes" if train.minutes else f"{train.epochs} epochs"
+    best = f"{run.facts.get('epoch')}"
+    if "value" in run.facts:
+        best += f" ({run.task.figure.title} on val {run.facts['value']:.4f})"
+    return {
+        "Network": f"{model.title()}, {parameters:,} parameters",
+        "Best epoch": best,
+        "Training": f"{length}, batches of {train.batch} patches of {train.patch[0]} x {train.patch[1]}",
+        "Images": f"{metrics['images']} measured, scale {data.scale:g}, normalisation {data.normalization}",
+        "Labels": data.labels,
+        "Seed": str(run.config.seed),
+    }
 
 
 def choose_split(dataset: DataSet, split: str | None) -> str:

@@ -13,7 +13,8 @@ from pixelwise.engines import EngineChoice
 from pixelwise.prediction.canvas import Outputs
 from pixelwise.prediction.stream import Progress
 from pixelwise.tasks import TASKS
-from pixelwise.training.loop import Callbacks, train
+from pixelwise.training.callbacks import Callbacks
+from pixelwise.training.loop import train
 
 MINUTES = 1.5
 

@@ -195,7 +195,7 @@ def test_resume_goes_on(trained: Callable[[str], tuple[Path, Path]]) -> None:
 def test_init_starts_from_another_run(data: Path, tmp_path: Path, trained: Callable[[str], tuple[Path, Path]]) -> None:
     _, run = trained("index")  # with three classes: its head cannot be used
     shown = done("train", data, "--out", tmp_path / "tuned", "--init", run, *TINY)
-    assert re.search(r"--init: 2 of \d+ tensors start afresh", shown.stderr)
+    assert re.search(rf"--init {run}: \d+ of \d+ tensors were taken \(.*\), 2 start afresh \(head 2\)", shown.stderr)
 
 
 def test_plan_prints_a_config_that_train_takes(data: Path, tmp_path: Path) -> None:
@@ -389,7 +389,7 @@ def test_demo_tells_what_it_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 @pytest.mark.parametrize(
     ("error", "status", "text"),
     [
-        (RuntimeError("a bug"), 1, "This is a failure of pixelwise, not of yours"),
+        (RuntimeError("a bug"), 1, "This is a bug in pixelwise, not a mistake of yours"),
         (KeyboardInterrupt(), 130, "interrupted"),
         (BrokenPipeError(), 0, ""),
     ],

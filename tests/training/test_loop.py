@@ -21,7 +21,8 @@ from pixelwise.api import load
 from pixelwise.core.config import Config, Overrides
 from pixelwise.core.errors import OutputError, RunError, SettingError
 from pixelwise.models import UNet, checkpoint
-from pixelwise.training.loop import Result, StepReport
+from pixelwise.training.callbacks import StepReport
+from pixelwise.training.loop import Result
 from pixelwise.training.step import Clock, rate_factor
 from trainings import Listener, StopAt, model_file, small, state_file, train
 

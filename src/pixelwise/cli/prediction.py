@@ -35,13 +35,13 @@ def evaluate(
     run: RunPath,
     data: Data,
     split: Annotated[str | None, typer.Option(help="train, val or test; default test, else val.")] = None,
-    out: Annotated[Path | None, typer.Option(help="Folder to write to; default RUN/evaluation-SPLIT.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for the results; default RUN/evaluation-SPLIT.")] = None,
     allow: Allow = None,
     device: Device = "auto",
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Measure a run on labelled images: metrics.json and report.html."""
+    """Measure a run on labelled images, and write metrics.json and report.html."""
     from pixelwise.api import load
     from pixelwise.core.run_folder import RunFolder
 
@@ -55,7 +55,7 @@ def evaluate(
 
 
 def figure(value: float | None) -> str:
-    """A figure of a class for people to read; None where the class is nowhere."""
+    """A figure for people to read; None means that the class occurs nowhere."""
     return "absent" if value is None else f"{value:.4f}"
 
 
@@ -70,35 +70,39 @@ def predict(
     tile: TileSide = None,
     max_ram: MaxRam = None,
     file_format: Annotated[
-        str, typer.Option("--format", help="png, tiff or zarr; auto takes PNG where a mask is small.")
+        str, typer.Option("--format", help="png, tiff or zarr; auto writes small masks as PNG.")
     ] = "auto",
     probabilities: Annotated[
-        bool, typer.Option("--probabilities", help="Write the classes' probabilities too.")
+        bool, typer.Option("--probabilities", help="Also write the probability of each class.")
     ] = False,
     probability_type: Annotated[str, typer.Option(help="uint8 (255 times the probability) or float16.")] = "uint8",
-    overlay: Annotated[bool, typer.Option("--overlay", help="Write pictures of the masks over the images.")] = False,
+    overlay: Annotated[bool, typer.Option("--overlay", help="Also draw the masks over the images.")] = False,
     tta: Annotated[str, typer.Option(help="Test-time augmentation: none, flips (4 runs) or turns (8 runs).")] = "none",
-    amp: Annotated[bool, typer.Option("--amp", help="Half precision on a GPU: faster, and no longer exact.")] = False,
+    amp: Annotated[bool, typer.Option("--amp", help="Use half precision on a GPU: faster, but not exact.")] = False,
     compiled: Annotated[
-        bool, typer.Option("--compile", help="PyTorch's compiler: takes a minute first, pays for long work on a GPU.")
+        bool,
+        typer.Option("--compile", help="Use PyTorch's compiler: slow to start, pays off for long jobs on a GPU."),
     ] = False,
     threshold: Annotated[
-        float | None, typer.Option(help="Probability that class 1 of 2 must reach; default: the likelier class.")
+        float | None,
+        typer.Option(help="Of two classes, the probability that class 1 must reach; default: the likelier class."),
     ] = None,
-    fill_holes: Annotated[int, typer.Option(min=0, help="Fill holes of at most so many pixels.")] = 0,
-    smallest_object: Annotated[int, typer.Option(min=0, help="Remove objects below so many pixels.")] = 0,
+    fill_holes: Annotated[int, typer.Option(min=0, help="Fill holes of up to this many pixels.")] = 0,
+    smallest_object: Annotated[int, typer.Option(min=0, help="Remove objects smaller than this many pixels.")] = 0,
     inside: Annotated[
-        Path | None, typer.Option(help="Predict where this mask is not 0; or a folder of masks named as the images.")
+        Path | None,
+        typer.Option(help="Predict only where this mask is not 0; or a folder with a mask for each image."),
     ] = None,
     skip_background: Annotated[
-        bool, typer.Option("--skip-background", help="Take tiles of empty background, as of a slide, for class 0.")
+        bool,
+        typer.Option("--skip-background", help="Label tiles of empty background, as on a slide, as class 0."),
     ] = False,
     axes: Axes = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with the prediction in --out.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue the prediction in --out.")] = False,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Label images of any size: the mask of a/b.tif is OUT/b.png."""
+    """Predict masks for images of any size: the mask of a/b.tif is OUT/b.png."""
     from pixelwise.api import WORTH_PREPARING, load
     from pixelwise.engines import EngineChoice
     from pixelwise.prediction import stream
@@ -170,7 +174,7 @@ def verify_seams(
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Compare an image predicted by tiles with one plain forward of the whole image."""
+    """Check that tiles leave no seams: compare them with one plain pass over the whole image."""
     from pixelwise.api import load
     from pixelwise.engines import EngineChoice
     from pixelwise.prediction import verify
@@ -189,5 +193,5 @@ def verify_seams(
     ]
     print_result(as_json, quiet, found, lines)
     if found["exact"] and (found["flipped_pixels"] or found["max_relative_difference"] > found["tolerance"]):
-        print("error: the tiles of a network that is exact differ; please report this.", file=sys.stderr)
+        print("error: the tiles differ, although the network is exact. Please report this.", file=sys.stderr)
         raise typer.Exit(OUR_FAILURE)

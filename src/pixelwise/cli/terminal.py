@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pixelwise.core.run_folder import RunFolder
+from pixelwise.training.callbacks import Callbacks, StepReport
 
 if TYPE_CHECKING:
     from pixelwise.task import Figure
-    from pixelwise.training.loop import StepReport
 
 PLAIN_SECONDS = 5.0  # between progress lines where there is no terminal
 
@@ -104,7 +104,7 @@ def _duration(seconds: float) -> str:
     return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
 
 
-class TrainingDisplay:
+class TrainingDisplay(Callbacks):
     """Shows a training, and keeps what it said in the run's log."""
 
     def __init__(self, display: Display, out: Path, figure: "Figure") -> None:
@@ -123,7 +123,7 @@ class TrainingDisplay:
         if done == total:
             self._display.note(f"checked {total} images and masks")
 
-    def stepped(self, report: "StepReport") -> None:
+    def stepped(self, report: StepReport) -> None:
         """A step is done."""
         rate = self._speed.of(report.step)
         text = f"epoch {report.epoch}, step {report.step}, loss {report.loss:.3f}"

@@ -1,7 +1,7 @@
 """Commands that train, and the plan of it."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -29,7 +29,6 @@ from pixelwise.cli.terminal import Display, TrainingDisplay
 if TYPE_CHECKING:
     from pixelwise.core.config import Config, Overrides
     from pixelwise.task import Task
-    from pixelwise.training.loop import Result
     from pixelwise.training.prepare import Start
 
 
@@ -37,7 +36,7 @@ if TYPE_CHECKING:
 @guarded
 def train(
     data: Data,
-    out: Annotated[Path, typer.Option(help="Run folder to make.")],
+    out: Annotated[Path, typer.Option(help="Folder to create for the run.")],
     task: TaskName = None,
     model: Model = None,
     minutes: Minutes = None,
@@ -45,8 +44,8 @@ def train(
     config: ConfigFile = None,
     assignments: Settings = None,
     seed: Seed = None,
-    init: Annotated[Path | None, typer.Option(help="Start from this run's weights.")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
+    init: Annotated[Path | None, typer.Option(help="Start from the weights of this run.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --out.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace the run in --out.")] = False,
     allow: Allow = None,
     device: Device = "auto",
@@ -60,25 +59,15 @@ def train(
 
     chosen = choose_task(overrides.get("", {}).get("task"), out if resume else None)
     start = Start(init, resume, force, tuple(allow or ()), device, process_start())
-    result = _run("training", chosen, data, out, overrides, start, quiet)
-    best = result.best
-    value = _training_json(result)
-    if best.metric == "mean_iou":
-        value["best"]["mean_iou"] = best.value
-    figure = f"best {chosen.figure.title} on val {best.value:.4f} (epoch {best.epoch})"
-    lines = [
-        f"{result.run}: {'was finished already' if result.finished_before else 'done'}, {result.epochs} epochs in "
-        f"{result.minutes:.1f} minutes; {figure}",
-        f"next: pixelwise evaluate {result.run} {data}",
-    ]
-    _print_training(as_json, quiet, value, lines)
+    hint = f"pixelwise evaluate {out} {data}"
+    _run(chosen, (data, out), overrides, start, hint, as_json, quiet)
 
 
 @app.command(epilog="Example: pixelwise pretrain cells/ --out runs/encoder --kind rebuild --minutes 5")
 @guarded
 def pretrain(
     data: Data,
-    out: Annotated[Path, typer.Option(help="Run folder to make; `train --init` starts from it.")],
+    out: Annotated[Path, typer.Option(help="Folder to create for the run; `train --init` starts from it.")],
     kind: Annotated[
         str | None,
         typer.Option(
@@ -92,49 +81,47 @@ def pretrain(
     config: ConfigFile = None,
     assignments: Settings = None,
     seed: Seed = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
-    force: Annotated[bool, typer.Option("--force", help="Replace what is in --out.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --out.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace the run in --out.")] = False,
     allow: Allow = None,
     device: Device = "auto",
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Train an encoder alone, as a start for train --init."""
+    """Train only the encoder of a network, as a starting point for train --init."""
     overrides = read_overrides(config, assignments, model, (minutes, epochs), {"seed": seed})
     from pixelwise.tasks import choose_pretraining
     from pixelwise.training.prepare import Start
 
     chosen = choose_pretraining(kind, out if resume else None)
     start = Start(None, resume, force, tuple(allow or ()), device, process_start())
-    result = _run("pretraining", chosen, data, out, overrides, start, quiet)
-    best = result.best
-    lines = [
-        f"{result.run}: {'was finished already' if result.finished_before else 'done'}, encoder trained by "
-        f"{chosen.name} in {result.minutes:.1f} minutes; {chosen.figure.title} on val {best.value:.4f}",
-        f"next: pixelwise train {data} --init {result.run} --out NEW",
-    ]
-    _print_training(as_json, quiet, {**_training_json(result), "task": chosen.name}, lines)
+    hint = f"pixelwise train {data} --init {out} --out NEW"
+    _run(chosen, (data, out), overrides, start, hint, as_json, quiet)
 
 
 def _run(
-    title: str, task: "Task", data: Path, out: Path, overrides: "Overrides", start: "Start", quiet: bool
-) -> "Result":
-    """Train, with progress on the terminal; of several processes the first one shows it."""
+    task: "Task",
+    places: tuple[Path, Path],
+    overrides: "Overrides",
+    start: "Start",
+    hint: str,
+    as_json: bool,
+    quiet: bool,
+) -> None:
+    """Train with progress on the terminal, and tell what came of it; of several processes the first one speaks."""
     from pixelwise.training.loop import train as train_run
     from pixelwise.training.prepare import is_child
 
-    with Display(title, quiet or is_child()) as display:
-        return train_run(task, data, out, overrides, start, TrainingDisplay(display, out, task.figure))
-
-
-def _training_json(result: "Result") -> dict[str, Any]:
-    best = {"epoch": result.best.epoch, "metric": result.best.metric, "value": result.best.value}
-    return {"run": str(result.run), "minutes": result.minutes, "epochs": result.epochs, "best": best}
-
-
-def _print_training(as_json: bool, quiet: bool, value: dict[str, Any], lines: list[str]) -> None:
-    from pixelwise.training.prepare import is_child
-
+    (data, out), silent = places, quiet or is_child()
+    with Display("training", silent) as display:
+        result = train_run(task, data, out, overrides, start, TrainingDisplay(display, out, task.figure))
+    best = vars(result.best)
+    if result.best.metric == "mean_iou":
+        best = {**best, "mean_iou": result.best.value}
+    value = {"run": str(result.run), "minutes": result.minutes, "epochs": result.epochs, "best": best}
+    how = "was finished already" if result.finished_before else "done"
+    figure = f"best {task.figure.title} on val {result.best.value:.4f} (epoch {result.best.epoch})"
+    lines = [f"{out}: {how}, {result.epochs} epochs in {result.minutes:.1f} minutes; {figure}", f"next: {hint}"]
     if not is_child():
         print_result(as_json, quiet, value, lines)
 
@@ -155,7 +142,7 @@ def plan(
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Print the settings that train would use, and a forecast of its time and memory from a few measured steps."""
+    """Print the settings that train would use, and estimate its time and memory from a few real steps."""
     overrides = read_overrides(config, assignments, model, (minutes, epochs), {"seed": seed, "task": task})
     from pixelwise.tasks import choose_task
     from pixelwise.training.forecast import forecast
@@ -181,12 +168,12 @@ def _forecast_lines(planned: "Config", expected: dict[str, float]) -> list[str]:
 @app.command(epilog="Example: pixelwise demo --out demo")
 @guarded
 def demo(
-    out: Annotated[Path, typer.Option(help="Folder to make.")] = Path("demo"),
+    out: Annotated[Path, typer.Option(help="Folder to create.")] = Path("demo"),
     force: Annotated[bool, typer.Option("--force", help="Replace an earlier demo.")] = False,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Make a small set of cell images, train on it, measure, predict, and write a report: under 3 minutes."""
+    """Create a small set of cell images, train on it, evaluate, predict and write a report, in under 3 minutes."""
     from pixelwise.demo import run_demo
     from pixelwise.tasks import TASKS
 

@@ -34,13 +34,8 @@ class Draft:
         """Set what is still open in a section."""
         self._values[section] = {**values, **self._values[section]}
 
-    def is_open(self, name: str) -> bool:
-        """Whether nobody has chosen `section.key` yet."""
-        section, _, key = name.rpartition(".")
-        return key not in self._values[section]
-
     def __getitem__(self, name: str) -> Any:
-        """The value of `section.key`: chosen, or the default; None where there is neither."""
+        """The value of `section.key`: the chosen one, else the default, else None."""
         section, _, key = name.rpartition(".")
         return self._values[section].get(key, _model(section).model_fields[key].get_default())
 

@@ -1,12 +1,10 @@
 """The folder of a run: every file's name, in one place."""
 
 import json
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 
-@dataclass(frozen=True)
 class RunFolder:
     """Where the files of a run are.
 
@@ -14,47 +12,16 @@ class RunFolder:
     'runs/cells/last/state.safetensors'
     """
 
-    path: Path
-
-    @property
-    def config(self) -> Path:
-        """Every setting, resolved: enough to repeat the run."""
-        return self.path / "config.toml"
-
-    @property
-    def model(self) -> Path:
-        """The best weights."""
-        return self.path / "model.safetensors"
-
-    @property
-    def state(self) -> Path:
-        """All that a resume needs."""
-        return self.path / "last" / "state.safetensors"
-
-    @property
-    def history(self) -> Path:
-        """A line of JSON for each epoch."""
-        return self.path / "history.jsonl"
-
-    @property
-    def environment(self) -> Path:
-        """Versions and machine."""
-        return self.path / "environment.json"
-
-    @property
-    def log(self) -> Path:
-        """What the training said."""
-        return self.path / "log.txt"
-
-    @property
-    def complete(self) -> Path:
-        """Marks the end of the training, and says what it reached."""
-        return self.path / "complete"
-
-    @property
-    def compiled(self) -> Path:
-        """Folder of the exported networks."""
-        return self.path / "compiled"
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.config = path / "config.toml"  # every setting, resolved: enough to repeat the run
+        self.model = path / "model.safetensors"  # the best weights
+        self.state = path / "last" / "state.safetensors"  # all that a resume needs
+        self.history = path / "history.jsonl"  # a line of JSON for each epoch
+        self.environment = path / "environment.json"  # versions and machine
+        self.log = path / "log.txt"  # what the training said
+        self.complete = path / "complete"  # marks the end of the training, and says what it reached
+        self.compiled = path / "compiled"  # exported networks
 
     def evaluation(self, split: str) -> Path:
         """Folder of an evaluation that names no other."""

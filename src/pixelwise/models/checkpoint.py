@@ -8,7 +8,7 @@ import hashlib
 import inspect
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -173,19 +173,23 @@ def load_weights(network: nn.Module, tensors: Mapping[str, Tensor], path: Path) 
     network.load_state_dict(dict(tensors))
 
 
-def load_matching(network: nn.Module, tensors: Mapping[str, Tensor]) -> str:
-    """Start a network from another's weights, as far as names and shapes agree; which these were, in a sentence.
+def load_matching(network: nn.Module, tensors: Mapping[str, Tensor]) -> list[str]:
+    """Start a network from another's weights, as far as names and shapes agree; the names of those left as they were.
 
     This is how `--init` fine-tunes: a head for other classes, or a first layer for other channels, starts afresh.
     """
     own = network.state_dict()
     fitting = {name: t for name, t in tensors.items() if name in own and own[name].shape == t.shape}
     network.load_state_dict({**own, **fitting})
-    afresh = own.keys() - fitting.keys()
-    return (
-        f"{len(fitting)} of {len(own)} tensors were taken ({_by_part(fitting)}), {len(afresh)} start afresh"
-        f"{f' ({_by_part(afresh)})' if afresh else ''}"
-    )
+    return sorted(own.keys() - fitting.keys())
+
+
+def describe_matching(network: nn.Module, afresh: Sequence[str]) -> str:
+    """Which tensors `load_matching` took and which it left, part by part."""
+    own = network.state_dict()
+    taken = [name for name in own if name not in set(afresh)]
+    left = f" ({_by_part(afresh)})" if afresh else ""
+    return f"{len(taken)} of {len(own)} tensors were taken ({_by_part(taken)}), {len(afresh)} start afresh{left}"
 
 
 def _by_part(names: Iterable[str]) -> str:

@@ -21,7 +21,7 @@ def choose_task(name: str | None, resumed: Path | None = None) -> Task:
     Masks, the only labels so far, say segmentation.
 
     Raises:
-        SettingError: there is no such task. RunError: the run is that of a pretraining, or cannot be read.
+        SettingError: the task is unknown. RunError: the run trains an encoder alone, or cannot be read.
     """
     if name is not None and name not in TASKS:
         raise SettingError(f"--task {name}: unknown task; {near(name, TASKS)}")
@@ -35,7 +35,8 @@ def choose_pretraining(kind: str | None, resumed: Path | None = None) -> Task:
     """The named way to train an encoder alone, or that of the run that is resumed, or by patches.
 
     Raises:
-        SettingError: there is no such way. RunError: the run is no pretraining, or of another kind, or cannot be read.
+        SettingError: the kind is unknown. RunError: the run trains a whole network or is of another kind, or cannot be
+            read.
     """
     if kind is not None and kind not in PRETRAININGS:
         raise SettingError(f"--kind {kind}: unknown way to train an encoder; {near(kind, PRETRAININGS)}")
@@ -64,5 +65,7 @@ def task_of(config: Config) -> Task:
     """
     known = {**TASKS, **PRETRAININGS}
     if config.task not in known:
-        raise SettingError(f"task = {config.task!r}: this pixelwise has no such task; {near(config.task, known)}")
+        raise SettingError(
+            f"task = {config.task!r}: this version of pixelwise does not know that task; {near(config.task, known)}"
+        )
     return known[config.task]

@@ -10,7 +10,7 @@ N images, C channels, H x W pixels.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -27,7 +27,6 @@ from pixelwise.data.pixels.normalize import Normalization, match_channels
 from pixelwise.data.pixels.pictures import colorize, to_display
 from pixelwise.data.pixels.scaling import resize
 from pixelwise.data.sets.doctor import Survey
-from pixelwise.data.sets.folder import Sample
 from pixelwise.engines import EngineChoice
 from pixelwise.engines.machine import Machine
 from pixelwise.geometry.modes import evaluation_mode
@@ -35,7 +34,7 @@ from pixelwise.layers import ConvNormAct, enlarge, pad_to_stride
 from pixelwise.losses import cross_entropy
 from pixelwise.models import Segmenter, checkpoint
 from pixelwise.models.checkpoint import network_from
-from pixelwise.task import Criterion, Figure, Record, Sampler, Task
+from pixelwise.task import Criterion, Figure, Record, Task
 from pixelwise.tasks.segment import Segmentation, fill_labels, fill_model
 
 PATCH = 4  # strides a side of a patch that is classified: the two cells about its middle hardly see its border
@@ -56,7 +55,7 @@ class Coder(nn.Module):
         names = {id(module): name for name, module in network.named_modules()}
         for part in network.encoder():
             _graft(self, names[id(part)], part)
-        object.__setattr__(self, "_network", network)  # no child: what is no part of the encoder does not belong here
+        object.__setattr__(self, "_network", network)  # kept out of the children, since only the encoder belongs here
 
     def input_size(self, output_size: int) -> int:
         """Any size of image is taken."""
@@ -237,7 +236,7 @@ class MeanTally:
         self.images += other.images
 
     def figures(self) -> dict[str, Any]:
-        """The mean, or None where nothing was counted."""
+        """The mean; None if nothing was counted."""
         return {self.name: self.total / self.weight if self.weight else None, "images": self.images}
 
 
@@ -269,12 +268,11 @@ class Pretraining(ABC):
 
     name: str
     figure: Figure
-    labels = Segmentation.labels
-    _segmentation = Segmentation()
 
-    def meaning(self, config: Config) -> Any:
-        """As in segmentation."""
-        return self._segmentation.meaning(config)
+    def __init__(self) -> None:
+        self._segmentation = base = Segmentation()
+        self.labels, self.meaning, self.check = base.labels, base.meaning, base.check
+        self.records, self.sampler = base.records, base.sampler
 
     def fill(self, draft: Draft, survey: Survey, machine: Machine) -> None:
         """As in segmentation, with what this way of training needs."""
@@ -292,10 +290,6 @@ class Pretraining(ABC):
     def fill_training(self, draft: Draft, network: Segmenter) -> None:
         """Settings of section `train` that follow from the network whose encoder is trained."""
 
-    def check(self, config: Config) -> None:
-        """As in segmentation."""
-        self._segmentation.check(config)
-
     def reasons(self, config: Config, survey: Survey) -> list[str]:
         """What the masks were taken for."""
         return self._segmentation.reasons(config, survey)[:1]
@@ -304,17 +298,9 @@ class Pretraining(ABC):
     def network(self, config: Config) -> Coder:
         """The encoder with what trains it."""
 
-    def sampler(self, config: Config, survey: Survey, network: nn.Module) -> Sampler:
-        """Patches as in segmentation."""
-        return self._segmentation.sampler(config, survey, network)
-
     @abstractmethod
     def criterion(self, config: Config, survey: Survey) -> Criterion:
-        """The loss."""
-
-    def records(self, sample: Sample, config: Config, axes: str | None) -> Iterator[Record]:
-        """Pages with their labels, as in segmentation."""
-        return self._segmentation.records(sample, config, axes)
+        """What the encoder learns by."""
 
     def predictor(
         self,
@@ -337,7 +323,7 @@ class Pretraining(ABC):
             SettingError: always.
         """
         raise SettingError(
-            f"this run trained an encoder alone ({self.name}), so it predicts nothing. Train a network from it: "
+            f"this run trained an encoder alone ({self.name}), so it predicts nothing. Start a training from it: "
             "pixelwise train DATA --out RUN --init THIS."
         )
 
@@ -405,6 +391,7 @@ class RebuildPretraining(Pretraining):
     figure = Figure("relative_error", "squared error relative to the variance", rises=False)
 
     def __init__(self, stacked: bool) -> None:
+        super().__init__()
         self.stacked = stacked
         self.name = "stacked" if stacked else "rebuild"
 

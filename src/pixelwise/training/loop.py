@@ -1,4 +1,4 @@
-"""The training loop, readable from top to bottom; it knows a task by its protocol, and no page and no terminal.
+"""The training loop, readable from top to bottom; it knows tasks by their protocol alone, and prints nothing.
 
 `train` prepares (data, plan, network: all that can be refused is refused before a folder is made), then runs
 `Training`. Each batch is a pure function of its number and the seed, and everything else that changes is in the
@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol, TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import torch
 from lightning_fabric import Fabric
@@ -26,6 +26,7 @@ from pixelwise.data.sets.sampling import Batch
 from pixelwise.engines.machine import pick_device
 from pixelwise.models import checkpoint
 from pixelwise.task import Task
+from pixelwise.training.callbacks import Callbacks, StepReport
 from pixelwise.training.plan import describe
 from pixelwise.training.prefetch import Prefetcher
 from pixelwise.training.prepare import Start, check_folder, make_folder, prepare, resumed_config
@@ -37,50 +38,6 @@ VALIDATION_SHARE = 0.06  # of the time, when minutes count
 """With a budget of minutes, an epoch is validated only while validation has taken less than this share."""
 
 Value = TypeVar("Value")
-
-
-@dataclass(frozen=True)
-class StepReport:
-    """Where a training stands."""
-
-    epoch: int
-    step: int
-    progress: float  # 0 .. 1 of the whole run
-    loss: float
-    rate: float
-    seconds: float  # spent so far, of all sittings
-
-
-class Callbacks(Protocol):
-    """What a page or a terminal may want to know; each method may do nothing."""
-
-    def note(self, text: str) -> None:
-        """Something for people to read."""
-
-    def surveyed(self, done: int, total: int) -> None:
-        """So many samples have been checked."""
-
-    def stepped(self, report: StepReport) -> None:
-        """A step is done."""
-
-    def validated(self, line: dict[str, Any]) -> None:
-        """An epoch is over; `line` goes to history.jsonl."""
-
-
-class Silent:
-    """Callbacks that do nothing."""
-
-    def note(self, text: str) -> None:
-        """Nothing."""
-
-    def surveyed(self, done: int, total: int) -> None:
-        """Nothing."""
-
-    def stepped(self, report: StepReport) -> None:
-        """Nothing."""
-
-    def validated(self, line: dict[str, Any]) -> None:
-        """Nothing."""
 
 
 @dataclass(frozen=True)
@@ -135,7 +92,7 @@ def train(
     start = start or Start()
     if start.began is None:
         start = replace(start, began=time.monotonic())
-    callbacks, folder = callbacks or Silent(), RunFolder(out)
+    callbacks, folder = callbacks or Callbacks(), RunFolder(out)
     check_folder(folder, start)
     if start.resume and folder.complete.exists():
         return _finished(folder)
@@ -148,7 +105,8 @@ def train(
     if config.model.pretrained and initial is None and not (start.resume and folder.state.exists()):
         told.append(load_pretrained(cast(Any, network).backbone))
     if initial is not None:
-        told.append(f"--init {start.init}: {checkpoint.load_matching(network, initial)}")
+        afresh = checkpoint.load_matching(network, initial)
+        told.append(f"--init {start.init}: {checkpoint.describe_matching(network, afresh)}")
     fabric = launch(config, pick_device(start.device))
     if not start.resume and fabric.global_rank == 0:
         make_folder(folder, config, start.force)
@@ -182,7 +140,7 @@ def launch(config: Config, device: str) -> Fabric:
     several = settings.devices * settings.nodes > 1
     # Where parts are frozen by turns, DDP must look which parameters a step has left out.
     strategy = "ddp_find_unused_parameters_true" if several and settings.schedule else settings.strategy
-    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # its greetings are no news to our users
+    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # our users need not read its greetings
     fabric = Fabric(
         accelerator=device,
         devices=settings.devices,
@@ -230,7 +188,7 @@ class Training:
         """Train to the end."""
         prefetcher = Prefetcher(self.sampler)
         try:
-            batches = prefetcher.batches(self._numbers())
+            batches = prefetcher.batches(_numbers(self.state.step, self.config.train.batch, self.fabric))
             while not self._over():
                 if self._train_epoch(batches):
                     self._end_epoch()
@@ -238,15 +196,6 @@ class Training:
         finally:
             prefetcher.close()
         return self._complete()
-
-    def _numbers(self) -> Iterator[Sequence[int]]:
-        """The numbers of the samples of each batch to come, for this process."""
-        batch, world, rank = self.config.train.batch, self.fabric.world_size, self.fabric.global_rank
-        step = self.state.step
-        while True:
-            first = (step * world + rank) * batch
-            yield range(first, first + batch)
-            step += 1
 
     def _over(self) -> bool:
         state, settings = self.state, self.config.train
@@ -291,17 +240,7 @@ class Training:
     def _end_epoch(self) -> None:
         state, learner = self.state, self.learner
         state.epoch += 1
-        losses = {name: value / state.loss_steps for name, value in state.losses.items()}
-        line: dict[str, Any] = {
-            "epoch": state.epoch,
-            "step": state.step,
-            "seconds": round(self.clock.seconds(), 3),
-            "loss": sum(losses.values()),
-            "losses": losses,
-            "rate": learner.rate,
-        }
-        if self.config.train.schedule and learner.phase is not None:
-            line |= {"phase": learner.phase + 1, "parts": learner.schedule[learner.phase].parts}
+        line = _epoch_line(state, learner, round(self.clock.seconds(), 3))
         state.history.append(line)
         state.losses, state.loss_steps = {}, 0
         if self._agreed(self._should_validate()):
@@ -360,3 +299,21 @@ class Training:
             write_json(self.folder.complete, {"minutes": minutes, "epochs": state.epoch, "best": vars(best)})
         self.fabric.barrier()
         return Result(self.folder.path, minutes, state.epoch, best)
+
+
+def _numbers(step: int, batch: int, fabric: Fabric) -> Iterator[Sequence[int]]:
+    """The numbers of the samples of each batch from a step on, for this process."""
+    while True:
+        first = (step * fabric.world_size + fabric.global_rank) * batch
+        yield range(first, first + batch)
+        step += 1
+
+
+def _epoch_line(state: State, learner: Learner, seconds: float) -> dict[str, Any]:
+    """What the history says of the epoch that has just ended."""
+    losses = {name: value / state.loss_steps for name, value in state.losses.items()}
+    line: dict[str, Any] = {"epoch": state.epoch, "step": state.step, "seconds": seconds, "loss": sum(losses.values())}
+    line |= {"losses": losses, "rate": learner.rate}
+    if learner.settings.schedule and learner.phase is not None:
+        line |= {"phase": learner.phase + 1, "parts": learner.schedule[learner.phase].parts}
+    return line
