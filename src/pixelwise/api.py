@@ -29,7 +29,8 @@ from pixelwise.models import checkpoint
 from pixelwise.models.checkpoint import MODEL_FILE
 from pixelwise.prediction.inputs import count_pixels
 from pixelwise.prediction.predictor import Predictor
-from pixelwise.prediction.runner import TileSize, sizes_of
+from pixelwise.prediction.sizes import sizes_of
+from pixelwise.prediction.tiler import TileSize
 from pixelwise.training.plan import pick_device
 
 if TYPE_CHECKING:  # a training's and a report's libraries take seconds and memory, so they are imported when needed

@@ -9,7 +9,7 @@ from pixelwise.api import load
 from pixelwise.core.errors import OutputError
 from pixelwise.data.sets.cells import write_cells
 from pixelwise.engines import EngineChoice
-from pixelwise.prediction.canvas import Outputs
+from pixelwise.prediction.requests import OutputOptions
 from pixelwise.prediction.stream import predict_files
 from pixelwise.training.loop import Callbacks, train
 
@@ -34,7 +34,7 @@ def run_demo(out: Path, force: bool, callbacks: Callbacks, note: Callable[[str],
     trained = load(run)
     metrics = trained.evaluate(data)
     predictor = trained.predictor(EngineChoice("torch", "auto"))
-    predict_files(predictor, [str(data / "test" / "images")], Outputs(masks, overlay=True))
+    predict_files(predictor, [str(data / "test" / "images")], OutputOptions(masks, overlay=True))
     report = run / f"evaluation-{metrics['split']}" / "report.html"
     return {
         "data": str(data), "run": str(run), "report": str(report), "masks": str(masks), "mean_iou": metrics["mean_iou"],

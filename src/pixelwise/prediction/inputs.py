@@ -14,8 +14,8 @@ from pixelwise.data.sets.folder import list_images
 
 
 @dataclass(frozen=True)
-class Job:
-    """An image and what its outputs are called."""
+class Input:
+    """An image file and the name of its outputs."""
 
     source: Path
     name: Path  # below the output folder, without a suffix
@@ -90,7 +90,7 @@ def _images(folder: Path) -> Iterator[Path]:
             yield from _images(path)
 
 
-def name_jobs(paths: Sequence[Path]) -> list[Job]:
+def name_inputs(paths: Sequence[Path]) -> list[Input]:
     """Stems; those that collide keep the folders below what they have in common, and then their extension."""
     names = {path: Path(path.stem) for path in paths}
     colliding = _colliding(names)
@@ -100,7 +100,7 @@ def name_jobs(paths: Sequence[Path]) -> list[Job]:
         names.update({path: full[path].relative_to(common).with_suffix("") for path in colliding})
     while same := [path for path in _colliding(names) if names[path].name != path.name]:
         names.update({path: names[path].with_name(path.name) for path in same})
-    return [Job(path, names[path]) for path in paths]
+    return [Input(path, names[path]) for path in paths]
 
 
 def _colliding(names: dict[Path, Path]) -> list[Path]:
