@@ -48,14 +48,11 @@ def look(run: Path) -> dict:
     """What the network is and how fast it labels images that are in memory, each prepared and written as a mask."""
     import pixelwise as pw
     from pixelwise.data.sets.folder import open_dataset
-    from pixelwise.data.sets.labels import LabelRule
-    from pixelwise.evaluation.measure import read_truth
     from pixelwise.models.summary import summarize_network
 
     loaded = pw.load(run)
     samples = open_dataset(DATA / "camvid").split("val")[:IMAGES]
-    rule = LabelRule.from_settings(loaded.config.data)
-    images = [read_truth(sample, rule, None)[0].image for sample in samples]
+    images = [next(loaded.task.records(sample, loaded.config, None)).image for sample in samples]
     loaded.predict(images[0])  # prepares the engine
     begin = time.perf_counter()
     for image in images:

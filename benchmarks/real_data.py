@@ -60,16 +60,14 @@ def picture(name: str, run: Path) -> None:
     import pixelwise as pw
     from pixelwise.data.pixels.pictures import colorize, shrink, to_display
     from pixelwise.data.sets.folder import open_dataset
-    from pixelwise.data.sets.labels import LabelRule
-    from pixelwise.evaluation.measure import read_truth
 
     loaded = pw.load(run)
     samples = open_dataset(DATA / name).split("val")
-    truth = read_truth(samples[len(samples) // 2], LabelRule.from_settings(loaded.config.data), None)[0]
+    record = next(loaded.task.records(samples[len(samples) // 2], loaded.config, None))
     panels = [
-        to_display(truth.image),
-        colorize(truth.labels, loaded.classes),
-        colorize(loaded.predict(truth.image), loaded.classes),
+        to_display(record.image),
+        colorize(record.truth.classes, loaded.classes),
+        colorize(loaded.predict(record.image), loaded.classes),
     ]
     PICTURES.mkdir(parents=True, exist_ok=True)
     joined = np.concatenate([shrink(panel, 240) for panel in panels], axis=1)

@@ -19,13 +19,13 @@ import torch
 from lightning_fabric import Fabric
 from torch import nn
 
-from pixelwise.core.config import TrainSettings
+from pixelwise.core.config import Config, make_config
 from pixelwise.data.sets.sampling import Batch
+from pixelwise.engines.machine import Machine
 from pixelwise.losses import SegmentationLoss
 from pixelwise.models import UNet
 from pixelwise.prediction.predictor import predict
-from pixelwise.training.plan import Machine
-from pixelwise.training.step import make_optimizer, training_step
+from pixelwise.training.step import Learner
 
 RESULTS = Path(__file__).resolve().parent / "results" / "speed.json"
 BATCH, SIDE, PAIRS = 8, 256, 7
@@ -49,17 +49,6 @@ def compare(ours: Callable[[], object], peer: Callable[[], object]) -> dict[str,
     }
 
 
-class PlainLoss(nn.Module):
-    """Our criterion's interface over the same loss, so that both train on the same thing."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.loss = SegmentationLoss()
-
-    def forward(self, logits: torch.Tensor, labels: torch.Tensor, border: None = None) -> torch.Tensor:
-        return self.loss(logits, labels)
-
-
 def our_network() -> nn.Module:
     return UNet(1, 2, width=32, depth=4, stem=2, residual=True).to(memory_format=torch.channels_last)
 
@@ -68,16 +57,29 @@ def peer_network() -> nn.Module:
     return smp.Unet("resnet34", encoder_weights=None, in_channels=1, classes=2)
 
 
+def config_of_step() -> Config:
+    """Settings with those of a step; the others do not matter."""
+    data = {
+        "labels": "binary", "classes": ["background", "object"], "colors": [[0, 0, 0], [255, 0, 0]], "values": [0, 1],
+        "ignore": [], "channels": 1, "scale": 1.0, "normalization": "fixed", "mean": [0.0], "std": [1.0],
+    }  # fmt: skip
+    train = {"patch": SIDE, "batch": BATCH, "epochs": 1, "steps_per_epoch": 1, "rate": 1e-3}
+    return make_config({"data": data, "model": {}, "train": train, "augment": {}, "loss": {}})
+
+
+def plain_loss(outputs: dict[str, torch.Tensor], targets: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The peer's loss, so that both train on the same thing."""
+    return {"loss": SegmentationLoss()(outputs["logits"], targets["labels"])}
+
+
 def training() -> dict[str, float]:
     rng = np.random.default_rng(0)
     images = rng.normal(size=(BATCH, 1, SIDE, SIDE)).astype(np.float32)
     labels = rng.integers(0, 2, (BATCH, SIDE, SIDE)).astype(np.uint8)
-    batch = Batch(images, labels, None)
+    batch = Batch(images, {"labels": labels})
     precision = "bf16-mixed" if Machine.here("cpu").fast_bf16 else "32-true"
     fabric = Fabric(accelerator="cpu", devices=1, precision=precision)
-    network = our_network()
-    settings = TrainSettings(patch=(SIDE, SIDE), batch=BATCH, epochs=1, steps_per_epoch=1, rate=1e-3)
-    wrapped, optimizer = fabric.setup(network, make_optimizer(network, settings))
+    learner = Learner(fabric, config_of_step(), our_network(), plain_loss)
     peer = peer_network()
     adam = torch.optim.Adam(peer.parameters(), lr=1e-3)
     x, y, loss = torch.from_numpy(images), torch.from_numpy(labels).long(), SegmentationLoss()
@@ -87,7 +89,7 @@ def training() -> dict[str, float]:
         loss(peer(x), y).backward()
         adam.step()
 
-    return compare(lambda: float(training_step(fabric, wrapped, optimizer, PlainLoss(), batch, 1.0)), peer_step)
+    return compare(lambda: learner.step(batch, 1), peer_step)
 
 
 def prediction() -> dict[str, float]:

@@ -1,7 +1,7 @@
 """What the start of an encoder is worth where labels are few: `em` with 2, 5 and 20 training images.
 
     python benchmarks/starts.py                     every start and number of images, 3 minutes each
-    python benchmarks/starts.py --images 2 --starts random classify
+    python benchmarks/starts.py --images 2 --starts random patches
     python benchmarks/starts.py --table             the table of what was recorded
 
 The same U-Net each time. "random" trains it from random weights for all of the time. The others spend a third of the
@@ -16,7 +16,7 @@ from pathlib import Path
 from real_data import DATA, RESULTS, ROOT, pixelwise
 
 FOLDER = RESULTS / "starts"
-STARTS = ("random", "classify", "autoencode", "stacked")
+STARTS = ("random", "patches", "rebuild", "stacked")
 IMAGES = (2, 5, 20)
 SCHEDULE = '[{parts = "decoder", share = 0.25, rate = 1.0}, {parts = "all", share = 0.75, rate = 0.5}]'
 
@@ -43,7 +43,7 @@ def measure(count: int, start: str, minutes: float, runs: Path) -> dict:
         arguments += ["--minutes", f"{minutes:g}"]
     else:
         encoder, third = runs / f"em-{count}-{start}-encoder", f"{minutes / 3:g}"
-        pixelwise("pretrain", str(data), "--out", str(encoder), "--task", start, "--minutes", third, "--force")
+        pixelwise("pretrain", str(data), "--out", str(encoder), "--kind", start, "--minutes", third, "--force")
         arguments += ["--init", str(encoder), "--set", f"train.schedule={SCHEDULE}"]
         arguments += ["--minutes", f"{2 * minutes / 3:g}"]
     trained = pixelwise(*arguments)

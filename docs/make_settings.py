@@ -1,4 +1,4 @@
-"""Write docs/settings.md from the comments of pixelwise/config.py: python docs/make_settings.py"""
+"""Write docs/settings.md from the comments of pixelwise/core/config.py: python docs/make_settings.py"""
 
 import inspect
 import re
@@ -17,6 +17,8 @@ WORDS = {
     "NotNegative": "at least 0",
     "LabelKind": "binary, index, instances, color",
     "PhaseSettings": "phase",
+    "str": "text",
+    "Patch": "two whole numbers from 1, or one",
     "gt=": "above ",
     "ge=": "from ",
     "le=": "to ",

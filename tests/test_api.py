@@ -17,7 +17,6 @@ from pixelwise.core.errors import DataError, ModelError, RunError, SettingError
 from pixelwise.models import UNet, checkpoint
 from pixelwise.prediction.predictor import Predictor
 from pixelwise.training.loop import Result
-from pixelwise.training.plan import pick_device
 
 
 def make_settings(**data: Any) -> Config:
@@ -43,7 +42,7 @@ def folder(tmp_path: Path) -> Path:
     torch.manual_seed(0)
     network = checkpoint.build_network(config)
     network(torch.randn(4, 1, 32, 32))
-    facts = {"epoch": 4, "mean_iou": 0.75}
+    facts = {"epoch": 4, "metric": "mean_iou", "value": 0.75}
     checkpoint.save_model(tmp_path / "run" / "model.safetensors", network, config, facts)
     return tmp_path / "run"
 
@@ -118,7 +117,7 @@ def test_images_that_cannot_be_used(folder: Path, tmp_path: Path) -> None:
 
 def test_what_a_run_tells(folder: Path) -> None:
     run = pw.load(folder)
-    assert run.facts == {"epoch": 4, "mean_iou": 0.75}
+    assert run.facts == {"epoch": 4, "metric": "mean_iou", "value": 0.75}
     assert run.config == make_settings()
     assert run.classes.names == ("background", "cell")
     assert run.classes.colors[1] == (250, 120, 10)
@@ -130,6 +129,25 @@ def test_what_a_run_tells(folder: Path) -> None:
     lines = [{"epoch": 1, "loss": 0.5}, {"epoch": 2, "loss": 0.25, "mean_iou": 0.5}]
     (folder / "history.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines) + "\n")
     assert run.history() == lines
+
+
+def test_a_run_reads_well_at_the_prompt(folder: Path, make_dataset: Callable[..., Path], tmp_path: Path) -> None:
+    told = repr(pw.load(folder))
+    assert told == f"Run('{folder}': segment, unet, width 3, depth 2, mean_iou 0.7500 on val (epoch 4))"
+    data = make_dataset(tmp_path / "data", count=3, split=("train", "val"))
+    result = pw.train(data, tmp_path / "new", epochs=1, device="cpu", **SMALL)
+    assert repr(result).startswith(f"{tmp_path / 'new'}: 1 epochs in ")
+    assert repr(result).endswith(f"best mean_iou {result.best.value:.4f} (epoch 1)")
+
+
+def test_a_run_made_before_tasks_had_names_loads(folder: Path) -> None:
+    tensors, metadata = checkpoint.load(folder / "model.safetensors")
+    del metadata["config"]["task"]
+    older = {"config": metadata["config"], "epoch": 4, "mean_iou": 0.75}
+    checkpoint.save(folder / "model.safetensors", tensors, older)
+    run = pw.load(folder)
+    assert run.config.task == "segment"
+    assert run.facts == {"epoch": 4, "metric": "mean_iou", "value": 0.75}
 
 
 @pytest.mark.parametrize("name", ["nowhere", "."])
@@ -151,13 +169,13 @@ def test_train_load_predict(make_dataset: Callable[..., Path], tmp_path: Path) -
     assert result.run == tmp_path / "run"
     assert (result.epochs, result.finished_before) == (1, False)
     run = pw.load(result.run)
-    assert run.facts == {"epoch": result.best_epoch, "mean_iou": result.best_mean_iou}
+    assert run.facts == {"epoch": result.best.epoch, "metric": "mean_iou", "value": result.best.value}
     assert (run.config.seed, run.config.model.width, run.config.train.batch) == (3, 4, 2)
     assert [line["epoch"] for line in run.history()] == [1]
     image = next((data / "val" / "images").iterdir())
     assert run.predict(image).shape == (48, 40)
     metrics = run.evaluate(str(data), out=str(tmp_path / "figures"))
-    assert metrics["mean_iou"] == pytest.approx(result.best_mean_iou)
+    assert metrics["mean_iou"] == pytest.approx(result.best.value)
     assert (tmp_path / "figures" / "report.html").is_file()
     assert pw.train(data, result.run, resume=True).finished_before
     tuned = pw.train(data, tmp_path / "tuned", epochs=1, init=str(result.run), device="cpu", **SMALL)
@@ -175,6 +193,7 @@ def test_train_load_predict(make_dataset: Callable[..., Path], tmp_path: Path) -
         ({"minutes": 1, "epochs": 1}, r"minutes and epochs exclude each other"),
         ({"resume": True, "force": True}, r"--resume and --force exclude each other"),
         ({"device": "tpu"}, r"device tpu: is not there"),
+        ({"task": "segmnt"}, r"--task segmnt: unknown task; did you mean segment\?"),
     ],
 )
 def test_settings_that_make_no_sense(
@@ -184,14 +203,3 @@ def test_settings_that_make_no_sense(
     with pytest.raises(SettingError, match=message):
         pw.train(data, tmp_path / "run", **settings)
     assert [path.name for path in tmp_path.iterdir()] == ["data"]
-
-
-def test_devices(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert pick_device("cpu") == "cpu"
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
-    assert pick_device("auto") == "mps"
-    with pytest.raises(SettingError, match=r"device cuda: is not there; this machine has: cpu, mps\."):
-        pick_device("cuda")
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    assert pick_device("auto") == "cuda"

@@ -1,18 +1,35 @@
 """The pages that are built from the code are what the code says now."""
 
+import doctest
 import importlib.util
 from pathlib import Path
+
+import pytest
+
+from pixelwise import layers
 
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def test_settings_page_is_current() -> None:
-    spec = importlib.util.spec_from_file_location("make_settings", ROOT / "docs" / "make_settings.py")
+@pytest.mark.parametrize("name", ["make_settings", "make_operators"])
+def test_a_page_is_current(name: str) -> None:
+    spec = importlib.util.spec_from_file_location(name, ROOT / "docs" / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    assert module.PAGE.read_text(encoding="utf-8") == module.page(), "run: python docs/make_settings.py"
+    assert module.PAGE.read_text(encoding="utf-8") == module.page(), f"run: python docs/{name}.py"
+
+
+def test_the_examples_of_the_operators_run() -> None:
+    results = doctest.testfile(str(ROOT / "docs" / "operators.md"), module_relative=False)
+    assert results.attempted > 25
+    assert not results.failed
+
+
+def test_every_operator_is_on_the_page() -> None:
+    page = (ROOT / "docs" / "operators.md").read_text(encoding="utf-8")
+    assert [name for name in layers.__all__ if not name.isupper() and f"**{name}**" not in page] == []
 
 
 def test_every_setting_is_on_the_page() -> None:

@@ -1,6 +1,5 @@
 """The Python interface: `pw.train`, `pw.load`, `Run`."""
 
-import json
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -12,33 +11,30 @@ import numpy as np
 from torch import nn
 
 from pixelwise.core.classes import ClassMap
-from pixelwise.core.config import SECTIONS, Config, Overrides, check_names
+from pixelwise.core.config import SECTIONS, TOP, Config, Overrides, check_names
 from pixelwise.core.errors import DataError, SettingError, near
 from pixelwise.core.files import write_json
 from pixelwise.core.progress import Progress
+from pixelwise.core.run_folder import RunFolder
 from pixelwise.core.windows import Window
 from pixelwise.data.files.sources import open_source
-from pixelwise.data.pixels.pictures import to_display
 from pixelwise.data.sets.doctor import survey
 from pixelwise.data.sets.folder import DataSet, open_dataset
-from pixelwise.data.sets.labels import LabelRule
-from pixelwise.data.sets.masks import MaskLabels
 from pixelwise.engines import EngineChoice, ExportedEngine, choose_engine
-from pixelwise.evaluation.measure import Score, chosen_scores, evaluate, output_folder, read_truth
+from pixelwise.engines.machine import pick_device
+from pixelwise.evaluation.measure import evaluate
+from pixelwise.geometry.reach import Geometry
 from pixelwise.models import checkpoint
-from pixelwise.models.checkpoint import MODEL_FILE
 from pixelwise.prediction.inputs import count_pixels
-from pixelwise.prediction.predictor import Predictor
 from pixelwise.prediction.sizes import sizes_of
 from pixelwise.prediction.tiler import TileSize
-from pixelwise.training.plan import pick_device
+from pixelwise.task import Task
+from pixelwise.tasks import choose_task, task_of
 
-if TYPE_CHECKING:  # a training's and a report's libraries take seconds and memory, so they are imported when needed
-    from pixelwise.report.html import Case
+if TYPE_CHECKING:  # a training's libraries take seconds and memory, so they are imported when needed
     from pixelwise.training.loop import Result
 
 ANYWHERE = EngineChoice(device="auto")
-COMPILED = "compiled"  # in a run's folder
 WORTH_PREPARING = 12_000_000  # pixels: from here on the fastest engine saves more time than it takes to prepare
 
 
@@ -53,13 +49,29 @@ class Run:
     path: Path
     network: nn.Module
     config: Config
-    facts: dict[str, Any]  # best epoch and its mean IoU
-    _predictors: dict[Any, Predictor] = field(default_factory=dict, init=False, repr=False, compare=False)
+    facts: dict[str, Any]  # best epoch, its metric and value
+    _predictors: dict[Any, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
+
+    def __repr__(self) -> str:
+        best = ""
+        if "value" in self.facts:
+            best = f", {self.facts['metric']} {self.facts['value']:.4f} on val (epoch {self.facts['epoch']})"
+        return f"Run({str(self.path)!r}: {self.config.task}, {self.config.model.title()}{best})"
+
+    @property
+    def task(self) -> Task:
+        """What it was trained for."""
+        return task_of(self.config)
+
+    @property
+    def folder(self) -> RunFolder:
+        """The names of its files."""
+        return RunFolder(self.path)
 
     @property
     def classes(self) -> ClassMap:
         """Names and colours of the classes."""
-        return ClassMap(tuple(self.config.data.classes), tuple(self.config.data.colors))
+        return ClassMap.of(self.config.data)
 
     def predictor(
         self,
@@ -68,31 +80,21 @@ class Run:
         views: str = "none",
         limit: int | None = None,
         pixels: int | None = None,
-    ) -> Predictor:
+    ) -> Any:
         """The network with its preprocessing, on a device; the compiled network is kept beside the run.
 
-        Arguments as of `Predictor`, and `pixels`, how many there are to predict: for few of them "auto" takes an
-        engine that is ready, because preparing another takes about ten seconds, once.
+        Args:
+            engine: what runs the network; "auto" is a device too, the fastest.
+            tile: side of a tile, see `pw.predict`.
+            views: test-time augmentation: none, flips, turns.
+            limit: bytes that the process may use; by default a share of what is free.
+            pixels: how many there are to predict: for few of them "auto" takes an engine that is ready, because
+                preparing another takes about ten seconds, once.
         """
-        cache = self.path / COMPILED
-        choice = replace(engine, device=pick_device(engine.device), cache=cache)
-        is_cached = ExportedEngine.is_kept(self.network, cache, sizes_of(self.network, self.config.data.channels))
-        if choice.name == "auto" and pixels is not None and pixels < WORTH_PREPARING and not is_cached:
-            choice = replace(choice, name="torch")
-        if limit is not None and not is_cached and choose_engine(self.network, choice) != "torch":
-            self._export_elsewhere(choice.name)
-        return Predictor(self.network, self.config, choice, tile, views, limit)
-
-    def _export_elsewhere(self, engine: str) -> None:
-        """Export the network in a process of its own, whose memory is free again when it ends.
-
-        If that fails, this process does it, or says why it cannot.
-        """
-        code = (
-            "import sys; from pixelwise.api import EngineChoice, load; "
-            "load(sys.argv[1]).predictor(EngineChoice(sys.argv[2]))"
-        )
-        subprocess.run([sys.executable, "-c", code, str(self.path), engine], capture_output=True, check=False)
+        choice = replace(engine, device=pick_device(engine.device), cache=self.folder.compiled)
+        if isinstance(getattr(self.network, "geometry", None), Geometry):
+            choice = _ready(self, choice, limit, pixels)
+        return self.task.predictor(self.network, self.config, choice, tile, views, limit)
 
     def predict(
         self,
@@ -102,7 +104,7 @@ class Run:
         engine: str = "auto",
         tile: TileSize = "auto",
         views: str = "none",
-    ) -> np.ndarray:
+    ) -> Any:
         """Label an image.
 
         Args:
@@ -113,7 +115,7 @@ class Run:
             views: test-time augmentation: none, flips, turns.
 
         Returns:
-            H x W uint8 class indices (P x H x W for a file of P > 1 pages).
+            H x W uint8 class indices (P x H x W for a file of P > 1 pages), or what another task makes of an image.
 
         Raises:
             DataError, ModelError: the image cannot be used; the message says why.
@@ -121,16 +123,17 @@ class Run:
         pixels = image.shape[0] * image.shape[1] if isinstance(image, np.ndarray) and image.ndim > 1 else 0
         choice = (device, engine, tile, views, pixels < WORTH_PREPARING)
         if choice not in self._predictors:  # to make one hashes the weights, and may compile the network
-            self._predictors[choice] = self.predictor(EngineChoice(engine, device), tile, views, pixels=pixels)
+            chosen = EngineChoice(engine, device)
+            self._predictors[choice] = self.predictor(chosen, tile, views, pixels=pixels)
         predictor = self._predictors[choice]
         if isinstance(image, np.ndarray):
             if image.ndim not in (2, 3) or image.size == 0:
                 raise DataError(f"the image has the shape {image.shape}; H x W or H x W x C is expected.")
-            return predictor.labels(image[..., None] if image.ndim == 2 else image)
+            return self.task.predict(predictor, image[..., None] if image.ndim == 2 else image)
         with open_source(Path(image)) as source:
-            pages = (source.read(page, Window.whole(source.height, source.width)) for page in range(source.pages))
-            masks = np.stack([predictor.labels(page) for page in pages])
-        return masks[0] if len(masks) == 1 else masks
+            whole = Window.whole(source.height, source.width)
+            results = [self.task.predict(predictor, source.read(page, whole)) for page in range(source.pages)]
+        return results[0] if len(results) == 1 else np.stack(results)
 
     def evaluate(
         self,
@@ -145,7 +148,7 @@ class Run:
         """Measure on a split of a data set; write metrics.json and report.html.
 
         Args:
-            data: the folder of the data set; its mask values mean what they meant in training.
+            data: the folder of the data set; its labels mean what they meant in training.
             split: train, val or test; by default test, or val where there is no test.
             out: folder to write to; by default `evaluation-SPLIT` in the run.
             device: auto, cpu, cuda, mps.
@@ -158,59 +161,69 @@ class Run:
         Raises:
             DataError: the split is empty, or its files cannot be used.
         """
-        from pixelwise.report.html import write_report
+        from pixelwise.report import Report, write_report
 
-        dataset = open_dataset(Path(data), self.config.data.folds, self.config.data.fold)
+        task, config = self.task, self.config
+        dataset = open_dataset(Path(data), config.data.folds, config.data.fold)
         name = choose_split(dataset, split)
-        rule = LabelRule.from_settings(self.config.data)
-        sound = survey(dataset, MaskLabels(), meaning=rule, allow=allow, splits=(name,)).dataset
+        sound = survey(dataset, task.labels, meaning=task.meaning(config), allow=allow, splits=(name,)).dataset
         samples = sound.split(name)
-        folder = Path(out) if out else output_folder(self.path, name)
+        folder = Path(out) if out else self.folder.evaluation(name)
         pixels = count_pixels([sample.image for sample in samples], WORTH_PREPARING)
         predictor = self.predictor(EngineChoice(device=device), pixels=pixels)
-        metrics, scores = evaluate(predictor, samples, rule, dataset.description.axes, progress)
+        metrics, cases = evaluate(task, predictor, config, samples, dataset.description.axes, progress)
         metrics["split"] = name
         write_json(folder / "metrics.json", metrics)
-        cases = [self._case(predictor, score, rule, dataset.description.axes) for score in chosen_scores(scores)]
         title = f"{self.path.resolve().name}: {Path(data).resolve().name}, split {name}"
-        write_report(
-            folder / "report.html",
-            title,
-            metrics,
-            self.classes,
-            cases,
-            self.history(),
-            self._summary(metrics),
-        )
+        colors = self.classes.colors if "classes" in metrics else ()
+        report = Report(title, task.figure, metrics, cases, colors, self.history(), _summary(self, metrics))
+        write_report(folder / "report.html", report)
         return metrics
 
     def history(self) -> list[dict[str, Any]]:
         """The lines of history.jsonl; none if the run was copied without them."""
-        path = self.path / "history.jsonl"
-        if not path.is_file():
-            return []
-        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line]
+        return self.folder.read_history()
 
-    def _case(self, predictor: Predictor, score: Score, rule: LabelRule, axes: str | None) -> "Case":
-        from pixelwise.report.html import Case
 
-        truth = read_truth(score.sample, rule, axes)[score.page]
-        prediction = predictor.labels(truth.image)
-        return Case(score.name, to_display(truth.image), truth.labels, prediction, score.mean_iou)
+def _ready(run: Run, choice: EngineChoice, limit: int | None, pixels: int | None) -> EngineChoice:
+    """The engine that serves so many pixels, its network exported where the memory is limited."""
+    cache = run.folder.compiled
+    is_cached = ExportedEngine.is_kept(run.network, cache, sizes_of(run.network, run.config.data.channels))
+    if choice.name == "auto" and pixels is not None and pixels < WORTH_PREPARING and not is_cached:
+        choice = replace(choice, name="torch")
+    if limit is not None and not is_cached and choose_engine(run.network, choice) != "torch":
+        _export_elsewhere(run.path, choice.name)
+    return choice
 
-    def _summary(self, metrics: dict[str, Any]) -> dict[str, str]:
-        """What the report tells about the run, as text."""
-        model, data, train = self.config.model, self.config.data, self.config.train
-        parameters = sum(p.numel() for p in self.network.parameters())
-        length = f"{train.minutes:g} minutes" if train.minutes else f"{train.epochs} epochs"
-        return {
-            "Network": f"{model.title()}, {parameters:,} parameters",
-            "Best epoch": f"{self.facts.get('epoch')} (mean IoU on val {self.facts.get('mean_iou', float('nan')):.4f})",
-            "Training": f"{length}, batches of {train.batch} patches of {train.patch[0]} x {train.patch[1]}",
-            "Images": f"{metrics['images']} measured, scale {data.scale:g}, normalisation {data.normalization}",
-            "Labels": data.labels,
-            "Seed": str(self.config.seed),
-        }
+
+def _export_elsewhere(path: Path, engine: str) -> None:
+    """Export the network in a process of its own, whose memory is free again when it ends.
+
+    If that fails, this process does it, or says why it cannot.
+    """
+    code = (
+        "import sys; from pixelwise.api import EngineChoice, load; "
+        "load(sys.argv[1]).predictor(EngineChoice(sys.argv[2]))"
+    )
+    subprocess.run([sys.executable, "-c", code, str(path), engine], capture_output=True, check=False)
+
+
+def _summary(run: Run, metrics: dict[str, Any]) -> dict[str, str]:
+    """What the report tells about the run, as text."""
+    model, data, train = run.config.model, run.config.data, run.config.train
+    parameters = sum(p.numel() for p in run.network.parameters())
+    length = f"{train.minutes:g} minutes" if train.minutes else f"{train.epochs} epochs"
+    best = f"{run.facts.get('epoch')}"
+    if "value" in run.facts:
+        best += f" ({run.task.figure.title} on val {run.facts['value']:.4f})"
+    return {
+        "Network": f"{model.title()}, {parameters:,} parameters",
+        "Best epoch": best,
+        "Training": f"{length}, batches of {train.batch} patches of {train.patch[0]} x {train.patch[1]}",
+        "Images": f"{metrics['images']} measured, scale {data.scale:g}, normalisation {data.normalization}",
+        "Labels": data.labels,
+        "Seed": str(run.config.seed),
+    }
 
 
 def choose_split(dataset: DataSet, split: str | None) -> str:
@@ -231,9 +244,11 @@ def load(path: str | Path) -> Run:
     Raises:
         RunError: it holds no weights, or they cannot be used.
     """
-    folder = Path(path)
-    network, config, facts = checkpoint.load_model(folder / MODEL_FILE)
-    return Run(folder, network, config, facts)
+    folder = RunFolder(Path(path))
+    network, config, facts = checkpoint.load_model(folder.model, lambda config: task_of(config).network(config))
+    if "mean_iou" in facts:  # of a run made before tasks had names
+        facts = {"epoch": facts["epoch"], "metric": "mean_iou", "value": facts["mean_iou"]}
+    return Run(folder.path, network, config, facts)
 
 
 def train(data: str | Path, out: str | Path, **settings: Any) -> "Result":
@@ -242,27 +257,48 @@ def train(data: str | Path, out: str | Path, **settings: Any) -> "Result":
     Args:
         data: the folder of the data set.
         out: the run folder to make.
-        settings: `minutes`, `epochs`, `seed`, `init`, `resume`, `force`, `allow`, `device`, `callbacks` as of the
-            command line; sections of settings as dicts: `model={"width": 16}`, `train={"batch": 4}`.
+        settings: `task`, `minutes`, `epochs`, `seed`, `init`, `resume`, `force`, `allow`, `device`, `callbacks` as of
+            the command line; sections of settings as dicts: `model={"width": 16}`, `train={"batch": 4}`.
 
     Raises:
         PixelwiseError: bad data or settings.
     """
     from pixelwise.training.loop import train as train_run
+    from pixelwise.training.prepare import Start
 
-    options = ("minutes", "epochs", "seed", "init", "resume", "force", "allow", "device", "callbacks")
-    chosen = {key: value for key, value in settings.items() if key in options}
+    callbacks = settings.pop("callbacks", None)
+    overrides, rest = _overrides(settings)
+    start = Start(
+        init=Path(rest["init"]) if rest.get("init") is not None else None,
+        resume=rest.get("resume", False),
+        force=rest.get("force", False),
+        allow=tuple(rest.get("allow", ())),
+        device=rest.get("device", "auto"),
+    )
+    task = choose_task(overrides.get("", {}).get("task"), Path(out) if start.resume else None)
+    return train_run(task, Path(data), Path(out), overrides, start, callbacks)
+
+
+def _overrides(settings: dict[str, Any]) -> tuple[Overrides, dict[str, Any]]:
+    """What of a call's keywords are settings, section by section, and the rest."""
+    options = ("init", "resume", "force", "allow", "device")
+    lengths = ("minutes", "epochs")
     overrides: Overrides = {}
     for key, value in settings.items():
-        if key not in options:
-            if key not in SECTIONS:
-                raise SettingError(f"pixelwise.train: there is no {key}; {near(key, [*options, *SECTIONS])}")
-            if not isinstance(value, dict):
-                raise SettingError(
-                    f"{key} = {value!r}: give a section of settings as a dict, for example model={{'width': 16}}."
-                )
-            overrides[key] = dict(value)
+        if key in options or value is None:
+            continue
+        if key in TOP:
+            overrides.setdefault("", {})[key] = value
+        elif key in lengths:
+            overrides["train"] = {**overrides.get("train", {}), key: value}
+        elif key not in SECTIONS:
+            known = [*options, *lengths, *TOP, "callbacks", *SECTIONS]
+            raise SettingError(f"pixelwise.train: there is no {key}; {near(key, known)}")
+        elif not isinstance(value, dict):
+            raise SettingError(
+                f"{key} = {value!r}: give a section of settings as a dict, for example model={{'width': 16}}."
+            )
+        else:
+            overrides[key] = {**value, **overrides.get(key, {})}
     check_names(overrides, "pixelwise.train")
-    if chosen.get("init") is not None:
-        chosen["init"] = Path(chosen["init"])
-    return train_run(Path(data), Path(out), overrides, **chosen)
+    return overrides, {key: settings[key] for key in options if key in settings}

@@ -6,12 +6,15 @@ from pathlib import Path
 from typing import Any
 
 from pixelwise.api import load
+from pixelwise.core.config import Overrides
 from pixelwise.core.errors import OutputError
 from pixelwise.data.sets.cells import write_cells
 from pixelwise.engines import EngineChoice
 from pixelwise.prediction.requests import OutputOptions
-from pixelwise.prediction.stream import predict_files
-from pixelwise.training.loop import Callbacks, train
+from pixelwise.prediction.stream import Listener
+from pixelwise.tasks import TASKS
+from pixelwise.training.callbacks import Callbacks
+from pixelwise.training.loop import train
 
 MINUTES = 1.5
 
@@ -29,13 +32,15 @@ def run_demo(out: Path, force: bool, callbacks: Callbacks, note: Callable[[str],
     _clear(out, force)
     note("making images of cells")
     write_cells(data, seed=0)
-    train(data, run, minutes=MINUTES, seed=0, callbacks=callbacks)
+    settings: Overrides = {"": {"seed": 0}, "train": {"minutes": MINUTES}}
+    train(TASKS["segment"], data, run, settings, callbacks=callbacks)
     note("measuring on images that the training has not seen")
     trained = load(run)
     metrics = trained.evaluate(data)
     predictor = trained.predictor(EngineChoice("torch", "auto"))
-    predict_files(predictor, [str(data / "test" / "images")], OutputOptions(masks, overlay=True))
-    report = run / f"evaluation-{metrics['split']}" / "report.html"
+    options = OutputOptions(masks, overlay=True)
+    trained.task.predict_files(predictor, [str(data / "test" / "images")], options, None, Listener())
+    report = trained.folder.evaluation(metrics["split"]) / "report.html"
     return {
         "data": str(data), "run": str(run), "report": str(report), "masks": str(masks), "mean_iou": metrics["mean_iou"],
     }  # fmt: skip

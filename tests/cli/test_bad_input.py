@@ -316,7 +316,11 @@ def test_the_run_folder_is_a_file(data: Path, tmp_path: Path) -> None:
 def test_a_place_that_cannot_be_written(data: Path, run: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     below = tmp_path / "file" / "deep" / "out"
-    refused(tmp_path, ("train", data, "--out", below, *TINY), f"{below}: cannot be written ({tmp_path / 'file'} is no")
+    refused(
+        tmp_path,
+        ("train", data, "--out", below, *TINY),
+        f"{below}: cannot be written, because {tmp_path / 'file'} is not",
+    )
     refused(tmp_path, ("evaluate", run, data, "--out", below), below / "metrics.json", "cannot be written")
     image = first(data, "images")
     refused(tmp_path, ("predict", run, image, "--out", below), below / image.name, "cannot be written")
@@ -445,7 +449,8 @@ def test_labels_that_the_masks_do_not_have(data: Path, tmp_path: Path) -> None:
         ("train.batch=0", "train.batch = 0: input should be greater than or equal to 1"),
         ("train.batch=2.5", "train.batch = 2.5: input should be a valid integer"),
         ("train.rate=nan", "train.rate = nan"),
-        ("train.patch=32", "train.patch = 32: input should be a valid tuple"),
+        ("train.patch=big", "train.patch = 'big': input should be a valid tuple"),
+        ("train.patch=0", "train.patch.0 = 0"),
         ("train.patch=[32]", "train.patch"),
         ("train.patch={a=1}", "train.patch"),
         ("train.patch=[0,0]", "train.patch.0 = 0"),

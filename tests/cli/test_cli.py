@@ -101,7 +101,8 @@ def test_json_stands_alone_on_stdout(data: Path, tmp_path: Path) -> None:
     assert trained.returncode == 0, trained.stderr
     told = json.loads(trained.stdout)
     assert told.keys() == {"run", "minutes", "epochs", "best"}
-    assert told["best"].keys() == {"epoch", "mean_iou"}
+    assert told["best"].keys() == {"epoch", "metric", "value", "mean_iou"}
+    assert (told["best"]["metric"], told["best"]["value"]) == ("mean_iou", told["best"]["mean_iou"])
     assert (told["run"], told["epochs"], told["best"]["epoch"]) == (str(run), 1, 1)
     assert 0 < told["minutes"] < 2
     assert trained.stderr.count("checked 4 images and masks") == 1
@@ -140,7 +141,12 @@ def test_train_tells_people_what_it_did_and_what_to_do_next(data: Path, tmp_path
     assert (config.seed, config.model.width, config.train.patch, config.train.epochs) == (7, 4, (32, 32), 1)
     log = (run / "log.txt").read_text(encoding="utf-8").splitlines()
     assert all(re.match(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d \S", line) for line in log)
-    for words in ("labels: binary (background, object); 2 training images", "unet, width 4", "epoch 1: loss"):
+    for words in (
+        "task: segment; 2 training images",
+        "labels: binary (background, object)",
+        "unet, width 4",
+        "epoch 1: loss",
+    ):
         assert any(words in line for line in log), words
         assert words in shown.stderr
     environment = json.loads((run / "environment.json").read_text())
@@ -189,7 +195,7 @@ def test_resume_goes_on(trained: Callable[[str], tuple[Path, Path]]) -> None:
 def test_init_starts_from_another_run(data: Path, tmp_path: Path, trained: Callable[[str], tuple[Path, Path]]) -> None:
     _, run = trained("index")  # with three classes: its head cannot be used
     shown = done("train", data, "--out", tmp_path / "tuned", "--init", run, *TINY)
-    assert re.search(r"--init: 2 of \d+ tensors start afresh", shown.stderr)
+    assert re.search(rf"--init {run}: \d+ of \d+ tensors were taken \(.*\), 2 start afresh \(head 2\)", shown.stderr)
 
 
 def test_plan_prints_a_config_that_train_takes(data: Path, tmp_path: Path) -> None:
@@ -297,7 +303,7 @@ def test_predict_in_little_memory_to_zarr_and_on(tmp_path: Path, trained: Callab
         (("--tta", "flip"), r"views flip: is not a test-time augmentation; .*flips"),
         (("--format", "jpeg"), r"--format jpeg: is not a format; .*png"),
         (("--probability-type", "float32"), r"--probability-type float32: is not a type of probabilities; .*float16"),
-        (("--max-ram", "plenty"), r'"plenty" is no size; write a number and a unit, as in 2GiB'),
+        (("--max-ram", "plenty"), r'"plenty" is not a size. Write a number and a unit, as in 2GiB'),
         (("--max-ram", "1MB"), r"1 MiB of memory is not enough: the process holds [\d.]+ [MG]iB before"),
         (("--threshold", "1.5"), r"threshold"),
         (("--engine", "onyx"), r"engine onyx: is not an engine"),
@@ -383,7 +389,7 @@ def test_demo_tells_what_it_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 @pytest.mark.parametrize(
     ("error", "status", "text"),
     [
-        (RuntimeError("a bug"), 1, "This is a failure of pixelwise, not of yours"),
+        (RuntimeError("a bug"), 1, "This is a bug in pixelwise, not a mistake of yours"),
         (KeyboardInterrupt(), 130, "interrupted"),
         (BrokenPipeError(), 0, ""),
     ],
@@ -434,7 +440,7 @@ def test_rates_and_remaining_time_count_from_the_first_report(
     """Starting up took 100 s, then each of 10 files takes 4 s; a line comes every 5 s."""
     now = 0.0
     monkeypatch.setattr("time.monotonic", lambda: now)
-    with terminal.Progress("working", quiet=False) as progress:
+    with terminal.Display("working", quiet=False) as progress:
         for done in (1, 2, 3, 4):
             now = 100.0 + 4 * done
             progress.count(done, 10)
@@ -445,7 +451,7 @@ def test_rates_and_remaining_time_count_from_the_first_report(
 
 
 def test_progress_lines_do_not_come_too_often(capsys: pytest.CaptureFixture[str]) -> None:
-    with terminal.Progress("working", quiet=False) as progress:
+    with terminal.Display("working", quiet=False) as progress:
         for step in range(100):
             progress.count(step, 100)
     assert capsys.readouterr().err == ""
@@ -455,7 +461,7 @@ def test_progress_is_a_bar_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(sys, "stderr", Terminal())
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setenv("COLUMNS", "120")
-    with terminal.Progress("working", quiet=False) as progress:
+    with terminal.Display("working", quiet=False) as progress:
         progress.count(3, 4)
         progress.note("a [line] that stays")
     shown = sys.stderr.getvalue()  # type: ignore[attr-defined]
@@ -466,7 +472,7 @@ def test_progress_is_a_bar_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_quiet_shows_no_bar_either(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stderr", Terminal())
-    with terminal.Progress("working", quiet=True) as progress:
+    with terminal.Display("working", quiet=True) as progress:
         progress.show(0.5, "half")
         progress.note("a line")
     assert sys.stderr.getvalue() == ""  # type: ignore[attr-defined]

@@ -11,7 +11,7 @@ from typer.testing import CliRunner, Result
 from networks import make_settings
 from pixelwise import cli
 from pixelwise.models import MODELS, checkpoint
-from pixelwise.models.checkpoint import MODEL_FILE, build_network
+from pixelwise.models.checkpoint import build_network
 
 SMALL = ("--set", "model.width=4", "--set", "model.depth=2")
 
@@ -65,7 +65,7 @@ def test_help_has_an_example() -> None:
 def run(tmp_path: Path) -> Path:
     config = make_settings()
     config = config.model_copy(update={"model": config.model.model_copy(update={"width": 2, "depth": 1})})
-    checkpoint.save_model(tmp_path / "run" / MODEL_FILE, build_network(config), config, {})
+    checkpoint.save_model(tmp_path / "run" / "model.safetensors", build_network(config), config, {})
     return tmp_path / "run"
 
 

@@ -43,7 +43,7 @@ def test_sizes(text: str, size: int) -> None:
 
 @pytest.mark.parametrize("text", ["", "GB", "two GB", "-1GB", "1,5GB", "3 i", "4ib", "1e9", "2 PB", "2 G B", "5GBs"])
 def test_texts_that_are_no_size(text: str) -> None:
-    with pytest.raises(SettingError, match=f'"{text}" is no size; write a number and a unit, as in 2GiB or 800MB'):
+    with pytest.raises(SettingError, match=f'"{text}" is not a size\\. Write a number and a unit, as in 2GiB or 800MB'):
         parse_size(text)
 
 

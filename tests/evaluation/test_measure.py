@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 import tifffile
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 from scipy import ndimage
 from torch import Tensor, nn
@@ -19,12 +21,16 @@ from pixelwise.core.classes import IGNORE
 from pixelwise.core.config import Config, make_config
 from pixelwise.core.errors import DataError, ModelError, SettingError
 from pixelwise.data.sets.folder import Sample, open_dataset
-from pixelwise.data.sets.labels import LabelRule
-from pixelwise.evaluation.measure import Score, Tally, Truth, chosen_scores, evaluate, output_folder, read_truth
+from pixelwise.engines import EngineChoice
+from pixelwise.evaluation.measure import Case, Gallery, evaluate
 from pixelwise.geometry.reach import Geometry
-from pixelwise.prediction.predictor import Predictor
 from pixelwise.prediction.requests import OutputOptions
 from pixelwise.prediction.stream import predict_files
+from pixelwise.task import Record
+from pixelwise.tasks import TASKS
+from pixelwise.tasks.segment import Labels
+
+TASK = TASKS["segment"]
 
 
 class Brightness(nn.Module):
@@ -61,7 +67,7 @@ def make_settings(labels: str, count: int = 2, values: Sequence[int] = (), ignor
 def make_run(path: Path, config: Config) -> Run:
     """A run whose network calls class k what has a grey value near 101 k."""
     levels = [101 * k / 255 for k in range(len(config.data.classes))]
-    return Run(path, Brightness(levels), config, {"epoch": 1, "mean_iou": 0.5})
+    return Run(path, Brightness(levels), config, {"epoch": 1, "metric": "mean_iou", "value": 0.5})
 
 
 def predicted(image: np.ndarray, count: int) -> np.ndarray:
@@ -142,8 +148,10 @@ def test_metrics_json_has_what_the_contract_names(binary: Path, run: Run) -> Non
     assert json.loads((folder / "metrics.json").read_text(encoding="utf-8")) == told
     assert {path.name for path in folder.iterdir()} == {"metrics.json", "report.html"}
     assert told.keys() == {
-        "mean_iou", "pixel_accuracy", "mean_dice", "images", "confusion", "classes", "boundary_f", "split",
+        "task", "metric", "value", "mean_iou", "pixel_accuracy", "mean_dice", "images", "confusion", "classes",
+        "boundary_f", "split",
     }  # fmt: skip
+    assert (told["task"], told["metric"], told["value"]) == ("segment", "mean_iou", told["mean_iou"])
     assert told["images"] == 3
     assert [list(row) for row in told["classes"]] == [["name", "iou", "dice", "precision", "recall", "pixels"]] * 2
     assert [row["name"] for row in told["classes"]] == ["background", "cell"]
@@ -170,7 +178,6 @@ def test_the_folder_may_be_named(binary: Path, run: Run, tmp_path: Path) -> None
     run.evaluate(binary, "train", tmp_path / "elsewhere")
     assert json.loads((tmp_path / "elsewhere" / "metrics.json").read_text())["images"] == 1
     assert not run.path.exists()
-    assert output_folder(Path("runs/a"), "val") == Path("runs/a/evaluation-val")
 
 
 def test_masks_mean_what_they_meant_in_the_run(tmp_path: Path) -> None:
@@ -280,33 +287,63 @@ def test_progress_is_told(binary: Path, run: Run) -> None:
     assert calls == [(1, 3), (2, 3), (3, 3)]
 
 
-RULE = LabelRule.from_settings(make_settings("index", 3, ignore=[7]).data)
+THREE = make_settings("index", 3, ignore=[7])
 
 
-def test_scores_stand_worst_first(binary: Path, run: Run) -> None:
-    rule = LabelRule.from_settings(run.config.data)
+def records(sample: Sample, config: Config) -> list[Record]:
+    return list(TASK.records(sample, config, None))
+
+
+def test_each_file_is_predicted_once_and_cases_stand_worst_first(binary: Path, run: Run) -> None:
     samples = open_dataset(binary).split("val")
-    metrics, scores = evaluate(run.predictor(), samples, rule)
-    assert metrics["images"] == len(scores) == 3
-    assert [score.mean_iou for score in scores] == sorted(score.mean_iou for score in scores)
+    predictor, seen = run.predictor(), []
+    labels = predictor.labels
+
+    def counting(image: np.ndarray) -> np.ndarray:
+        seen.append(image.shape)
+        return labels(image)
+
+    predictor.labels = counting
+    metrics, cases = evaluate(TASK, predictor, run.config, samples)
+    assert metrics["images"] == len(cases) == len(seen) == 3
+    assert [case.score for case in cases] == sorted(case.score for case in cases)
+    by_name = {sample.name: sample for sample in samples}
+    for case in cases:
+        sample = by_name[case.name]
+        truth = np.asarray(Image.open(sample.target)) // 255
+        pairs = [(truth, predicted(np.asarray(Image.open(sample.image)), 2))]
+        assert case.score == pytest.approx(np.mean([literal_iou(pairs, value) for value in (0, 1)]))
+        assert list(case.pictures)[:3] == ["Image", "Truth", "Prediction"]
+
+
+def hung(scores: Sequence[float]) -> list[str]:
+    """The names of the cases that a gallery shows in the end; a case is called by its score."""
+    gallery = Gallery()
     for score in scores:
-        truth = np.asarray(Image.open(score.sample.target)) // 255
-        pairs = [(truth, predicted(np.asarray(Image.open(score.sample.image)), 2))]
-        assert score.mean_iou == pytest.approx(np.mean([literal_iou(pairs, value) for value in (0, 1)]))
-        assert (score.name, score.page) == (score.sample.name, 0)
+        if gallery.wants(score):
+            gallery.add(Case(f"{score:g}", score, {}))
+    return [case.name for case in gallery.cases()]
 
 
-def score(name: str, value: float) -> Score:
-    return Score(name, value, Sample(name, Path(), Path()), 0)
+@given(st.permutations(range(20)))
+@settings(deadline=None, max_examples=50)
+def test_the_images_of_the_report_are_the_worst_a_middle_one_and_the_best(order: Sequence[int]) -> None:
+    names = [int(name) for name in hung(order)]
+    assert set(names) >= {0, 1, 2, 3, 18, 19}
+    assert len(names) in (6, 7)
+    assert names == sorted(names)
 
 
-def test_the_images_of_the_report_are_the_worst_a_middle_one_and_the_best() -> None:
-    scores = [score(str(index), index / 20) for index in range(20)]
-    assert [item.name for item in chosen_scores(scores)] == ["0", "1", "2", "3", "10", "18", "19"]
-    assert chosen_scores(scores[:7]) == scores[:7]
-    assert [item.name for item in chosen_scores(scores[:8])] == ["0", "1", "2", "3", "4", "6", "7"]
-    assert [item.name for item in chosen_scores(scores, worst=1, best=1)] == ["0", "10", "19"]
-    assert chosen_scores([]) == []
+def test_of_many_images_the_middle_one_is_about_the_median() -> None:
+    scores = np.random.default_rng(0).permutation(1000)
+    middle = int(hung(scores.tolist())[4])
+    assert abs(middle - 500) < 60
+
+
+def test_few_images_are_all_shown_and_those_without_labels_last() -> None:
+    assert hung([3, 1, 2]) == ["1", "2", "3"]
+    assert hung([0.5, float("nan"), 0.25]) == ["0.25", "0.5", "nan"]
+    assert hung([]) == []
 
 
 def sample_of(folder: Path, image: np.ndarray, mask: np.ndarray) -> Sample:
@@ -321,36 +358,36 @@ def test_each_page_of_a_stack_is_an_image(tmp_path: Path) -> None:
     image = rng.integers(0, 256, (3, 8, 9), dtype=np.uint8)
     mask = rng.choice([0, 1, 2, 7], (3, 8, 9)).astype(np.uint8)
     sample = sample_of(tmp_path, image, mask)
-    pages = read_truth(sample, RULE, None)
+    pages = records(sample, THREE)
     assert [page.name for page in pages] == ["s page 0", "s page 1", "s page 2"]
     for page, pixels, labels in zip(pages, image, mask, strict=True):
         np.testing.assert_array_equal(page.image[..., 0], pixels)
-        np.testing.assert_array_equal(page.labels, np.where(labels == 7, IGNORE, labels))
-        assert page.instances is None
-    run = make_run(tmp_path, make_settings("index", 3, ignore=[7]))
-    metrics, scores = evaluate(run.predictor(), [sample], RULE)
+        np.testing.assert_array_equal(page.truth.classes, np.where(labels == 7, IGNORE, labels))
+        assert page.truth.instances is None
+    run = make_run(tmp_path, THREE)
+    metrics, cases = evaluate(TASK, run.predictor(), THREE, [sample])
     assert metrics["images"] == 3
-    assert sorted(score.page for score in scores) == [0, 1, 2]
-    pairs = [(page.labels, predicted(pixels, 3)) for page, pixels in zip(pages, image, strict=True)]
+    assert sorted(case.name for case in cases) == ["s page 0", "s page 1", "s page 2"]
+    pairs = [(page.truth.classes, predicted(pixels, 3)) for page, pixels in zip(pages, image, strict=True)]
     assert [row["iou"] for row in metrics["classes"]] == pytest.approx([literal_iou(pairs, k) for k in range(3)])
 
 
 def test_ids_are_kept_for_instances(tmp_path: Path) -> None:
     ids = np.array([[0, 300], [7, 7]], np.uint16)
     sample = sample_of(tmp_path, np.zeros((2, 2), np.uint8), ids)
-    (page,) = read_truth(sample, LabelRule.from_settings(make_settings("instances").data), None)
+    (page,) = records(sample, make_settings("instances"))
     assert page.name == "s"
-    assert page.labels.tolist() == [[0, 1], [1, 1]]
-    np.testing.assert_array_equal(page.instances, ids)
+    assert page.truth.classes.tolist() == [[0, 1], [1, 1]]
+    np.testing.assert_array_equal(page.truth.instances, ids)
 
 
 def test_files_that_do_not_fit_are_named(tmp_path: Path) -> None:
     sample = sample_of(tmp_path, np.zeros((4, 5), np.uint8), np.zeros((5, 4), np.uint8))
     with pytest.raises(DataError, match=r"image\.tif: is \(4, 5\), but its mask .*mask\.tif is \(5, 4\)\."):
-        read_truth(sample, RULE, None)
+        records(sample, THREE)
     sample = sample_of(tmp_path, np.zeros((1, 2), np.uint8), np.array([[0, 9]], np.uint8))
     with pytest.raises(DataError, match=r"mask\.tif: holds the value 9, but the 3 classes have the values 0 to 2\."):
-        read_truth(sample, RULE, None)
+        records(sample, THREE)
 
 
 @pytest.mark.parametrize(
@@ -370,33 +407,50 @@ def test_images_that_cannot_be_predicted_are_named(tmp_path: Path, image: Any, k
     tifffile.imwrite(sample.target, np.zeros((3, 4), np.uint8))
     run = make_run(tmp_path, make_settings("index", 3))
     with pytest.raises(kind, match=rf"i\.tif: {message}"):
-        evaluate(run.predictor(), [sample], RULE)
+        evaluate(TASK, run.predictor(), run.config, [sample])
 
 
 def test_a_tally_without_the_slow_figures() -> None:
     config = make_settings("instances")
-    rule = LabelRule.from_settings(config.data)
     labels = np.array([[0, 1], [1, 0]], np.uint8)
     for full in (True, False):
-        tally = Tally(rule, full)
-        assert tally.add(Truth("a", labels[..., None], labels, labels.astype(np.uint16)), labels) == 1.0
-        assert math.isnan(tally.add(Truth("b", labels[..., None], np.full_like(labels, IGNORE), labels * 0), labels))
-        assert ("boundary_f" in tally.metrics(), "instances" in tally.metrics()) == (full, full)
-        assert tally.metrics()["images"] == 2
-        assert tally.metrics()["mean_iou"] == 1.0
+        tally = TASK.tally(config, full)
+        assert tally.add(Record("a", labels[..., None], Labels(labels, labels.astype(np.uint16))), labels) == 1.0
+        ignored = Labels(np.full_like(labels, IGNORE), labels * 0)
+        assert math.isnan(tally.add(Record("b", labels[..., None], ignored), labels))
+        figures = tally.figures()
+        assert ("boundary_f" in figures, "instances" in figures) == (full, full)
+        assert figures["images"] == 2
+        assert figures["mean_iou"] == 1.0
+
+
+@given(st.integers(0, 2**32 - 1))
+@settings(deadline=None, max_examples=20)
+def test_what_two_processes_counted_is_what_one_would_have(seed: int) -> None:
+    rng, config = np.random.default_rng(seed), make_settings("instances")
+    alone, *shares = (TASK.tally(config, full=True) for _ in range(3))
+    for number in range(4):
+        truth, prediction = rng.integers(0, 2, (2, 8, 9)).astype(np.uint8)
+        record = Record(str(number), truth[..., None], Labels(truth, truth.astype(np.uint16)))
+        for tally in (alone, shares[number % 2]):
+            tally.add(record, prediction)
+    shares[0].merge(shares[1])
+    assert shares[0].figures() == alone.figures()
 
 
 def test_nothing_measured_has_no_figures() -> None:
-    tally = Tally(RULE)
-    assert tally.metrics()["mean_iou"] is None
-    assert tally.metrics()["images"] == 0
+    figures = TASK.tally(THREE, full=True).figures()
+    assert figures["mean_iou"] is None
+    assert figures["images"] == 0
 
 
 def test_a_predictor_may_be_any(binary: Path) -> None:
     """The same figures, whatever the size of the tiles."""
     config = make_settings("binary", values=(0, 255))
-    rule = LabelRule.from_settings(config.data)
     samples = open_dataset(binary).split("val")
     network = Brightness([0.0, 0.4])
-    first, second = (evaluate(Predictor(network, config, tile=tile), samples, rule)[0] for tile in ("auto", 7))
+    first, second = (
+        evaluate(TASK, TASK.predictor(network, config, EngineChoice(), tile), config, samples)[0]
+        for tile in ("auto", 7)
+    )
     assert first == second

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from pixelwise.core.errors import DataError
-from pixelwise.prediction.inputs import Job, find_inputs, name_jobs
+from pixelwise.prediction.inputs import Input, find_inputs, name_inputs
 
 
 def save(path: Path, array: np.ndarray) -> Path:
@@ -44,14 +44,24 @@ def test_nothing_to_predict(tmp_path: Path) -> None:
         find_inputs([str(tmp_path / "*.tif")])
 
 
-def test_jobs_are_named_by_stems_where_these_differ() -> None:
+def test_outputs_are_named_by_stems_where_these_differ() -> None:
     paths = [Path("in/x.png"), Path("in/deep/y.tif")]
-    assert name_jobs(paths) == [Job(paths[0], Path("x")), Job(paths[1], Path("y"))]
+    assert name_inputs(paths) == [Input(paths[0], Path("x")), Input(paths[1], Path("y"))]
 
 
-def test_jobs_of_one_stem_keep_folders_then_extensions() -> None:
-    names = [job.name.as_posix() for job in name_jobs([Path("a/x.png"), Path("b/X.png"), Path("b/X.tif"), Path("z.z")])]
+def test_inputs_of_one_stem_keep_folders_then_extensions() -> None:
+    names = [
+        one.name.as_posix() for one in name_inputs([Path("a/x.png"), Path("b/X.png"), Path("b/X.tif"), Path("z.z")])
+    ]
     assert names == ["a/x", "b/X.png", "b/X.tif", "z"]
+
+
+def test_inputs_on_several_drives_keep_all_their_folders(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(paths: object) -> str:
+        raise ValueError("Paths don't have the same drive")
+
+    monkeypatch.setattr("os.path.commonpath", refuse)
+    assert [one.name.as_posix() for one in name_inputs([Path("/a/x.png"), Path("/b/x.png")])] == ["a/x", "b/x"]
 
 
 def test_what_an_earlier_prediction_made_is_no_input(tmp_path: Path) -> None:

@@ -447,5 +447,5 @@ def test_grey_and_color_where_they_fit() -> None:
 def test_pixels_that_are_no_numbers(value: float, place: tuple[int, int], kind: str) -> None:
     image = np.random.default_rng(0).random((10, 10, 1), dtype=np.float32)
     image[place] = value
-    with pytest.raises(DataError, match="values that are NaN or infinite; replace them by numbers first"):
+    with pytest.raises(DataError, match="values that are NaN or infinite; replace them with numbers first"):
         bright(normalization=kind).labels(image)

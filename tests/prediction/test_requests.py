@@ -160,12 +160,12 @@ def test_other_settings_do_not_go_on(tmp_path: Path, out: Path) -> None:
     Spy(first, interrupted_after(5))
     with pytest.raises(KeyboardInterrupt):
         run(first, [source], OutputOptions(out, "zarr"))
-    with pytest.raises(RunError, match=r"x\.zarr: was begun with other .*: skip_background was False and is True"):
+    with pytest.raises(RunError, match=r"x\.zarr: was started with another .*: skip_background was False and is True"):
         run(tiled(32), [source], OutputOptions(out, "zarr", skip_background=True, resume=True))
     other = make_network()
     with torch.no_grad():
         next(other.parameters()).add_(1)
-    with pytest.raises(RunError, match=r"x\.zarr: was begun with other .*: network was"):
+    with pytest.raises(RunError, match=r"x\.zarr: was started with another .*: network was"):
         run(tiled(32, other), [source], OutputOptions(out, "zarr", resume=True))
 
 
@@ -186,7 +186,7 @@ streams.run(predictor, [Path({source!r})], OutputOptions(Path({out!r}), "zarr"))
 def test_a_process_that_was_killed_leaves_whole_tiles(tmp_path: Path, out: Path) -> None:
     image = smooth(512, 512)
     source = save_tiled(tmp_path / "x.tif", image)
-    code = KILLED.format(tests=str(Path(__file__).parent.parent), source=str(source), out=str(out))
+    code = KILLED.format(tests=str(Path(__file__).parents[1]), source=str(source), out=str(out))
     killed = subprocess.run([sys.executable, "-c", code], check=False, timeout=120, capture_output=True, text=True)
     assert killed.returncode == -9, killed.stderr
     expected = tiled(None).labels(image[..., None])
@@ -233,5 +233,5 @@ def test_a_foreign_zarr_in_the_way_is_one_image_s_failure(tmp_path: Path, out: P
     again = OutputOptions(out, "zarr", clean=PostProcess(0.3), resume=True)
     summary = run(tiled(16), [*sources], again)
     assert [failure["input"] for failure in summary.failed] == [str(sources[0])]
-    assert "was begun with other input or settings" in summary.failed[0]["message"]
+    assert "was started with another input or other settings" in summary.failed[0]["message"]
     assert only(Outcome(outputs=summary.outputs))["input"] == str(sources[1])

@@ -1,6 +1,7 @@
 import base64
 import io
 import re
+from dataclasses import dataclass
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -14,12 +15,17 @@ from pixelwise import metrics
 from pixelwise.core.classes import IGNORE, ClassMap
 from pixelwise.core.errors import OutputError
 from pixelwise.data.pixels import pictures
-from pixelwise.report import Case, figures, html, write_report
+from pixelwise.evaluation.measure import Case
+from pixelwise.report import Report, figures, html, write_report
+from pixelwise.task import Figure, Record
+from pixelwise.tasks.segment import Labels, Segmentation
+from trainings import three_classes
 
 CLASSES = ClassMap(("background", "cell", "<script>alert(1)</script>"))
+FIGURE = Figure("mean_iou", "mean IoU")
 HISTORY = [
-    {"epoch": 1, "step": 10, "loss": 1.0, "val_loss": 1.2, "mean_iou": 0.3},
-    {"epoch": 2, "step": 20, "loss": 0.7, "val_loss": None, "mean_iou": 0.52},
+    {"epoch": 1, "step": 10, "loss": 1.0, "mean_iou": 0.3},
+    {"epoch": 2, "step": 20, "loss": 0.7, "mean_iou": 0.52},
     {"epoch": 3, "loss": float("nan")},
 ]
 
@@ -47,38 +53,64 @@ class Page(HTMLParser):
         return " ".join(" ".join(self.words).split())
 
 
-def make_case(name: str, wrong: int, score: float, shape: tuple[int, int] = (24, 32)) -> Case:
+@dataclass(frozen=True)
+class Seen:
+    """An image with its truth, and what was predicted."""
+
+    name: str
+    image: np.ndarray
+    truth: np.ndarray
+    prediction: np.ndarray
+    score: float
+
+    def case(self, classes: ClassMap = CLASSES) -> Case:
+        """It, drawn as segmentation draws it."""
+        config = three_classes(data={"classes": list(classes.names), "colors": list(classes.colors)})
+        record = Record(self.name, self.image, Labels(self.truth, None))
+        return Case(self.name, self.score, Segmentation().draw(record, self.prediction, config))
+
+
+def make_case(name: str, wrong: int, score: float, shape: tuple[int, int] = (24, 32)) -> Seen:
     random = np.random.default_rng(wrong)
     truth = np.zeros(shape, dtype=np.uint8)
     truth[4:12, 4:12] = 1
     truth[-4:] = IGNORE
     prediction = np.where(truth == IGNORE, 0, truth).astype(np.uint8)
     prediction[0, :wrong] = 1
-    return Case(name, random.integers(0, 256, (*shape, 3), dtype=np.uint8), truth, prediction, score)
+    return Seen(name, random.integers(0, 256, (*shape, 3), dtype=np.uint8), truth, prediction, score)
 
 
-def measured(cases: list[Case], classes: ClassMap = CLASSES) -> dict[str, Any]:
+def scores(confusion: np.ndarray, classes: ClassMap = CLASSES) -> dict[str, Any]:
+    """What an evaluation tells of a confusion matrix."""
+    summary = metrics.summary(confusion, classes.names)
+    return {"task": "segment", "metric": "mean_iou", "value": summary["mean_iou"], **summary}
+
+
+def measured(cases: list[Seen], classes: ClassMap = CLASSES) -> dict[str, Any]:
     count = len(classes)
     matrix = sum(metrics.confusion_matrix(case.truth, case.prediction, count) for case in cases)
-    return {**metrics.summary(np.asarray(matrix), classes.names), "images": len(cases)}
+    return {**scores(np.asarray(matrix), classes), "images": len(cases)}
 
 
-def written(folder: Path, **changes: Any) -> tuple[str, Page]:
-    cases = [
+def written(folder: Path, classes: ClassMap = CLASSES, **changes: Any) -> tuple[str, Page]:
+    seen = [
         make_case("fine.png", 1, 0.9),
         make_case("bad & worse.png", 9, 0.2),
         make_case("fair.png", 4, 0.6),
     ]
     values: dict[str, Any] = {
         "title": "cells: val",
-        "metrics": measured(cases),
-        "classes": CLASSES,
-        "cases": cases,
+        "figure": FIGURE,
+        "metrics": measured(seen),
+        "colors": classes.colors,
+        "cases": seen,
         "history": HISTORY,
         "facts": {"model": "unet", "command": "pixelwise evaluate <run>"},
+        **changes,
     }
+    values["cases"] = [case.case(classes) for case in values["cases"]]
     path = folder / "report.html"
-    write_report(path, **{**values, **changes})
+    write_report(path, Report(**values))
     text = path.read_text(encoding="utf-8")
     return text, Page(text)
 
@@ -132,7 +164,7 @@ def test_scores_are_shown_and_absent_classes_said(tmp_path: Path) -> None:
 
 def test_confusion_shows_shares_of_the_truth_and_the_largest_mistake(tmp_path: Path) -> None:
     confusion = np.array([[900, 90, 10], [0, 1, 1], [0, 0, 0]])
-    _, page = written(tmp_path, metrics=metrics.summary(confusion, CLASSES.names))
+    _, page = written(tmp_path, metrics=scores(confusion))
     assert "background 90 9 1 cell · 50 50" in page.text
     assert "background cell 90 9% background <script>alert(1)</script> 10 1% cell" in page.text
     strengths = re.findall(r"--strength: ([\d.]+)", str(page.tags))
@@ -142,7 +174,7 @@ def test_confusion_shows_shares_of_the_truth_and_the_largest_mistake(tmp_path: P
 
 
 def test_nothing_wrong_is_said(tmp_path: Path) -> None:
-    _, page = written(tmp_path, metrics=metrics.summary(np.diag([5, 3, 2]), CLASSES.names))
+    _, page = written(tmp_path, metrics=scores(np.diag([5, 3, 2])))
     assert "No counted pixel is wrong." in page.text
 
 
@@ -201,9 +233,21 @@ def test_large_pictures_shrink(tmp_path: Path, count: int, side: int) -> None:
 
 
 def test_huge_pictures_are_thinned_out_first() -> None:
-    case = make_case("a.png", 5, 0.5, shape=(40, 9000))
-    views = html._pictures(case, CLASSES, limit=480)
-    assert [picture_of(view["source"]).shape for view in views] == [(2, 480, 3)] * 4
+    case = make_case("a.png", 5, 0.5, shape=(40, 9000)).case()
+    assert [picture.shape for picture in case.pictures.values()] == [(10, 2250, 3)] * 4
+    assert [picture_of(view["source"]).shape for view in html._pictures(case, limit=480)] == [(2, 480, 3)] * 4
+
+
+def test_a_task_without_classes_has_a_report_too(tmp_path: Path) -> None:
+    figure = Figure("error", "error of boxes", rises=False)
+    history = [{"epoch": 1, "loss": 0.5, "error": 0.3}, {"epoch": 2, "loss": 0.4, "error": 0.7}]
+    told = {"task": "boxes", "metric": "error", "value": 0.25, "error": 0.25, "images": 2}
+    _, page = written(tmp_path, figure=figure, metrics=told, colors=(), history=history)
+    assert {attributes["href"] for attributes in page.all("a")} == {"#images", "#training", "#facts"}
+    assert "0.250 error of boxes" in page.text
+    assert "the best error of boxes in validation, 0.300, came in epoch 1." in page.text
+    assert "own error of boxes." in page.text
+    assert "IoU" not in page.text
 
 
 def test_training_is_told_as_far_as_it_is_known(tmp_path: Path) -> None:
@@ -219,20 +263,20 @@ def test_training_is_told_as_far_as_it_is_known(tmp_path: Path) -> None:
 
 def test_global_state_of_matplotlib_stays() -> None:
     before = dict(mpl.rcParams)
-    assert set(figures.curves(HISTORY)) == {"Loss", "Mean IoU in validation"}
+    assert set(figures.curves(HISTORY, FIGURE)) == {"Loss", "Mean IoU in validation"}
     assert dict(mpl.rcParams) == before
     assert "pyplot" not in Path(figures.__file__).read_text(encoding="utf-8")
 
 
 def test_curves_for_a_dark_page_differ_and_are_transparent() -> None:
-    light, dark = figures.curves(HISTORY)["Loss"], figures.curves(HISTORY, dark=True)["Loss"]
+    light, dark = figures.curves(HISTORY, FIGURE)["Loss"], figures.curves(HISTORY, FIGURE, dark=True)["Loss"]
     assert light != dark
     for png in (light, dark):
         picture = np.array(Image.open(io.BytesIO(png)))
         assert picture.shape == (403, 676, 4)
         assert picture[0, 0, 3] == 0
         assert picture[..., 3].max() == 255
-    assert figures.curves([{"epoch": 1}]) == {}
+    assert figures.curves([{"epoch": 1}], FIGURE) == {}
 
 
 def test_a_folder_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:

@@ -21,55 +21,17 @@ from pixelwise.api import load
 from pixelwise.core.config import Config, Overrides
 from pixelwise.core.errors import OutputError, RunError, SettingError
 from pixelwise.models import UNet, checkpoint
-from pixelwise.models.checkpoint import MODEL_FILE
-from pixelwise.training.loop import STATE_FILE, Clock, Result, Silent, StepReport, train
-from pixelwise.training.step import rate_factor
+from pixelwise.training.callbacks import StepReport
+from pixelwise.training.loop import Result
+from pixelwise.training.step import Clock, rate_factor
+from trainings import Listener, StopAt, model_file, small, state_file, train
 
 MakeDataset = Callable[..., Path]
 
 
-def small(**train_settings: Any) -> Overrides:
-    """Settings of a network that trains in a second."""
-    return {
-        "model": {"width": 4, "depth": 2, "dropout": 0.1, "stem": 1},
-        "train": {"steps_per_epoch": 4, "batch": 2, "patch": [32, 32], "precision": "32-true", **train_settings},
-    }
-
-
-class StopAt(Silent):
-    """Ends the training as a kill would, after some steps: nothing is saved on the way out."""
-
-    def __init__(self, step: int) -> None:
-        self.step = step
-
-    def stepped(self, report: StepReport) -> None:
-        if report.step == self.step:
-            raise KeyboardInterrupt
-
-
-class Listener(Silent):
-    """Remembers what it hears."""
-
-    def __init__(self) -> None:
-        self.losses: list[float] = []
-        self.rates: list[float] = []
-        self.lines: list[dict[str, Any]] = []
-        self.notes: list[str] = []
-
-    def stepped(self, report: StepReport) -> None:
-        self.losses.append(report.loss)
-        self.rates.append(report.rate)
-
-    def validated(self, line: dict[str, Any]) -> None:
-        self.lines.append(line)
-
-    def note(self, text: str) -> None:
-        self.notes.append(text)
-
-
 def tensors_of(run: Path) -> dict[str, torch.Tensor]:
-    best = {f"best/{name}": tensor for name, tensor in load_file(run / MODEL_FILE).items()}
-    return best | load_file(run / STATE_FILE)
+    best = {f"best/{name}": tensor for name, tensor in load_file(model_file(run)).items()}
+    return best | load_file(state_file(run))
 
 
 def assert_same_run(first: Path, second: Path) -> None:
@@ -95,14 +57,14 @@ def test_it_learns_and_leaves_what_the_contract_names(data: Path, tmp_path: Path
     overrides = small(steps_per_epoch=40, rate=0.01)
     result = train(data, out, overrides, epochs=2, seed=0, callbacks=listener)
     assert np.mean(listener.losses[-10:]) < 0.5 * np.mean(listener.losses[:5])
-    assert result.best_mean_iou > 0.7
+    assert result.best.value > 0.7
     assert result.epochs == 2
     names = {path.name for path in out.iterdir()}
     assert names == {"config.toml", "model.safetensors", "last", "history.jsonl", "environment.json", "complete"}
     history = [json.loads(line) for line in (out / "history.jsonl").read_text().splitlines()]
     assert [line["epoch"] for line in history] == [1, 2]
-    assert max(line["mean_iou"] for line in history) == result.best_mean_iou
-    assert load(out).facts == {"epoch": result.best_epoch, "mean_iou": result.best_mean_iou}
+    assert max(line["mean_iou"] for line in history) == result.best.value
+    assert load(out).facts == {"epoch": result.best.epoch, "metric": "mean_iou", "value": result.best.value}
 
 
 def test_the_rate_rises_and_falls(data: Path, tmp_path: Path) -> None:
@@ -184,9 +146,9 @@ def test_sigkill_anywhere_then_resume_gives_the_same_bits(data: Path, tmp_path: 
         process = subprocess.Popen(
             train_command(data, out, *more), stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL
         )
-        before = (out / STATE_FILE).stat().st_mtime_ns if (out / STATE_FILE).exists() else None
+        before = state_file(out).stat().st_mtime_ns if state_file(out).exists() else None
         deadline = time.monotonic() + 90
-        while not (out / STATE_FILE).exists() or (out / STATE_FILE).stat().st_mtime_ns == before:
+        while not state_file(out).exists() or state_file(out).stat().st_mtime_ns == before:
             assert time.monotonic() < deadline
             assert process.poll() is None, "the run ended before it could be killed"
             time.sleep(0.01)
@@ -194,7 +156,7 @@ def test_sigkill_anywhere_then_resume_gives_the_same_bits(data: Path, tmp_path: 
         process.send_signal(signal.SIGKILL)
         assert process.wait() == -signal.SIGKILL
         assert not (out / "complete").exists()
-        checkpoint.load(out / STATE_FILE)  # never a broken one
+        checkpoint.load(state_file(out))  # never a broken one
         more = ["--resume"]
     subprocess.run(train_command(data, out, "--resume"), check=True, capture_output=True)
     assert_same_run(tmp_path / "whole", out)
@@ -208,7 +170,7 @@ def test_a_full_disk_leaves_the_old_checkpoint_and_a_clear_message(data: Path, t
     out = tmp_path / "run"
     with pytest.raises(KeyboardInterrupt):
         train(data, out, small(checkpoint_seconds=0.0), epochs=2, callbacks=StopAt(3))
-    old = load_file(out / STATE_FILE)
+    old = load_file(state_file(out))
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))
     try:
@@ -216,7 +178,7 @@ def test_a_full_disk_leaves_the_old_checkpoint_and_a_clear_message(data: Path, t
             train(data, out, resume=True)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    left = load_file(out / STATE_FILE)
+    left = load_file(state_file(out))
     assert all(torch.equal(old[name], left[name]) for name in old)
     assert list(out.rglob("*.part")) == []
     assert train(data, out, resume=True).epochs == 2
@@ -226,7 +188,7 @@ def test_minutes_are_kept_and_the_schedule_knows_them(data: Path, tmp_path: Path
     listener = Listener()
     begin = time.monotonic()
     overrides = small(steps_per_epoch=5, rate=0.01)
-    result = train(data, tmp_path / "run", overrides, minutes=0.15, callbacks=listener, started=begin)
+    result = train(data, tmp_path / "run", overrides, minutes=0.15, callbacks=listener)
     assert time.monotonic() - begin < 0.15 * 60 + 2
     assert result.minutes > 0.09
     assert listener.rates[-1] < 0.15 * max(listener.rates)
@@ -237,7 +199,7 @@ def test_the_time_of_earlier_sittings_counts(data: Path, tmp_path: Path) -> None
     overrides = small(steps_per_epoch=5, checkpoint_seconds=0.0)
     with pytest.raises(KeyboardInterrupt):
         train(data, tmp_path / "run", overrides, minutes=0.1, callbacks=StopAt(30))
-    spent = checkpoint.load(tmp_path / "run" / STATE_FILE)[1]["state"]["seconds"]
+    spent = checkpoint.load(state_file(tmp_path / "run"))[1]["state"]["seconds"]
     begin = time.monotonic()
     train(data, tmp_path / "run", resume=True)
     assert time.monotonic() - begin < 6 - spent + 2
@@ -261,20 +223,21 @@ def test_the_clock_counts_from_the_first_step() -> None:
 def test_early_stop(data: Path, tmp_path: Path) -> None:
     overrides = small(rate=1e-9, patience=2, average=0.0)  # it cannot get better
     result = train(data, tmp_path / "run", overrides, epochs=50)
-    assert result.epochs == result.best_epoch + 2 < 50
+    assert result.epochs == result.best.epoch + 2 < 50
 
 
 def test_init_starts_from_another_runs_weights(data: Path, make_dataset: MakeDataset, tmp_path: Path) -> None:
     train(data, tmp_path / "first", small(steps_per_epoch=30, rate=0.01), epochs=1)
     frozen = small(rate=1e-12, weight_decay=0.0, average=0.0, steps_per_epoch=1)
     train(data, tmp_path / "tuned", frozen, epochs=1, init=tmp_path / "first")
-    old, new = load_file(tmp_path / "first" / MODEL_FILE), load_file(tmp_path / "tuned" / MODEL_FILE)
+    old, new = load_file(model_file(tmp_path / "first")), load_file(model_file(tmp_path / "tuned"))
     weights = [name for name in old if old[name].ndim == 4]
     assert all(torch.allclose(old[name], new[name], atol=1e-6) for name in weights)
     listener = Listener()
     other = make_dataset(tmp_path / "other", count=4, split=("train", "val"), kind="index")
     train(other, tmp_path / "third", small(), epochs=1, init=tmp_path / "first", callbacks=listener)
-    assert any(note.startswith("--init: 2 of ") for note in listener.notes)  # the head's weight and bias
+    taken = next(note for note in listener.notes if note.startswith(f"--init {tmp_path / 'first'}: "))
+    assert taken.endswith("2 start afresh (head 2)")
     with pytest.raises(RunError, match=r"nowhere.*model\.safetensors: no such file"):
         train(data, tmp_path / "fourth", small(), epochs=1, init=tmp_path / "nowhere")
     assert not (tmp_path / "fourth").exists()
@@ -393,7 +356,7 @@ def pretrained() -> Overrides:
 
 
 def sevens(run: Path) -> bool:
-    tensors = [t for name, t in load_file(run / MODEL_FILE).items() if "backbone" in name and "weight" in name]
+    tensors = [t for name, t in load_file(model_file(run)).items() if "backbone" in name and "weight" in name]
     return len(tensors) > 0 and all(torch.allclose(tensor, torch.tensor(7.0)) for tensor in tensors)
 
 
@@ -462,7 +425,7 @@ def test_border_weights_and_the_papers_recipe(
     config = load(tmp_path / "run").config
     assert config.loss.border == 10.0
     assert config.model.padding == ("same" if "loss" in setting else "valid")
-    assert 0 <= result.best_mean_iou <= 1
+    assert 0 <= result.best.value <= 1
 
 
 def test_bfloat16_trains_too(data: Path, tmp_path: Path) -> None:
@@ -475,7 +438,7 @@ def test_bfloat16_trains_too(data: Path, tmp_path: Path) -> None:
         callbacks=listener,
     )
     assert np.mean(listener.losses[-5:]) < 0.7 * listener.losses[0]
-    assert all(tensor.dtype != torch.bfloat16 for tensor in load_file(tmp_path / "run" / MODEL_FILE).values())
+    assert all(tensor.dtype != torch.bfloat16 for tensor in load_file(model_file(tmp_path / "run")).values())
 
 
 @pytest.mark.slow
@@ -489,9 +452,9 @@ def test_two_processes_over_gloo(data: Path, tmp_path: Path) -> None:
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["epochs"] == 3
-    generators = [name for name in load_file(out / STATE_FILE) if name.startswith("random/cpu/")]
+    generators = [name for name in load_file(state_file(out)) if name.startswith("random/cpu/")]
     assert len(generators) == 2
-    metadata = checkpoint.load(out / STATE_FILE)[1]
+    metadata = checkpoint.load(state_file(out))[1]
     assert metadata["processes"] == 2
     assert metadata["state"]["step"] == 90
     with pytest.raises(RunError, match=r"was written by 2 processes, not 1"):
@@ -511,7 +474,7 @@ def test_two_processes_freeze_the_same_parts(data: Path, tmp_path: Path) -> None
     assert done.returncode == 0, done.stderr
     lines = [json.loads(line) for line in (out / "history.jsonl").read_text().splitlines()]
     assert [line["parts"] for line in lines] == ["decoder", "encoder", "all"]
-    steps = {int(t) for name, t in load_file(out / STATE_FILE).items() if name.endswith("/step")}
+    steps = {int(t) for name, t in load_file(state_file(out)).items() if name.endswith("/step")}
     assert steps == {6}  # of 9: every part sat out one phase
 
 

@@ -21,22 +21,27 @@ from pixelwise.data.pixels.normalize import Normalization, match_channels
 from pixelwise.data.sets.doctor import ImageFacts, Survey, survey
 from pixelwise.data.sets.folder import DataSet, Description, Sample, open_dataset
 from pixelwise.data.sets.labels import LabelRule
-from pixelwise.data.sets.masks import MaskLabels
+from pixelwise.engines.machine import Machine
 from pixelwise.models import MODELS
 from pixelwise.models.checkpoint import settings_of
-from pixelwise.training.plan import (
-    Machine,
-    describe,
-    intensities_vary,
-    intensity_figures,
-    is_upright,
-    make_plan,
-    pick_device,
-)
+from pixelwise.tasks import TASKS
+from pixelwise.tasks.segment import is_upright
+from pixelwise.training import plan
+from pixelwise.training.plan import describe, intensities_vary, intensity_figures
 
 MakeDataset = Callable[..., Path]
+TASK = TASKS["segment"]
 CPU = Machine(cores=2, memory=8 << 30, device="cpu", fast_bf16=False)
 GPU = Machine(cores=16, memory=64 << 30, device="cuda", fast_bf16=True)
+
+
+def make_plan(
+    survey: Survey,
+    machine: Machine,
+    overrides: Overrides | None = None,
+) -> Config:
+    return plan.make_plan(TASK, survey, machine, overrides)
+
 
 EVEN = ((50, 50), (50, 50), (50, 50))
 SCENE = ((90, 10), (50, 50), (20, 80))
@@ -111,7 +116,7 @@ def test_only_the_train_split_counts() -> None:
 
 def test_overrides_are_not_changed_by_the_plan() -> None:
     overrides: Overrides = {"": {"seed": 4}, "train": {"batch": 3}}
-    make_plan(USUAL, CPU, overrides, epochs=2)
+    make_plan(USUAL, CPU, overrides)
     assert overrides == {"": {"seed": 4}, "train": {"batch": 3}}
 
 
@@ -167,7 +172,7 @@ def test_mean_and_deviation_are_those_of_the_normalised_images(
     tmp_path: Path, make_dataset: MakeDataset, percentile: bool, channels: int
 ) -> None:
     root = make_dataset(tmp_path, count=5, channels=channels, split=("train",))
-    found = survey(open_dataset(root), MaskLabels(), splits=("train", "val"))
+    found = survey(open_dataset(root), TASK.labels, splits=("train", "val"))
     images = [read_image(sample.image)[0] for sample in found.dataset.split("train")]
     mean, std = literal_figures(images, percentile, channels)
     assert intensity_figures(found.of("train"), percentile, channels) == (
@@ -273,75 +278,32 @@ def test_small_images_are_not_folded() -> None:
     assert make_plan(surveyed(facts_of(size=(64, 400))), CPU).model.stem == 2
 
 
-def test_this_machine_is_described() -> None:
-    machine = Machine.here("cpu")
-    assert machine.device == "cpu"
-    assert machine.cores == torch.get_num_threads()
-    assert machine.memory == psutil.virtual_memory().total
-    assert isinstance(machine.fast_bf16, bool)
-    assert Machine.here("auto").device == pick_device("auto")
-
-
-@pytest.mark.parametrize(
-    ("cuda", "mps", "device"),
-    [(True, True, "cuda"), (False, True, "mps"), (False, False, "cpu"), (True, False, "cuda")],
-)
-def test_the_fastest_device_is_picked(monkeypatch: pytest.MonkeyPatch, cuda: bool, mps: bool, device: str) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
-    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mps)
-    assert pick_device("auto") == device
-    assert pick_device("cpu") == "cpu"
-    present = ", ".join(["cpu", *(["cuda"] if cuda else []), *(["mps"] if mps else [])])
-    for name, there in (("cuda", cuda), ("mps", mps), ("tpu", False), ("", False)):
-        if there:
-            assert pick_device(name) == name
-        else:
-            with pytest.raises(SettingError, match=rf"^device {name}: is not there; this machine has: {present}\.$"):
-                pick_device(name)
-
-
-def test_a_gpu_says_whether_it_has_bf16(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    for able in (True, False):
-        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda able=able: able)
-        assert Machine.here("cuda").fast_bf16 is able
-
-
 # Length
 
 
 def test_a_run_has_either_minutes_or_epochs() -> None:
-    def length(overrides: Overrides | None = None, **options: Any) -> tuple[float | None, int | None]:
-        train = make_plan(USUAL, CPU, overrides, **options).train
-        return train.minutes, train.epochs
+    def length(**train: Any) -> tuple[float | None, int | None]:
+        planned = make_plan(USUAL, CPU, {"train": train}).train
+        return planned.minutes, planned.epochs
 
     assert length() == (None, 80)  # 4,000 steps, 50 an epoch
-    assert length({"train": {"steps_per_epoch": 1000}}) == (None, 4)
-    assert length({"train": {"steps_per_epoch": 100_000}}) == (None, 1)
+    assert length(steps_per_epoch=1000) == (None, 4)
+    assert length(steps_per_epoch=100_000) == (None, 1)
     assert length(minutes=2.5) == (2.5, None)
     assert length(epochs=3) == (None, 3)
-    assert length({"train": {"minutes": 4}}) == (4, None)
-    assert length({"train": {"epochs": 5}}) == (None, 5)
-    assert length({"train": {"minutes": 4}}, epochs=3) == (None, 3)  # the command line wins
-    assert length({"train": {"epochs": 5}}, minutes=2) == (2, None)
 
 
-@pytest.mark.parametrize(
-    ("overrides", "options"),
-    [({}, {"minutes": 1.0, "epochs": 1}), ({"train": {"minutes": 1.0, "epochs": 1}}, {})],
-)
-def test_minutes_and_epochs_exclude_each_other(overrides: Overrides, options: dict[str, Any]) -> None:
+def test_minutes_and_epochs_exclude_each_other() -> None:
     with pytest.raises(SettingError, match=r"^minutes and epochs exclude each other; set one of them\.$"):
-        make_plan(USUAL, CPU, overrides, **options)
+        make_plan(USUAL, CPU, {"train": {"minutes": 1.0, "epochs": 1}})
 
 
-def test_the_seed_of_the_command_line_wins() -> None:
+def test_the_seed_and_the_task_are_kept() -> None:
     assert make_plan(USUAL, CPU).seed == 0
+    assert make_plan(USUAL, CPU).task == "segment"
     assert make_plan(USUAL, CPU, {"": {"seed": 4}}).seed == 4
-    assert make_plan(USUAL, CPU, {"": {"seed": 4}}, seed=6).seed == 6
-    assert make_plan(USUAL, CPU, {"": {"seed": 4}}, seed=0).seed == 0
     with pytest.raises(SettingError, match=r"^settings: seed = -1: "):
-        make_plan(USUAL, CPU, seed=-1)
+        make_plan(USUAL, CPU, {"": {"seed": -1}})
 
 
 # Settings
@@ -509,20 +471,23 @@ def test_the_papers_recipe() -> None:
 
 
 def test_the_reasons_are_told() -> None:
-    lines = describe(make_plan(USUAL, CPU), USUAL)
-    assert lines[0] == "labels: index (rest, cell); 3 training images"
+    planned = make_plan(USUAL, CPU)
+    lines = describe(planned, USUAL)
+    assert lines[0] == "task: segment; 3 training images"
     assert "alike in brightness" in lines[1]
-    assert "turned and mirrored freely" in lines[2]
-    assert lines[3] == "unet, width 32, depth 4; 8 patches of 256 x 256 a step, at scale 1"
+    assert lines[2] == "unet, width 32, depth 4; 8 patches of 256 x 256 a step, at scale 1"
+    labels, scene = TASK.reasons(planned, USUAL)
+    assert labels == "labels: index (rest, cell)"
+    assert "turned and mirrored freely" in scene
     dark = surveyed(*(facts_of(str(high), (360, 480), 3, low=0, high=high, rows=SCENE) for high in (0.2, 0.9)))
-    lines = describe(make_plan(dark, CPU), dark)
-    assert "each is stretched between its 1st and 99th percentile" in lines[1]
-    assert "up stays up" in lines[2]
-    assert lines[3].endswith("at scale 0.5")
+    planned = make_plan(dark, CPU)
+    assert "each is stretched between its 1st and 99th percentile" in describe(planned, dark)[1]
+    assert "up stays up" in TASK.reasons(planned, dark)[1]
+    assert describe(planned, dark)[2].endswith("at scale 0.5")
 
 
 def test_a_real_survey_gives_a_plan_that_can_be_kept(tmp_path: Path, make_dataset: MakeDataset) -> None:
-    found = survey(open_dataset(make_dataset(tmp_path, count=8, kind="color", channels=3)), MaskLabels())
+    found = survey(open_dataset(make_dataset(tmp_path, count=8, kind="color", channels=3)), TASK.labels)
     config = make_plan(found, CPU)
     assert (config.data.labels, config.data.channels, len(config.data.classes)) == ("color", 3, 3)
     assert LabelRule.from_settings(config.data) == found.meaning

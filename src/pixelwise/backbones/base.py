@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from pixelwise.core.errors import ModelError, SettingError
-from pixelwise.layers import check_norm, pad_to_stride
+from pixelwise.layers import pad_to_stride
+from pixelwise.layers.conv import check_norm
 
 OUTPUT_STRIDES = (8, 16, 32)
 ENCODERS = ("resnet18", "resnet50", "mobilenetv2_100", "mobilenetv3_small_100", "inception_resnet_v2", "darknet53")

@@ -7,17 +7,20 @@ import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from pixelwise.core.errors import PixelwiseError
 
+if TYPE_CHECKING:
+    from pixelwise.core.config import Overrides
+
 DONE, OUR_FAILURE, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 
 app = typer.Typer(
     name="pixelwise",
-    help="Labels every pixel: a folder of images and masks becomes a trained, measured segmenter.",
+    help="Label every pixel: turn a folder of images and masks into a trained, measured model.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -25,29 +28,34 @@ app = typer.Typer(
 )
 
 Data = Annotated[Path, typer.Argument(help="Folder with images/ and masks/, or with train/, val/, test/ of them.")]
-RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a trained run.")]
+RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a trained run.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
-Quiet = Annotated[bool, typer.Option("--quiet", help="No progress, no notes.")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="Show neither progress nor notes.")]
 ConfigFile = Annotated[Path | None, typer.Option("--config", help="TOML file of settings.")]
-Settings = Annotated[list[str] | None, typer.Option("--set", metavar="a.b=v", help="One setting; may be repeated.")]
-Minutes = Annotated[float | None, typer.Option(min=0.05, help="Wall clock of the whole command.")]
-Epochs = Annotated[int | None, typer.Option(min=1, help="Number of epochs.")]
-Model = Annotated[str | None, typer.Option(help="Architecture; `pixelwise models` lists them.")]
-Seed = Annotated[int | None, typer.Option(min=0, help="Of everything random. Default 0.")]
+Settings = Annotated[list[str] | None, typer.Option("--set", metavar="a.b=v", help="One setting; repeatable.")]
+Minutes = Annotated[float | None, typer.Option(min=0.05, help="How long the whole command may take.")]
+Epochs = Annotated[int | None, typer.Option(min=1, help="How many epochs to train, instead of minutes.")]
+Model = Annotated[str | None, typer.Option(help="The network; `pixelwise models` lists them.")]
+TaskName = Annotated[
+    str | None, typer.Option("--task", help="What to learn, where the labels could serve several tasks: segment.")
+]
+Seed = Annotated[int | None, typer.Option(min=0, help="Seed of every random choice; default 0.")]
 Allow = Annotated[
     list[str] | None,
-    typer.Option(metavar="CODE", help="Leave out files with this problem instead of stopping."),
+    typer.Option(metavar="CODE", help="Leave out the files that have this problem, instead of stopping."),
 ]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")]
-Engine = Annotated[str, typer.Option(help="auto (the fastest that is there), torch, openvino or onnxruntime.")]
+Device = Annotated[str, typer.Option(help="Where to compute: auto (the fastest), cpu, cuda or mps.")]
+Engine = Annotated[str, typer.Option(help="auto (the fastest one installed), torch, openvino or onnxruntime.")]
 TileSide = Annotated[
-    int | None, typer.Option(min=1, help="Side of a tile; default: the whole image, or large tiles of a large one.")
+    int | None, typer.Option(min=1, help="Side of a tile in pixels; by default a large image is cut into large tiles.")
 ]
 MaxRam = Annotated[
     str | None,
-    typer.Option(metavar="SIZE", help="Memory that the process may hold, as 2GiB; default: most of what is free."),
+    typer.Option(
+        metavar="SIZE", help="Memory that the process may use, such as 2GiB; by default most of what is free."
+    ),
 ]
-Axes = Annotated[str | None, typer.Option(help="Axes of TIFF stacks and Zarrs whose metadata do not tell: ZYX.")]
+Axes = Annotated[str | None, typer.Option(help="Axes of TIFFs and Zarrs whose metadata leave them out, such as ZYX.")]
 
 
 def guarded(command: Callable[..., None]) -> Callable[..., None]:
@@ -70,7 +78,7 @@ def guarded(command: Callable[..., None]) -> Callable[..., None]:
         except Exception:
             traceback.print_exc()
             print(
-                "This is a failure of pixelwise, not of yours; please report it with the lines above.",
+                "This is a bug in pixelwise, not a mistake of yours. Please report it with the lines above.",
                 file=sys.stderr,
             )
             raise typer.Exit(OUR_FAILURE) from None
@@ -87,14 +95,25 @@ def print_result(as_json: bool, quiet: bool, value: dict[str, Any], lines: list[
 
 
 def read_overrides(
-    config: Path | None, assignments: list[str] | None, model: str | None = None
-) -> dict[str, dict[str, Any]]:
-    """What the user set; --model is one of the settings."""
+    config: Path | None,
+    assignments: list[str] | None,
+    model: str | None = None,
+    length: tuple[float | None, int | None] = (None, None),
+    top: dict[str, Any] | None = None,
+) -> "Overrides":
+    """What the user set; the options --model, --minutes, --epochs, --seed and --task are settings too, and win."""
     from pixelwise.core.config import parse_overrides
 
     overrides = parse_overrides(config, assignments or [])
     if model is not None:
         overrides.setdefault("model", {})["name"] = model
+    if any(value is not None for value in length):
+        others = {key: value for key, value in overrides.get("train", {}).items() if key not in ("minutes", "epochs")}
+        given = dict(zip(("minutes", "epochs"), length, strict=True))
+        overrides["train"] = others | {key: value for key, value in given.items() if value is not None}
+    for key, value in (top or {}).items():
+        if value is not None:
+            overrides.setdefault("", {})[key] = value
     return overrides
 
 

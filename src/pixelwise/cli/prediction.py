@@ -17,13 +17,13 @@ from pixelwise.cli.base import (
     Json,
     MaxRam,
     Quiet,
-    RunFolder,
+    RunPath,
     TileSide,
     app,
     guarded,
     print_result,
 )
-from pixelwise.cli.terminal import Progress, megapixels
+from pixelwise.cli.terminal import Display, megapixels
 
 if TYPE_CHECKING:
     from pixelwise.prediction.stream import Outcome
@@ -32,37 +32,37 @@ if TYPE_CHECKING:
 @app.command(epilog="Example: pixelwise evaluate runs/cells cells/ --split val")
 @guarded
 def evaluate(
-    run: RunFolder,
+    run: RunPath,
     data: Data,
     split: Annotated[str | None, typer.Option(help="train, val or test; default test, else val.")] = None,
-    out: Annotated[Path | None, typer.Option(help="Folder to write to; default RUN/evaluation-SPLIT.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for the results; default RUN/evaluation-SPLIT.")] = None,
     allow: Allow = None,
     device: Device = "auto",
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Measure a run on labelled images: metrics.json and report.html."""
+    """Measure a run on labelled images, and write metrics.json and report.html."""
     from pixelwise.api import load
-    from pixelwise.evaluation.measure import output_folder
+    from pixelwise.core.run_folder import RunFolder
 
     loaded = load(run)
-    with Progress("evaluating", quiet) as progress:
-        metrics = loaded.evaluate(data, split, out, device=device, allow=allow or [], progress=progress.count)
-    folder = out or output_folder(run, metrics["split"])
-    rows = [f"  {row['name']:<20} {figure(row['iou'])}" for row in metrics["classes"]]
-    head = f"{metrics['images']} images of {metrics['split']}: mean IoU {figure(metrics['mean_iou'])}"
+    with Display("evaluating", quiet) as display:
+        metrics = loaded.evaluate(data, split, out, device=device, allow=allow or [], progress=display.count)
+    folder = out or RunFolder(run).evaluation(metrics["split"])
+    rows = [f"  {row['name']:<20} {figure(row['iou'])}" for row in metrics.get("classes", ()) if "iou" in row]
+    head = f"{metrics['images']} images of {metrics['split']}: {loaded.task.figure.title} {figure(metrics['value'])}"
     print_result(as_json, quiet, metrics, [head, *rows, f"report: {folder / 'report.html'}"])
 
 
 def figure(value: float | None) -> str:
-    """A figure of a class for people to read; None where the class is nowhere."""
+    """A figure for people to read; None means that the class occurs nowhere."""
     return "absent" if value is None else f"{value:.4f}"
 
 
 @app.command(epilog="Example: pixelwise predict runs/cells new/*.tif --out masks --overlay")
 @guarded
 def predict(
-    run: RunFolder,
+    run: RunPath,
     inputs: Annotated[list[str], typer.Argument(metavar="INPUT...", help="Image files, folders, glob patterns.")],
     out: Annotated[Path, typer.Option(help="Folder for the masks.")],
     engine: Engine = "auto",
@@ -70,35 +70,39 @@ def predict(
     tile: TileSide = None,
     max_ram: MaxRam = None,
     file_format: Annotated[
-        str, typer.Option("--format", help="png, tiff or zarr; auto takes PNG where a mask is small.")
+        str, typer.Option("--format", help="png, tiff or zarr; auto writes small masks as PNG.")
     ] = "auto",
     probabilities: Annotated[
-        bool, typer.Option("--probabilities", help="Write the classes' probabilities too.")
+        bool, typer.Option("--probabilities", help="Also write the probability of each class.")
     ] = False,
     probability_type: Annotated[str, typer.Option(help="uint8 (255 times the probability) or float16.")] = "uint8",
-    overlay: Annotated[bool, typer.Option("--overlay", help="Write pictures of the masks over the images.")] = False,
+    overlay: Annotated[bool, typer.Option("--overlay", help="Also draw the masks over the images.")] = False,
     tta: Annotated[str, typer.Option(help="Test-time augmentation: none, flips (4 runs) or turns (8 runs).")] = "none",
-    amp: Annotated[bool, typer.Option("--amp", help="Half precision on a GPU: faster, and no longer exact.")] = False,
+    amp: Annotated[bool, typer.Option("--amp", help="Use half precision on a GPU: faster, but not exact.")] = False,
     compiled: Annotated[
-        bool, typer.Option("--compile", help="PyTorch's compiler: takes a minute first, pays for long work on a GPU.")
+        bool,
+        typer.Option("--compile", help="Use PyTorch's compiler: slow to start, pays off for long jobs on a GPU."),
     ] = False,
     threshold: Annotated[
-        float | None, typer.Option(help="Probability that class 1 of 2 must reach; default: the likelier class.")
+        float | None,
+        typer.Option(help="Of two classes, the probability that class 1 must reach; default: the likelier class."),
     ] = None,
-    fill_holes: Annotated[int, typer.Option(min=0, help="Fill holes of at most so many pixels.")] = 0,
-    smallest_object: Annotated[int, typer.Option(min=0, help="Remove objects below so many pixels.")] = 0,
+    fill_holes: Annotated[int, typer.Option(min=0, help="Fill holes of up to this many pixels.")] = 0,
+    smallest_object: Annotated[int, typer.Option(min=0, help="Remove objects smaller than this many pixels.")] = 0,
     inside: Annotated[
-        Path | None, typer.Option(help="Predict where this mask is not 0; or a folder of masks named as the images.")
+        Path | None,
+        typer.Option(help="Predict only where this mask is not 0; or a folder with a mask for each image."),
     ] = None,
     skip_background: Annotated[
-        bool, typer.Option("--skip-background", help="Take tiles of empty background, as of a slide, for class 0.")
+        bool,
+        typer.Option("--skip-background", help="Label tiles of empty background, as on a slide, as class 0."),
     ] = False,
     axes: Axes = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with the prediction in --out.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue the prediction in --out.")] = False,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Label images of any size: the mask of a/b.tif is OUT/b.png."""
+    """Predict masks for images of any size: the mask of a/b.tif is OUT/b.png."""
     from pixelwise.api import WORTH_PREPARING, load
     from pixelwise.engines import EngineChoice
     from pixelwise.prediction import stream
@@ -114,16 +118,15 @@ def predict(
     )  # fmt: skip
     pixels = count_pixels(find_inputs(inputs), WORTH_PREPARING)
     choice = EngineChoice(engine, device, amp, compiled)
-    predictor = load(run).predictor(choice, tile or "auto", tta, _bytes(max_ram), pixels)
-    with Progress("predicting", quiet) as progress:
-        if predictor.runner.engine.note:
-            progress.note(predictor.runner.engine.note)
-        shown = stream.Listener(megapixels(progress), progress.note)
-        outcome = stream.predict_files(predictor, inputs, options, axes, shown)
-    _tell_masks(outcome, out, predictor.runner.engine.name, as_json, quiet)
+    loaded = load(run)
+    predictor = loaded.predictor(choice, tile or "auto", tta, _bytes(max_ram), pixels)
+    with Display("predicting", quiet) as display:
+        shown = stream.Listener(megapixels(display), display.note)
+        outcome = loaded.task.predict_files(predictor, inputs, options, axes, shown)
+    _tell_masks(outcome, out, as_json, quiet)
 
 
-def _tell_masks(outcome: "Outcome", out: Path, engine: str, as_json: bool, quiet: bool) -> None:
+def _tell_masks(outcome: "Outcome", out: Path, as_json: bool, quiet: bool) -> None:
     """Print what became of the images; status 2 if one failed."""
     from pixelwise.core.memory import peak_ram_bytes
 
@@ -131,11 +134,11 @@ def _tell_masks(outcome: "Outcome", out: Path, engine: str, as_json: bool, quiet
     value = {
         "outputs": outcome.outputs,
         "failed": outcome.failed,
-        "engine": engine,
+        "engine": outcome.engine,
         "megapixels_per_second": rate,
         "peak_ram_bytes": peak_ram_bytes(),
     }
-    done = f"{len(outcome.outputs)} masks in {out}, {rate:.2f} megapixels a second by {engine}"
+    done = f"{len(outcome.outputs)} masks in {out}, {rate:.2f} megapixels a second by {outcome.engine}"
     if outcome.finished_before:
         done = f"{out}: was finished already, {len(outcome.outputs)} masks"
     print_result(as_json, quiet, value, [done])
@@ -161,7 +164,7 @@ def _bytes(size: str | None) -> int | None:
 @app.command(name="verify-seams", epilog="Example: pixelwise verify-seams runs/cells slide.tif --tile 512")
 @guarded
 def verify_seams(
-    run: RunFolder,
+    run: RunPath,
     image: Annotated[Path, typer.Argument(metavar="IMAGE", help="An image file.")],
     tile: TileSide = None,
     engine: Engine = "auto",
@@ -171,7 +174,7 @@ def verify_seams(
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Compare an image predicted by tiles with one plain forward of the whole image."""
+    """Check that tiles leave no seams: compare them with one plain pass over the whole image."""
     from pixelwise.api import load
     from pixelwise.engines import EngineChoice
     from pixelwise.prediction import verify
@@ -190,5 +193,5 @@ def verify_seams(
     ]
     print_result(as_json, quiet, found, lines)
     if found["exact"] and (found["flipped_pixels"] or found["max_relative_difference"] > found["tolerance"]):
-        print("error: the tiles of a network that is exact differ; please report this.", file=sys.stderr)
+        print("error: the tiles differ, although the network is exact. Please report this.", file=sys.stderr)
         raise typer.Exit(OUR_FAILURE)

@@ -6,8 +6,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pixelwise.core.run_folder import RunFolder
+from pixelwise.training.callbacks import Callbacks, StepReport
+
 if TYPE_CHECKING:
-    from pixelwise.training.loop import StepReport
+    from pixelwise.task import Figure
 
 PLAIN_SECONDS = 5.0  # between progress lines where there is no terminal
 
@@ -27,7 +30,7 @@ class Speed:
         return (amount - before) / (now - begin) if amount > before and now > begin else None
 
 
-class Progress:
+class Display:
     """A bar on a terminal; elsewhere a plain line every few seconds; nothing when quiet. All of it on stderr."""
 
     def __init__(self, title: str, quiet: bool) -> None:
@@ -40,7 +43,7 @@ class Progress:
         if not quiet and sys.stderr.isatty():
             self._bar = _rich_bar()
 
-    def __enter__(self) -> "Progress":
+    def __enter__(self) -> "Display":
         if self._bar is not None:
             self._bar.start()
             self._task = self._bar.add_task(self._title, total=1.0, text="")
@@ -101,34 +104,35 @@ def _duration(seconds: float) -> str:
     return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
 
 
-class TrainingProgress:
+class TrainingDisplay(Callbacks):
     """Shows a training, and keeps what it said in the run's log."""
 
-    def __init__(self, progress: Progress, out: Path) -> None:
-        self._progress = progress
-        self._log = out / "log.txt"
+    def __init__(self, display: Display, out: Path, figure: "Figure") -> None:
+        self._display, self._figure = display, figure
+        self._log = RunFolder(out).log
         self._waiting: list[str] = []
         self._speed = Speed()
 
     def note(self, text: str) -> None:
         """A line for people and for the log."""
-        self._progress.note(text)
+        self._display.note(text)
         self._write(text)
 
     def surveyed(self, done: int, total: int) -> None:
         """So many samples were checked."""
         if done == total:
-            self._progress.note(f"checked {total} images and masks")
+            self._display.note(f"checked {total} images and masks")
 
-    def stepped(self, report: "StepReport") -> None:
+    def stepped(self, report: StepReport) -> None:
         """A step is done."""
         rate = self._speed.of(report.step)
         text = f"epoch {report.epoch}, step {report.step}, loss {report.loss:.3f}"
-        self._progress.show(min(report.progress, 1.0), text + (f", {rate:.1f} steps/s" if rate else ""))
+        self._display.show(min(report.progress, 1.0), text + (f", {rate:.1f} steps/s" if rate else ""))
 
     def validated(self, line: dict[str, Any]) -> None:
         """An epoch is over."""
-        score = f", mean IoU {line['mean_iou']:.4f}" if "mean_iou" in line else ""
+        value = line.get(self._figure.name)
+        score = "" if value is None else f", {self._figure.title} {value:.4f}"
         self.note(f"epoch {line['epoch']}: loss {line['loss']:.4f}{score}, {line['seconds']:.0f} s")
 
     def _write(self, text: str) -> None:
@@ -140,12 +144,12 @@ class TrainingProgress:
             self._waiting.clear()
 
 
-def megapixels(progress: Progress) -> Callable[[float, int], None]:
+def megapixels(display: Display) -> Callable[[float, int], None]:
     """Shows a share and a number of pixels with their rate."""
     speed = Speed()
 
     def show(share: float, pixels: int) -> None:
         rate = speed.of(pixels / 1e6)
-        progress.show(share, f"{pixels / 1e6:,.1f} megapixels" + (f", {rate:.2f} a second" if rate else ""))
+        display.show(share, f"{pixels / 1e6:,.1f} megapixels" + (f", {rate:.2f} a second" if rate else ""))
 
     return show

@@ -17,104 +17,120 @@ from pixelwise.cli.base import (
     Quiet,
     Seed,
     Settings,
+    TaskName,
     app,
     guarded,
     print_result,
     process_start,
     read_overrides,
 )
-from pixelwise.cli.terminal import Progress, TrainingProgress
+from pixelwise.cli.terminal import Display, TrainingDisplay
 
 if TYPE_CHECKING:
-    from pixelwise.core.config import Config
+    from pixelwise.core.config import Config, Overrides
+    from pixelwise.task import Task
+    from pixelwise.training.prepare import Start
 
 
 @app.command(epilog="Example: pixelwise train cells/ --out runs/cells --minutes 10")
 @guarded
 def train(
     data: Data,
-    out: Annotated[Path, typer.Option(help="Run folder to make.")],
+    out: Annotated[Path, typer.Option(help="Folder to create for the run.")],
+    task: TaskName = None,
     model: Model = None,
     minutes: Minutes = None,
     epochs: Epochs = None,
     config: ConfigFile = None,
     assignments: Settings = None,
     seed: Seed = None,
-    init: Annotated[Path | None, typer.Option(help="Start from this run's weights.")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
+    init: Annotated[Path | None, typer.Option(help="Start from the weights of this run.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --out.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace the run in --out.")] = False,
     allow: Allow = None,
     device: Device = "auto",
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Train a network on a folder of images and masks."""
-    overrides = read_overrides(config, assignments, model)
-    from pixelwise.training.loop import train
-    from pixelwise.training.prepare import is_child
+    """Train a network on a folder of images and their labels."""
+    overrides = read_overrides(config, assignments, model, (minutes, epochs), {"seed": seed, "task": task})
+    from pixelwise.tasks import choose_task
+    from pixelwise.training.prepare import Start
 
-    silent = quiet or is_child()
-    with Progress("training", silent) as progress:
-        result = train(
-            data, out, overrides, minutes=minutes, epochs=epochs, seed=seed, init=init, resume=resume, force=force,
-            allow=allow or [], device=device, callbacks=TrainingProgress(progress, out), started=process_start(),
-        )  # fmt: skip
-    value = {
-        "run": str(result.run),
-        "minutes": result.minutes,
-        "epochs": result.epochs,
-        "best": {"epoch": result.best_epoch, "mean_iou": result.best_mean_iou},
-    }
-    lines = [
-        f"{result.run}: {'was finished already' if result.finished_before else 'done'}, {result.epochs} epochs in "
-        f"{result.minutes:.1f} minutes; best mean IoU on val {result.best_mean_iou:.4f} (epoch {result.best_epoch})",
-        f"next: pixelwise evaluate {result.run} {data}",
-    ]
-    if not is_child():
-        print_result(as_json, quiet, value, lines)
+    chosen = choose_task(overrides.get("", {}).get("task"), out if resume else None)
+    start = Start(init, resume, force, tuple(allow or ()), device, process_start())
+    hint = f"pixelwise evaluate {out} {data}"
+    _run(chosen, (data, out), overrides, start, hint, as_json, quiet)
 
 
-@app.command(epilog="Example: pixelwise pretrain cells/ --out runs/encoder --task autoencode --minutes 5")
+@app.command(epilog="Example: pixelwise pretrain cells/ --out runs/encoder --kind rebuild --minutes 5")
 @guarded
 def pretrain(
     data: Data,
-    out: Annotated[Path, typer.Option(help="Folder to make; `train --init` starts from it.")],
-    task: Annotated[str, typer.Option(help="classify (the pixel in a patch's middle), autoencode or stacked.")] = (
-        "classify"
-    ),
+    out: Annotated[Path, typer.Option(help="Folder to create for the run; `train --init` starts from it.")],
+    kind: Annotated[
+        str | None,
+        typer.Option(
+            help="patches (default: classify the pixel in a patch's middle), rebuild (an autoencoder of the image) or "
+            "stacked (an autoencoder level by level)."
+        ),
+    ] = None,
     model: Model = None,
     minutes: Minutes = None,
     epochs: Epochs = None,
     config: ConfigFile = None,
     assignments: Settings = None,
     seed: Seed = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace what is in --out.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --out.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace the run in --out.")] = False,
     allow: Allow = None,
     device: Device = "auto",
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Train an encoder alone, as a start for train --init."""
-    overrides = read_overrides(config, assignments, model)
-    from pixelwise.tasks.pretrain import pretrain
+    """Train only the encoder of a network, as a starting point for train --init."""
+    overrides = read_overrides(config, assignments, model, (minutes, epochs), {"seed": seed})
+    from pixelwise.tasks import choose_pretraining
+    from pixelwise.training.prepare import Start
 
-    with Progress("pretraining", quiet) as progress:
-        result = pretrain(
-            data, out, task, overrides, minutes=minutes, epochs=epochs, seed=seed, force=force, allow=allow or [],
-            device=device, callbacks=TrainingProgress(progress, out), started=process_start(),
-        )  # fmt: skip
-    value = vars(result) | {"run": str(result.run)}
-    lines = [
-        f"{result.run}: encoder trained by {result.task} in {result.minutes:.1f} min, {result.steps} steps, last loss "
-        f"{result.loss:.4f}; start from it with: pixelwise train {data} --init {result.run} --out NEW"
-    ]
-    print_result(as_json, quiet, value, lines)
+    chosen = choose_pretraining(kind, out if resume else None)
+    start = Start(None, resume, force, tuple(allow or ()), device, process_start())
+    hint = f"pixelwise train {data} --init {out} --out NEW"
+    _run(chosen, (data, out), overrides, start, hint, as_json, quiet)
+
+
+def _run(
+    task: "Task",
+    places: tuple[Path, Path],
+    overrides: "Overrides",
+    start: "Start",
+    hint: str,
+    as_json: bool,
+    quiet: bool,
+) -> None:
+    """Train with progress on the terminal, and tell what came of it; of several processes the first one speaks."""
+    from pixelwise.training.loop import train as train_run
+    from pixelwise.training.prepare import is_child
+
+    (data, out), silent = places, quiet or is_child()
+    with Display("training", silent) as display:
+        result = train_run(task, data, out, overrides, start, TrainingDisplay(display, out, task.figure))
+    best = vars(result.best)
+    if result.best.metric == "mean_iou":
+        best = {**best, "mean_iou": result.best.value}
+    value = {"run": str(result.run), "minutes": result.minutes, "epochs": result.epochs, "best": best}
+    how = "was finished already" if result.finished_before else "done"
+    figure = f"best {task.figure.title} on val {result.best.value:.4f} (epoch {result.best.epoch})"
+    lines = [f"{out}: {how}, {result.epochs} epochs in {result.minutes:.1f} minutes; {figure}", f"next: {hint}"]
+    if not is_child():
+        print_result(as_json, quiet, value, lines)
 
 
 @app.command(epilog="Example: pixelwise plan cells/ --set train.batch=4")
 @guarded
 def plan(
     data: Data,
+    task: TaskName = None,
     model: Model = None,
     minutes: Minutes = None,
     epochs: Epochs = None,
@@ -126,17 +142,17 @@ def plan(
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Print the settings that train would use, and a forecast of its time and memory from a few measured steps."""
-    overrides = read_overrides(config, assignments, model)
+    """Print the settings that train would use, and estimate its time and memory from a few real steps."""
+    overrides = read_overrides(config, assignments, model, (minutes, epochs), {"seed": seed, "task": task})
+    from pixelwise.tasks import choose_task
     from pixelwise.training.forecast import forecast
-    from pixelwise.training.prepare import prepare
+    from pixelwise.training.prepare import Start, prepare
 
-    with Progress("checking", quiet) as progress:
-        planned, surveyed = prepare(
-            data, overrides, minutes=minutes, epochs=epochs, seed=seed, allow=allow or [], device=device,
-            progress=progress.count,
-        )  # fmt: skip
-        expected = forecast(planned, surveyed, device)
+    chosen = choose_task(overrides.get("", {}).get("task"))
+    with Display("checking", quiet) as display:
+        start = Start(allow=tuple(allow or ()), device=device)
+        planned, surveyed = prepare(chosen, data, overrides, start, display.count)
+        expected = forecast(chosen, planned, surveyed, device)
     value = {"config": planned.model_dump(mode="json"), "forecast": expected}
     print_result(as_json, quiet, value, [planned.to_toml(), *_forecast_lines(planned, expected)])
 
@@ -152,16 +168,17 @@ def _forecast_lines(planned: "Config", expected: dict[str, float]) -> list[str]:
 @app.command(epilog="Example: pixelwise demo --out demo")
 @guarded
 def demo(
-    out: Annotated[Path, typer.Option(help="Folder to make.")] = Path("demo"),
+    out: Annotated[Path, typer.Option(help="Folder to create.")] = Path("demo"),
     force: Annotated[bool, typer.Option("--force", help="Replace an earlier demo.")] = False,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Make a small set of cell images, train on it, measure, predict, and write a report: under 3 minutes."""
+    """Create a small set of cell images, train on it, evaluate, predict and write a report, in under 3 minutes."""
     from pixelwise.demo import run_demo
+    from pixelwise.tasks import TASKS
 
-    with Progress("training", quiet) as progress:
-        value = run_demo(out, force, TrainingProgress(progress, out / "run"), progress.note)
+    with Display("training", quiet) as display:
+        value = run_demo(out, force, TrainingDisplay(display, out / "run", TASKS["segment"].figure), display.note)
     lines = [
         f"made     {value['data']}  (images and masks)",
         f"trained  {value['run']}  (mean IoU {value['mean_iou']:.3f} on images it has not seen)",

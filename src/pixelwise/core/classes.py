@@ -4,6 +4,7 @@ import colorsys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from pixelwise.core.config import DataSettings
 from pixelwise.core.errors import DataError
 
 IGNORE = 255
@@ -34,6 +35,11 @@ class ClassMap:
             object.__setattr__(self, "colors", default_colors(len(self.names)))
         if len(self.colors) != len(self.names):
             raise DataError(f"classes: {len(self.names)} names but {len(self.colors)} colours.")
+
+    @classmethod
+    def of(cls, settings: DataSettings) -> "ClassMap":
+        """The classes of a run, from section `data` of its settings."""
+        return cls(tuple(settings.classes), tuple(settings.colors))
 
     def __len__(self) -> int:
         return len(self.names)

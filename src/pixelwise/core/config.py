@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tomli_w
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from pixelwise.core.errors import SettingError, near
 
@@ -22,12 +22,20 @@ NotNegative = Annotated[float, Field(ge=0)]
 Count = Annotated[int, Field(ge=1)]
 Byte = Annotated[int, Field(ge=0, le=255)]
 
+
+def _square(value: Any) -> Any:
+    """One side stands for both."""
+    return (value, value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+
+Patch = Annotated[tuple[Count, Count], BeforeValidator(_square)]
+
 MAX_CHANNELS = 4096
 Channels = Annotated[int, Field(ge=1, le=MAX_CHANNELS)]
 
 
 class Section(BaseModel):
-    """Base of all sections: frozen, strict about names, and no number is NaN or infinite."""
+    """Base of all sections: frozen, strict about names, and without NaN or infinite numbers."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
@@ -35,14 +43,14 @@ class Section(BaseModel):
 class DataSettings(Section):
     """What the images and labels are, and how they are brought to the network."""
 
-    labels: LabelKind  # how a mask's values mean classes
+    labels: LabelKind  # what the values of a mask stand for
     classes: list[str]  # names, by class index
     colors: list[tuple[Byte, Byte, Byte]]  # the classes' colours in masks, overlays and reports
     values: list[int]  # binary labels only: the two values that stand for class 0 and class 1
     ignore: list[int]  # mask values that count nowhere
-    channels: Channels  # of an image as the network sees it; grey is repeated to fit 3
+    channels: Channels  # of an image as the network sees it; grey images are repeated to fit 3
     scale: Annotated[float, Field(gt=0, le=4)]  # images are resized by this before the network, masks back after it
-    normalization: Literal["fixed", "percentile"]  # training set's figures alone, or each image's percentiles first
+    normalization: Literal["fixed", "percentile"]  # by the training set alone, or by each image's percentiles first
     mean: list[float]  # per channel, of the (stretched) intensities of the training set
     std: list[Positive]
     folds: Annotated[int, Field(ge=0)] = 0  # k-fold cross-validation over train and val; 0 is off
@@ -50,7 +58,7 @@ class DataSettings(Section):
 
 
 class ModelSettings(Section):
-    """The network. What is left out is up to the plan or the network; what a network does not have is refused."""
+    """The network. The plan or the network itself chooses what is left out; a setting that it lacks is refused."""
 
     name: str = "unet"
     width: Count | None = None  # channels of the first level, or of the layers behind a backbone
@@ -58,12 +66,12 @@ class ModelSettings(Section):
     padding: Literal["same", "valid"] | None = None
     norm: Literal["batch", "group", "none"] | None = None
     dropout: Annotated[float, Field(ge=0, lt=1)] | None = None
-    stem: Literal[1, 2, 4] | None = None  # the image is folded by this before the first level
+    stem: Literal[1, 2, 4] | None = None  # side of the pixel blocks that are folded into channels first
     residual: bool | None = None  # a shortcut beside each level's two convolutions
     backbone: str | None = None  # the encoder by name: resnet50, vgg16, any timm encoder
-    pretrained: bool = False  # the training starts from the backbone's published weights; they need internet once
+    pretrained: bool = False  # start from the backbone's published weights, which are downloaded once
     output_stride: Literal[8, 16, 32] | None = None  # image pixels of a cell at the backbone's deepest level
-    auxiliary: bool | None = None  # a second head on an earlier level, for the training alone
+    auxiliary: bool | None = None  # a second head on an earlier level, used in training only
     head: Literal["aspp", "largefov"] | None = None  # of DeepLabV2
     image_branch: bool | None = None  # pooling over the whole image beside the atrous convolutions
 
@@ -78,13 +86,13 @@ class ModelSettings(Section):
 
 
 class PhaseSettings(Section):
-    """A phase of the training, a `[[train.schedule]]` table; without any, all parts train throughout.
+    """A phase of the training, one `[[train.schedule]]` table; without a schedule all parts train all the time.
 
-    Phases follow one another in their order. In each, the rate rises and falls as it does in a run without phases.
-    What does not train keeps its weights, and its batch norm the statistics that it has.
+    Phases run one after the other. In each, the rate rises and falls as it does in a run without phases. Frozen parts
+    keep their weights and the statistics of their batch norm.
     """
 
-    parts: Literal["encoder", "decoder", "all"]  # which parts of the network train; the others are frozen
+    parts: str  # which parts of the network train: encoder, decoder or all; the others are frozen
     share: Positive  # of the run's length, relative to the sum of all phases' shares
     rate: Positive  # factor of train.rate
 
@@ -93,27 +101,27 @@ class TrainSettings(Section):
     """The optimisation."""
 
     recipe: Literal["default", "paper"] = "default"  # paper: Ronneberger et al. 2015
-    patch: tuple[Count, Count]  # height, width of the labelled part of a sample, after data.scale
+    patch: Patch  # height, width of the labelled part of a sample, after data.scale; one number is a square
     batch: Count
     epochs: Count | None = None  # exactly one of epochs and minutes is set
-    minutes: Positive | None = None  # wall clock of the whole command
+    minutes: Positive | None = None  # how long the whole command may take
     steps_per_epoch: Count
     optimizer: Literal["adamw", "sgd"] = "adamw"
     rate: Positive  # highest learning rate
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9  # sgd only
     weight_decay: NotNegative = 0.01
-    warmup: Annotated[float, Field(ge=0, lt=1)] = 0.05  # part of the run, or of each phase, in which the rate rises
+    warmup: Annotated[float, Field(ge=0, lt=1)] = 0.05  # share of the run, or of each phase, in which the rate rises
     clip: NotNegative = 1.0  # largest norm of the gradient; 0 is off
     average: Annotated[float, Field(ge=0, lt=1)] = 0.99  # decay of the averaged weights; 0 is off
-    balance: Unit = 0.0  # part of the patches that are centred on a class drawn evenly
+    balance: Unit = 0.0  # share of the patches that are centred on a class, all classes equally often
     precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
-    patience: Annotated[int, Field(ge=0)] = 0  # epochs without a better validation before the end; 0 is off
-    validate_every: Count = 1  # epochs
+    patience: Annotated[int, Field(ge=0)] = 0  # stop after this many epochs without a better validation; 0 is off
+    validate_every: Count = 1  # validate after every so many epochs
     devices: Count = 1  # processes, each with a device of its own
     nodes: Count = 1
-    strategy: Literal["auto", "ddp"] = "auto"  # of Lightning Fabric; auto is ddp where there are several devices
-    checkpoint_seconds: NotNegative = 30.0  # how often all that a resume needs is saved inside an epoch
-    schedule: list[PhaseSettings] = []  # phases of the run, see train.schedule below; none is one phase of all parts
+    strategy: Literal["auto", "ddp"] = "auto"  # of Lightning Fabric; auto is ddp with several devices
+    checkpoint_seconds: NotNegative = 30.0  # how often the state for a resume is saved within an epoch
+    schedule: list[PhaseSettings] = []  # phases of the run, see train.schedule below; empty is one phase of all parts
 
 
 class AugmentSettings(Section):
@@ -141,26 +149,27 @@ class AugmentSettings(Section):
 class LossSettings(Section):
     """What is minimised."""
 
-    cross_entropy: NotNegative = 1.0  # factor, as the next four; 0 is off
+    cross_entropy: NotNegative = 1.0  # factor, like the next four; 0 is off
     dice: NotNegative = 1.0
     focal: NotNegative = 0.0
     tversky: NotNegative = 0.0
     lovasz: NotNegative = 0.0
-    focal_gamma: NotNegative = 2.0  # focus on the pixels that are not known yet; 0 is cross entropy
-    tversky_alpha: NotNegative = 0.3  # weight of what is predicted wrongly
-    tversky_beta: NotNegative = 0.7  # weight of what is missed
+    focal_gamma: NotNegative = 2.0  # focus on pixels that are still wrong; 0 is cross entropy
+    tversky_alpha: NotNegative = 0.3  # weight of false positives
+    tversky_beta: NotNegative = 0.7  # weight of false negatives
     class_weight_power: Unit = 0.35  # class weights are inverse frequencies to this power
     border: NotNegative = 0.0  # w0 of the border weights; 0 is off
     border_sigma: Positive = 5.0  # pixels
-    auxiliary: NotNegative = 0.4  # factor of the same sum for the auxiliary head, where the network has one
-    edges: NotNegative = 2.0  # factor of the loss of class boundaries, where a network draws them; the paper has 20
-    dual: NotNegative = 1.0  # factor of the agreement between classes and boundaries, where the network draws them
+    auxiliary: NotNegative = 0.4  # factor of the auxiliary head's loss, if the network has one
+    edges: NotNegative = 2.0  # factor of the boundary loss, if the network draws boundaries; the paper has 20
+    dual: NotNegative = 1.0  # factor of the disagreement between classes and boundaries, if the network draws them
 
 
 class Config(Section):
     """All settings of a run, resolved: enough to repeat it."""
 
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    task: str = "segment"  # what is learnt
     data: DataSettings
     model: ModelSettings
     train: TrainSettings
@@ -179,6 +188,10 @@ SECTIONS: dict[str, type[Section]] = {
     "augment": AugmentSettings,
     "loss": LossSettings,
 }
+
+
+TOP = ("seed", "task")
+"""Settings that belong to no section."""
 
 
 def read_toml(path: Path) -> dict[str, Any]:
@@ -216,9 +229,9 @@ def explain(error: ValidationError, section: str = "") -> str:
     """What pydantic found wrong, a sentence for each of the first five settings; `section` is that of all of them."""
     sentences: dict[str, str] = {}
     for problem in error.errors():
-        # Pydantic also names what is no part of a setting's name: a validator, or the branch of a union.
+        # Pydantic also names validators and the branches of unions, which belong to no setting's name.
         place = [str(part) for part in problem["loc"] if not re.match(r"(function-|tuple\[|list\[|int$)", str(part))]
-        location = [section, *place] if section else place
+        location = [*section.split("."), *place] if section else place
         sentences.setdefault(".".join(location), _explain_one(location, dict(problem)))
     return " ".join(list(sentences.values())[:5])
 
@@ -267,7 +280,7 @@ def check_names(overrides: Overrides, source: str) -> None:
     for section, values in overrides.items():
         if section and section not in SECTIONS:
             raise SettingError(f"{source}: [{section}] is not a section of settings; {near(section, SECTIONS)}")
-        known = list(SECTIONS[section].model_fields) if section else ["seed"]
+        known = list(SECTIONS[section].model_fields) if section else list(TOP)
         for key in values:
             if key not in known:
                 full = f"{section}.{key}" if section else key
@@ -277,7 +290,7 @@ def check_names(overrides: Overrides, source: str) -> None:
 
 def _all_names() -> list[str]:
     return [
-        "seed",
+        *TOP,
         *(f"{section}.{key}" for section, model in SECTIONS.items() for key in model.model_fields),
     ]
 

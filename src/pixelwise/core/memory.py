@@ -10,10 +10,12 @@ from collections.abc import Callable
 from contextlib import suppress
 
 import psutil
+from pydantic import ByteSize, TypeAdapter
 
 from pixelwise.core.errors import SettingError
 
-_UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
+# Stricter than pydantic, which takes "1,5GB" for a byte.
+_SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(|[kmgt]i?)b?\s*", re.IGNORECASE)
 _FREE_SHARE = 0.6  # of the free memory that is taken without being told
 _LEAST = 256 * 2**20  # bytes that are taken even where little is free: the system may still make room
 
@@ -42,15 +44,15 @@ def parse_size(text: str) -> int:
     """A size as people write it -> bytes.
 
     Raises:
-        SettingError: it is none.
+        SettingError: the text is not a size.
 
     >>> parse_size("2GiB"), parse_size("1.5 MB"), parse_size("800m")
     (2147483648, 1500000, 800000000)
     """
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]?i?)b?\s*", text.lower())
-    if not match or match[2] not in _UNITS:
-        raise SettingError(f'"{text}" is no size; write a number and a unit, as in 2GiB or 800MB.')
-    return int(float(match[1]) * _UNITS[match[2]])
+    match = _SIZE.fullmatch(text)
+    if not match:
+        raise SettingError(f'"{text}" is not a size. Write a number and a unit, as in 2GiB or 800MB.')
+    return TypeAdapter(ByteSize).validate_python(f"{match[1]}{match[2]}B")
 
 
 def size_text(size: float) -> str:

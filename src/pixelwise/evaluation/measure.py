@@ -1,143 +1,113 @@
-"""Predictions -> metrics."""
+"""A run against a split: every image predicted once, its figures and the cases worth a look."""
 
-from collections.abc import Callable, Sequence
+import heapq
+import math
+from bisect import insort
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from pixelwise.core.config import Config
 from pixelwise.core.errors import DataError, ModelError
-from pixelwise.data.files.readers import read_image, read_mask
-from pixelwise.data.pixels.targets import objects
+from pixelwise.core.progress import Progress
+from pixelwise.data.pixels.pictures import shrink
 from pixelwise.data.sets.folder import Sample
-from pixelwise.data.sets.labels import LabelRule
-from pixelwise.metrics.boundary import boundary_counts, boundary_f
-from pixelwise.metrics.confusion import confusion_matrix, mean_iou, summary
-from pixelwise.metrics.instances import instance_scores, match_counts, sum_counts
-from pixelwise.prediction.predictor import Predictor
+from pixelwise.task import Record, Task
+
+WORST, BEST = 4, 2  # cases that are kept, beside one of the middle
+PICTURE_SIDE = 960  # pixels; longer sides are shrunk
 
 
 @dataclass(frozen=True)
-class Truth:
-    """One page of a sample: the image, its class indices, and its instance ids where the labels have them."""
+class Case:
+    """One image of an evaluation, drawn."""
 
     name: str
-    image: np.ndarray  # H x W x C
-    labels: np.ndarray  # H x W uint8
-    instances: np.ndarray | None  # H x W
-
-
-def read_truth(sample: Sample, rule: LabelRule, axes: str | None) -> list[Truth]:
-    """The pages of a sample.
-
-    Raises:
-        DataError: a file cannot be read, or a mask holds values that the run does not know.
-    """
-    images, masks = read_image(sample.image, axes), read_mask(sample.target, axes)
-    if images.shape[:3] != masks.shape[:3]:
-        raise DataError(f"{sample.image}: is {images.shape[1:3]}, but its mask {sample.target} is {masks.shape[1:3]}.")
-    pages = []
-    for number, (image, mask) in enumerate(zip(images, masks, strict=True)):
-        try:
-            labels = rule.to_indices(mask)
-        except DataError as error:
-            raise DataError(f"{sample.target}: {error}") from error
-        name = sample.name if len(images) == 1 else f"{sample.name} page {number}"
-        pages.append(Truth(name, image, labels, mask if rule.kind == "instances" else None))
-    return pages
-
-
-@dataclass(frozen=True)
-class Score:
-    """How well one image went."""
-
-    name: str
-    mean_iou: float
-    sample: Sample
-    page: int
+    score: float  # of this image alone, of which less is worse; NaN if nothing counts
+    pictures: dict[str, np.ndarray]  # H x W x 3 uint8, by caption
 
 
 @dataclass
-class Tally:
-    """Counts that add up over images; `metrics` turns them into figures."""
+class Gallery:
+    """The cases to look at: the worst, a middle one, the best. Each is drawn when it comes, if it is one of them.
 
-    rule: LabelRule
-    full: bool = True  # also boundaries and instances, which take longer
-    confusion: np.ndarray = field(init=False)
-    images: int = 0
-    _boundary: Any = 0
-    _matches: list[dict[float, tuple[int, int, int]]] = field(default_factory=list)
+    The middle one is about the median: its score was nearest to that of all scores when it came.
+    """
 
-    def __post_init__(self) -> None:
-        count = len(self.rule.classes)
-        self.confusion = np.zeros((count, count), np.int64)
+    scores: list[float] = field(default_factory=list)  # sorted, without NaN
+    _cases: dict[int, Case] = field(default_factory=dict)  # by number
+    _worst: list[tuple[float, int]] = field(default_factory=list)  # heap of (-score, -number)
+    _best: list[tuple[float, int]] = field(default_factory=list)  # heap of (score, number)
+    _middle: tuple[float, int] | None = None
+    _count: int = 0
 
-    def add(self, truth: Truth, prediction: np.ndarray) -> float:
-        """Take one image in; its own mean IoU."""
-        count = len(self.rule.classes)
-        confusion = confusion_matrix(truth.labels, prediction, count)
-        self.confusion += confusion
-        self.images += 1
-        if self.full:
-            self._boundary = self._boundary + boundary_counts(truth.labels, prediction, count)
-            if truth.instances is not None:
-                self._add_instances(truth.instances, prediction)
-        return mean_iou(confusion)
+    def wants(self, score: float) -> bool:
+        """Whether a case of this score would be shown; asks once for each image, and remembers its place."""
+        number, self._count = self._count, self._count + 1
+        known = math.inf if math.isnan(score) else score  # where nothing counts nothing is wrong
+        insort(self.scores, known)
+        _push(self._worst, (-known, -number), WORST)
+        _push(self._best, (known, number), BEST)
+        median = self.scores[len(self.scores) // 2]
+        if self._middle is None or abs(known - median) < abs(self._middle[0] - median):
+            self._middle = known, number
+        return number in self._shown()
 
-    def _add_instances(self, truth: np.ndarray, prediction: np.ndarray) -> None:
-        self._matches.append(match_counts(truth, objects(prediction)))
+    def add(self, case: Case) -> None:
+        """Keep the case that was asked for last, and let go those that are no longer shown."""
+        self._cases[self._count - 1] = case
+        self._cases = {number: self._cases[number] for number in self._shown() if number in self._cases}
 
-    def metrics(self) -> dict[str, Any]:
-        """The content of metrics.json."""
-        figures = {**summary(self.confusion, self.rule.classes.names), "images": self.images}
-        if self.full and self.images:
-            boundary = boundary_f(self._boundary)
-            if boundary:  # one class everywhere has no boundary
-                figures["boundary_f"] = boundary
-        if self._matches:
-            figures["instances"] = instance_scores(sum_counts(self._matches))
-        return figures
+    def cases(self) -> list[Case]:
+        """What is shown, worst first."""
+        return sorted(self._cases.values(), key=lambda case: (np.nan_to_num(case.score, nan=math.inf), case.name))
+
+    def _shown(self) -> set[int]:
+        middle = set() if self._middle is None else {self._middle[1]}
+        return {-number for _, number in self._worst} | {number for _, number in self._best} | middle
+
+
+def _push(heap: list[tuple[float, int]], item: tuple[float, int], size: int) -> None:
+    """Keep the largest items."""
+    (heapq.heappush if len(heap) < size else heapq.heappushpop)(heap, item)
 
 
 def evaluate(
-    predictor: Predictor,
+    task: Task,
+    predictor: Any,
+    config: Config,
     samples: Sequence[Sample],
-    rule: LabelRule,
     axes: str | None = None,
-    progress: Callable[[int, int], None] | None = None,
-) -> tuple[dict[str, Any], list[Score]]:
-    """Measure a predictor on labelled samples.
+    progress: Progress | None = None,
+) -> tuple[dict[str, Any], list[Case]]:
+    """Measure a predictor on labelled samples; each file is read and predicted once.
 
     Returns:
-        The content of metrics.json, and each image's score, worst first.
+        The content of metrics.json, and the cases worth a look, worst first.
 
     Raises:
-        DataError, ModelError: an image or mask cannot be used; the message names it.
+        DataError, ModelError: an image or its labels cannot be used; the message names the file.
     """
-    tally, scores = Tally(rule), []
+    tally, gallery = task.tally(config, full=True), Gallery()
     for done, sample in enumerate(samples, start=1):
-        for page, truth in enumerate(read_truth(sample, rule, axes)):
-            scores.append(Score(truth.name, tally.add(truth, _labels(predictor, sample, truth)), sample, page))
+        for record in task.records(sample, config, axes):
+            prediction = _predict(task, predictor, sample, record)
+            score = tally.add(record, prediction)
+            if gallery.wants(score):
+                drawn = task.draw(record, prediction, config)
+                small = {caption: shrink(picture, PICTURE_SIDE) for caption, picture in drawn.items()}
+                gallery.add(Case(record.name, score, small))
         if progress:
             progress(done, len(samples))
-    return tally.metrics(), sorted(scores, key=lambda score: (np.nan_to_num(score.mean_iou, nan=1.0), score.name))
+    figures = tally.figures()
+    head = {"task": task.name, "metric": task.figure.name, "value": figures[task.figure.name]}
+    return {**head, **figures}, gallery.cases()
 
 
-def _labels(predictor: Predictor, sample: Sample, truth: Truth) -> np.ndarray:
+def _predict(task: Task, predictor: Any, sample: Sample, record: Record) -> Any:
     try:
-        return predictor.labels(truth.image)
+        return task.predict(predictor, record.image)
     except (DataError, ModelError) as error:
         raise type(error)(f"{sample.image}: {error}") from error
-
-
-def chosen_scores(scores: Sequence[Score], worst: int = 4, best: int = 2) -> list[Score]:
-    """The worst, a middle one and the best, without repeating any."""
-    if len(scores) <= worst + best + 1:
-        return list(scores)
-    return [*scores[:worst], scores[len(scores) // 2], *scores[-best:]]
-
-
-def output_folder(run: Path, split: str) -> Path:
-    """Where an evaluation of a run goes if nobody says."""
-    return run / f"evaluation-{split}"

@@ -13,7 +13,6 @@ from pixelwise.layers.conv import (
     DepthwiseSeparable,
     InceptionModule,
     ResidualBlock,
-    check_norm,
     he_start,
 )
 from pixelwise.layers.gates import GatedConvolution
@@ -56,7 +55,6 @@ __all__ = [
     "bilinear_kernel",
     "bilinear_start",
     "center_crop",
-    "check_norm",
     "convolution_matrix",
     "coverage",
     "enlarge",

@@ -119,7 +119,7 @@ class AtrousSpatialPyramidPooling(nn.Module):
     torch.Size([1, 4, 5, 6])
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913
         self,
         in_channels: int,
         out_channels: int = 256,

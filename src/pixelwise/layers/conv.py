@@ -63,7 +63,7 @@ class ConvNormAct(nn.Sequential):
     torch.Size([1, 8, 3, 3])
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913
         self,
         in_channels: int,
         out_channels: int,
@@ -218,6 +218,11 @@ def he_start(module: nn.Module) -> None:
     `network.apply`.
 
     Source: He et al. 2015, arXiv:1502.01852, equation 10.
+
+    >>> convolution = nn.Conv2d(8, 1024, kernel_size=3)
+    >>> he_start(convolution)
+    >>> round(convolution.weight.std().item(), 2), convolution.bias.abs().max().item()  # sqrt(2 / 72) is 0.17
+    (0.17, 0.0)
     """
     if not isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
         return

@@ -138,6 +138,8 @@ def bed_of_nails(features: Tensor, factor: int) -> Tensor:
 
     Takes ... x H x W, gives ... x factor H x factor W.
 
+    Source: Dosovitskiy et al. 2015, arXiv:1411.5928, whose network unpools so.
+
     Raises:
         SettingError: the factor is below 1.
 

@@ -23,6 +23,8 @@ class UpConcatenate(nn.Module):
     Takes N x in_channels x H x W and a skip of N x C x H' x W' with H' >= 2H, W' >= 2W; gives
     N x (C + out_channels) x 2H x 2W, the skip's channels first.
 
+    Source: Ronneberger et al. 2015, arXiv:1505.04597, section 2.
+
     >>> UpConcatenate(8, 4)(torch.zeros(1, 8, 5, 6), torch.zeros(1, 4, 14, 12)).shape
     torch.Size([1, 8, 10, 12])
     """

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from pixelwise.core.config import LossSettings
 from pixelwise.core.errors import SettingError
-from pixelwise.losses.pixel import cross_entropy, focal_loss, promoted
+from pixelwise.losses.pixel import cross_entropy, focal_loss
 from pixelwise.losses.region import dice_loss, lovasz_loss, tversky_loss
 
 FACTORS = ("cross_entropy", "dice", "focal", "tversky", "lovasz")
@@ -41,20 +41,21 @@ class SegmentationLoss(nn.Module):
 
     def forward(self, logits: Tensor, labels: Tensor, pixel_weights: Tensor | None = None) -> Tensor:
         """A scalar; `pixel_weights` (N x H x W) take the place of the class weights in the cross entropy alone."""
+        return torch.stack(list(self.parts(logits, labels, pixel_weights).values())).sum()
+
+    def parts(self, logits: Tensor, labels: Tensor, pixel_weights: Tensor | None = None) -> dict[str, Tensor]:
+        """The losses by name, each times its factor; see `forward`."""
         settings = self.settings
         weights = self.class_weights if pixel_weights is None else None
-        terms: tuple[tuple[float, Callable[[], Tensor]], ...] = (
-            (settings.cross_entropy, lambda: cross_entropy(logits, labels, weights, pixel_weights)),
-            (settings.dice, lambda: dice_loss(logits, labels)),
-            (settings.focal, lambda: focal_loss(logits, labels, settings.focal_gamma, self.class_weights)),
-            (settings.tversky, lambda: tversky_loss(logits, labels, settings.tversky_alpha, settings.tversky_beta)),
-            (settings.lovasz, lambda: lovasz_loss(logits, labels)),
-        )
-        total = promoted(logits).new_zeros(())
-        for factor, loss in terms:
-            if factor > 0:
-                total = total + factor * loss()
-        return total
+        losses: dict[str, Callable[[], Tensor]] = {
+            "cross_entropy": lambda: cross_entropy(logits, labels, weights, pixel_weights),
+            "dice": lambda: dice_loss(logits, labels),
+            "focal": lambda: focal_loss(logits, labels, settings.focal_gamma, self.class_weights),
+            "tversky": lambda: tversky_loss(logits, labels, settings.tversky_alpha, settings.tversky_beta),
+            "lovasz": lambda: lovasz_loss(logits, labels),
+        }
+        factors = {name: getattr(settings, name) for name in FACTORS}
+        return {name: factor * losses[name]() for name, factor in factors.items() if factor > 0}
 
 
 def check_factors(settings: LossSettings) -> None:

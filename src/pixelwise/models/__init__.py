@@ -9,7 +9,7 @@ from pixelwise.models.segmentation.deconvnet import DeconvNet
 from pixelwise.models.segmentation.deeplab import DeepLabV2, DeepLabV3Plus
 from pixelwise.models.segmentation.fcn import FCN8s, FCN16s, FCN32s
 from pixelwise.models.segmentation.gscnn import GSCNN
-from pixelwise.models.segmentation.patch import Patch, convolutionalize
+from pixelwise.models.segmentation.patch import Patch, convolutionalize, slide
 from pixelwise.models.segmentation.pspnet import PSPNet
 from pixelwise.models.segmentation.segnet import SegNet
 from pixelwise.models.segmentation.unet import UNet
@@ -30,6 +30,7 @@ __all__ = [
     "UNet",
     "build",
     "convolutionalize",
+    "slide",
 ]
 
 MODELS: dict[str, type[Segmenter]] = {

@@ -98,6 +98,10 @@ class Segmenter(nn.Module, ABC):
         features: list[Tensor] = [] if self.backbone is None else self.backbone(images)
         return features
 
+    def parts(self) -> dict[str, list[nn.Module]]:
+        """What a phase of a training can train alone, by name; all that is not listed is the decoder."""
+        return {"encoder": self.encoder()}
+
     def check_images(self, images: Tensor) -> None:
         """Say what does not fit before an operator does.
 

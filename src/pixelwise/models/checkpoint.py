@@ -7,7 +7,8 @@ resume needs. Both are single files, renamed when whole, so that they are never 
 import hashlib
 import inspect
 import json
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,6 @@ from pixelwise.core.files import write_with
 from pixelwise.models import MODELS, Segmenter, build
 
 FORMAT = "pixelwise"
-MODEL_FILE = "model.safetensors"  # in a run's folder
 VERSION = 2
 
 
@@ -75,19 +75,27 @@ def _check_header(path: Path, header: Mapping[str, str]) -> None:
 def build_network(config: Config) -> Segmenter:
     """The network that a config describes, freshly initialised from torch's current random state.
 
-    Settings that are None are left to the network; `model.pretrained` is up to the training, so that a run can be read
-    without the published weights.
+    Raises:
+        SettingError, ModelError: as of `network_from`.
+    """
+    return network_from(config.model, config.data.channels, len(config.data.classes))
+
+
+def network_from(settings: ModelSettings, channels: int, classes: int) -> Segmenter:
+    """The network with these settings, freshly initialised from torch's current random state.
+
+    Settings that are None are left to the network; `model.pretrained` is left to the training, so that a run can be
+    read without the published weights.
 
     Raises:
         SettingError, ModelError: the settings make no network, or one that lacks what they ask for.
     """
-    settings, classes = config.model, len(config.data.classes)
     keywords = settings.model_dump(exclude={"name", "pretrained"}, exclude_none=True)
     own = settings_of(settings.name)
     for key in keywords:
         if key not in own:
             raise SettingError(f"model.{key}: {settings.name} has no such setting; it has {', '.join(own)}.")
-    network = build(settings.name, in_channels=config.data.channels, num_classes=classes, **keywords)
+    network = build(settings.name, in_channels=channels, num_classes=classes, **keywords)
     if settings.pretrained and network.backbone is None:
         raise SettingError(
             f"model.pretrained: {settings.title()} has no backbone that weights are published for; "
@@ -125,8 +133,14 @@ def fingerprint(network: nn.Module, config: Config) -> str:
     return digest.hexdigest()[:16]
 
 
-def load_model(path: Path) -> tuple[nn.Module, Config, dict[str, Any]]:
+def load_model(
+    path: Path, build: Callable[[Config], nn.Module] = build_network
+) -> tuple[nn.Module, Config, dict[str, Any]]:
     """Read what `save_model` wrote: the network in eval mode, its config, the facts.
+
+    Args:
+        path: the file.
+        build: makes the network that a config describes.
 
     Raises:
         RunError: the file cannot be used.
@@ -134,7 +148,7 @@ def load_model(path: Path) -> tuple[nn.Module, Config, dict[str, Any]]:
     tensors, metadata = load(path)
     try:
         config = make_config(metadata.pop("config"), str(path))
-        network = build_network(config)
+        network = build(config)
     except (SettingError, ModelError, KeyError) as error:
         raise RunError(f"{path}: its settings are not usable here: {error}") from error
     load_weights(network, tensors, path)
@@ -168,6 +182,20 @@ def load_matching(network: nn.Module, tensors: Mapping[str, Tensor]) -> list[str
     fitting = {name: t for name, t in tensors.items() if name in own and own[name].shape == t.shape}
     network.load_state_dict({**own, **fitting})
     return sorted(own.keys() - fitting.keys())
+
+
+def describe_matching(network: nn.Module, afresh: Sequence[str]) -> str:
+    """Which tensors `load_matching` took and which it left, part by part."""
+    own = network.state_dict()
+    taken = [name for name in own if name not in set(afresh)]
+    left = f" ({_by_part(afresh)})" if afresh else ""
+    return f"{len(taken)} of {len(own)} tensors were taken ({_by_part(taken)}), {len(afresh)} start afresh{left}"
+
+
+def _by_part(names: Iterable[str]) -> str:
+    """How many of them each part of the network has."""
+    counts = Counter(name.partition(".")[0] for name in sorted(names))
+    return ", ".join(f"{part} {count}" for part, count in counts.items()) or "none"
 
 
 def flatten(prefix: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:

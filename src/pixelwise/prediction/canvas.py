@@ -59,7 +59,7 @@ class Blank:
     @cached_property
     def classes(self) -> ClassMap:
         """Names and colours of the classes."""
-        return ClassMap(tuple(self.config.data.classes), tuple(self.config.data.colors))
+        return ClassMap.of(self.config.data)
 
     @property
     def instances(self) -> bool:

@@ -91,13 +91,12 @@ def _images(folder: Path) -> Iterator[Path]:
 
 
 def name_inputs(paths: Sequence[Path]) -> list[Input]:
-    """Stems; those that collide keep the folders below what they have in common, and then their extension."""
+    """Name images by their stems; those that collide keep the folders that differ, and then their extension."""
     names = {path: Path(path.stem) for path in paths}
-    colliding = _colliding(names)
-    if colliding:
+    if colliding := _colliding(names):
         full = {path: _absolute(path) for path in colliding}
-        common = Path(*_common_parts([path.parent.parts for path in full.values()]))
-        names.update({path: full[path].relative_to(common).with_suffix("") for path in colliding})
+        common = _common_folder(list(full.values()))
+        names.update({path: full[path].relative_to(common or full[path].anchor).with_suffix("") for path in colliding})
     while same := [path for path in _colliding(names) if names[path].name != path.name]:
         names.update({path: names[path].with_name(path.name) for path in same})
     return [Input(path, names[path]) for path in paths]
@@ -110,10 +109,8 @@ def _colliding(names: dict[Path, Path]) -> list[Path]:
     return [path for path, name in names.items() if count[str(name).casefold()] > 1]
 
 
-def _common_parts(rows: Sequence[Sequence[str]]) -> list[str]:
-    common = []
-    for column in zip(*rows, strict=False):
-        if len(set(column)) > 1:
-            break
-        common.append(column[0])
-    return common
+def _common_folder(paths: Sequence[Path]) -> str | None:
+    """The folder that holds all of these absolute paths; None if they lie on several drives."""
+    with suppress(ValueError):
+        return os.path.commonpath([path.parent for path in paths])
+    return None

@@ -33,6 +33,7 @@ class Outcome:
     pixels: int = 0
     seconds: float = 0.0
     finished_before: bool = False  # there was nothing left to resume
+    engine: str = ""  # its name
 
 
 @dataclass(frozen=True)

@@ -138,7 +138,7 @@ class Predictor:
     ) -> None:
         self.network, self.config, self.tile = network, config, tile
         self.engine, self.views = EngineChoice.of(engine), views
-        self.classes = ClassMap(tuple(config.data.classes), tuple(config.data.colors))
+        self.classes = ClassMap.of(config.data)
         limit = limit if limit is not None else default_limit()
         self.runner = make_runner(network, config.data.channels, self.engine, views, config.data.scale)
         self.memory = Memory(limit, held_bytes())

@@ -53,7 +53,10 @@ def predict_files(
             do not suit the network.
     """
     options.clean.require_classes(len(predictor.classes))
-    begin, outcome, listener = time.perf_counter(), Outcome(), listener or Listener()
+    begin, engine, listener = time.perf_counter(), predictor.runner.engine, listener or Listener()
+    if engine.note:
+        listener.note(engine.note)
+    outcome = Outcome(engine=engine.name)
     settings = _settings(predictor, options)
     requests = [Request(image, settings) for image in name_inputs(find_inputs(inputs, options.folder))]
     reader = Reader(predictor, options, axes, listener, open_canvas)

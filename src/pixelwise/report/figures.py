@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from pixelwise.layers import coverage
+from pixelwise.task import Figure as TaskFigure
 
 Line = tuple[list[float], list[float]]  # epochs and values
 
@@ -20,15 +21,16 @@ READABLE = 24  # pixels a side that have room for a number each
 _INK, _DARK_INK = "#3a4452", "#c9d1dc"  # on a light and on a dark page
 
 
-def curves(history: Sequence[Mapping[str, Any]], dark: bool = False) -> dict[str, bytes]:
-    """Draw loss and mean IoU over the epochs of a training.
+def curves(history: Sequence[Mapping[str, Any]], figure: TaskFigure, dark: bool = False) -> dict[str, bytes]:
+    """Draw the loss and the task's figure over the epochs of a training.
 
-    `history` has a mapping an epoch with any of `epoch`, `loss`, `val_loss` and `mean_iou`. `dark` chooses
-    colours for a dark page; the ground is transparent. Returns PNGs by title, none where nothing is known.
+    `history` has a mapping for each epoch with any of `epoch`, `loss` and the figure. `dark` chooses colours for a dark
+    page; the ground is transparent. Returns PNGs by title, none where nothing is known.
     """
+    title = figure.title[0].upper() + figure.title[1:]
     panels = {
-        "Loss": {"training": series(history, "loss"), "validation": series(history, "val_loss")},
-        "Mean IoU in validation": {"mean IoU": series(history, "mean_iou")},
+        "Loss": {"training": series(history, "loss")},
+        f"{title} in validation": {figure.title: series(history, figure.name)},
     }
     return {
         title: _panel(title, lines, dark)

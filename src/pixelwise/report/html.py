@@ -7,17 +7,19 @@ This file says what is shown; the templates say how. A new part of the report is
 import base64
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from pixelwise.core.classes import IGNORE, ClassMap
+from pixelwise.core.classes import Color
 from pixelwise.core.files import write_text
 from pixelwise.data.pixels import pictures
+from pixelwise.evaluation.measure import Case
 from pixelwise.report import figures
+from pixelwise.task import Figure
 
 PICTURE_SIDE = 480  # pixels, at most, of a case's pictures
 FULL_SIZE_CASES = 6  # with more cases than this the pictures become smaller, so that the file stays small
@@ -26,50 +28,50 @@ LISTED_CONFUSIONS = 8
 
 
 @dataclass(frozen=True)
-class Case:
-    """One image of the evaluation that the report shows."""
+class Report:
+    """What a report shows.
 
-    name: str
-    image: np.ndarray  # H x W x 3 uint8, see pictures.to_display
-    truth: np.ndarray  # H x W uint8, 0 to K - 1 or IGNORE
-    prediction: np.ndarray  # H x W uint8, 0 to K - 1
-    mean_iou: float  # of this image alone; NaN if it has no counted pixel
+    Fields:
+        title: of the page.
+        figure: the task's main figure.
+        metrics: the content of metrics.json; parts of the page that it has nothing for are left out.
+        cases: images to show, in any order: the page sorts them, worst first.
+        colors: of `metrics["classes"]`, in their order, where there are any.
+        history: the lines of history.jsonl, of which any key may miss.
+        facts: shown at the end as they are.
+    """
+
+    title: str
+    figure: Figure
+    metrics: Mapping[str, Any]
+    cases: Sequence[Case] = ()
+    colors: Sequence[Color] = ()
+    history: Sequence[Mapping[str, Any]] = ()
+    facts: Mapping[str, str] = field(default_factory=dict)
 
 
-def write_report(
-    path: Path,
-    title: str,
-    metrics: Mapping[str, Any],
-    classes: ClassMap,
-    cases: Sequence[Case],
-    history: Sequence[Mapping[str, Any]],
-    facts: Mapping[str, str],
-) -> None:
+def write_report(path: Path, report: Report) -> None:
     """Write one self-contained HTML file: scores, images with their errors, training curves, facts.
 
-    `metrics` is the content of metrics.json and `classes` its classes in the same order. `cases` are the
-    images to show, in any order: the page sorts them, worst first. `history` holds the lines of
-    history.jsonl, of which any key may miss; `facts` are shown at the end as they are. The page loads
-    nothing from elsewhere.
+    The page loads nothing from elsewhere.
 
     Raises:
         OutputError: the file cannot be written.
     """
-    page = _environment().get_template("report.html")
-    write_text(
-        path,
-        page.render(
-            title=title,
-            metrics=metrics,
-            tiles=_tiles(metrics),
-            classes=_class_rows(metrics, classes),
-            matrix=_matrix(metrics) if len(classes) <= MATRIX_CLASSES else [],
-            confusions=_largest_confusions(metrics),
-            cases=_case_views(cases, classes),
-            training=_training(history),
-            facts=facts,
-        ),
-    )
+    metrics, page = report.metrics, _environment().get_template("report.html")
+    values = {
+        "title": report.title,
+        "figure": report.figure,
+        "metrics": metrics,
+        "tiles": _tiles(metrics),
+        "classes": _class_rows(metrics, report.colors),
+        "matrix": _matrix(metrics),
+        "confusions": _largest_confusions(metrics),
+        "cases": _case_views(report.cases),
+        "training": _training(report.history, report.figure),
+        "facts": report.facts,
+    }
+    write_text(path, page.render(values))
 
 
 def _environment() -> Environment:
@@ -105,10 +107,8 @@ def _color(rgb: tuple[int, int, int]) -> str:
 
 def _tiles(metrics: Mapping[str, Any]) -> dict[str, str]:
     """The scores beside the main one: the first tolerance and threshold stand for the others."""
-    tiles = {
-        "Pixel accuracy": _score(metrics["pixel_accuracy"]),
-        "Mean Dice": _score(metrics["mean_dice"]),
-    }
+    titles = {"pixel_accuracy": "Pixel accuracy", "mean_dice": "Mean Dice"}
+    tiles = {title: _score(metrics[key]) for key, title in titles.items() if key in metrics}
     for tolerance, value in list(metrics.get("boundary_f", {}).items())[:1]:
         tiles[f"Boundary F, {tolerance} px"] = _score(value)
     for threshold, scores in list(metrics.get("instances", {}).items())[:1]:
@@ -118,20 +118,22 @@ def _tiles(metrics: Mapping[str, Any]) -> dict[str, str]:
     return tiles
 
 
-def _class_rows(metrics: Mapping[str, Any], classes: ClassMap) -> list[dict[str, Any]]:
-    return [{**scores, "color": color} for scores, color in zip(metrics["classes"], classes.colors, strict=True)]
+def _class_rows(metrics: Mapping[str, Any], colors: Sequence[Color]) -> list[dict[str, Any]]:
+    return [{**scores, "color": color} for scores, color in zip(metrics.get("classes", ()), colors, strict=True)]
 
 
 def _matrix(metrics: Mapping[str, Any]) -> list[list[dict[str, Any]]]:
-    """The cells of the confusion matrix: pixels, and their share of the row (the truth)."""
-    return [
-        [{"pixels": pixels, "share": pixels / sum(row) if pixels else 0.0} for pixels in row]
-        for row in metrics["confusion"]
-    ]
+    """The cells of a confusion matrix that can be read: pixels, and their share of the row (the truth)."""
+    confusion = metrics.get("confusion", [])
+    if len(confusion) > MATRIX_CLASSES:
+        return []
+    return [[{"pixels": pixels, "share": pixels / sum(row) if pixels else 0.0} for pixels in row] for row in confusion]
 
 
 def _largest_confusions(metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The wrong pairs of classes with most pixels."""
+    if "confusion" not in metrics:
+        return []
     confusion = np.array(metrics["confusion"])
     wrong = confusion.copy()
     np.fill_diagonal(wrong, 0)
@@ -150,17 +152,12 @@ def _largest_confusions(metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
     ]
 
 
-def _case_views(cases: Sequence[Case], classes: ClassMap) -> list[dict[str, Any]]:
-    ordered = sorted(cases, key=lambda case: math.inf if math.isnan(case.mean_iou) else case.mean_iou)
-    ranks = _ranks(sum(not math.isnan(case.mean_iou) for case in ordered))
+def _case_views(cases: Sequence[Case]) -> list[dict[str, Any]]:
+    ordered = sorted(cases, key=lambda case: math.inf if math.isnan(case.score) else case.score)
+    ranks = _ranks(sum(not math.isnan(case.score) for case in ordered))
     limit = round(PICTURE_SIDE * min(1.0, math.sqrt(FULL_SIZE_CASES / max(1, len(ordered)))))
     return [
-        {
-            "name": case.name,
-            "mean_iou": case.mean_iou,
-            "rank": ranks.get(index, ""),
-            "pictures": _pictures(case, classes, limit),
-        }
+        {"name": case.name, "score": case.score, "rank": ranks.get(index, ""), "pictures": _pictures(case, limit)}
         for index, case in enumerate(ordered)
     ]
 
@@ -173,42 +170,28 @@ def _ranks(count: int) -> dict[int, str]:
     return {0: "worst", count - 1: "best", **middle}
 
 
-def _pictures(case: Case, classes: ClassMap, limit: int) -> list[dict[str, str]]:
-    # Far larger than shown: thin out first, so that no coloured copy of a huge image is made.
-    step = max(1, max(case.truth.shape) // (8 * limit))
-    image, truth, prediction = (array[::step, ::step] for array in (case.image, case.truth, case.prediction))
-    panels = {
-        "Image": image,
-        "Truth": pictures.colorize(truth, classes),
-        "Prediction": pictures.colorize(prediction, classes),
-        _error_caption(case): pictures.error_picture(image, truth, prediction),
-    }
+def _pictures(case: Case, limit: int) -> list[dict[str, str]]:
     return [
         {"caption": caption, "source": _data_uri(pictures.png_bytes(pictures.shrink(picture, limit)))}
-        for caption, picture in panels.items()
+        for caption, picture in case.pictures.items()
     ]
-
-
-def _error_caption(case: Case) -> str:
-    counted = case.truth != IGNORE
-    wrong = int(np.count_nonzero((case.truth != case.prediction) & counted))
-    return f"Errors: {wrong / max(1, int(np.count_nonzero(counted))):.1%} of pixels"
 
 
 def _data_uri(png: bytes) -> str:
     return "data:image/png;base64," + base64.b64encode(png).decode("ascii")
 
 
-def _training(history: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
-    light, dark = figures.curves(history), figures.curves(history, dark=True)
+def _training(history: Sequence[Mapping[str, Any]], figure: Figure) -> dict[str, Any] | None:
+    light, dark = figures.curves(history, figure), figures.curves(history, figure, dark=True)
     if not light:
         return None
-    epochs, scores = figures.series(history, "mean_iou")
-    best = max(range(len(scores)), key=scores.__getitem__, default=None)
+    epochs, scores = figures.series(history, figure.name)
+    choose = max if figure.rises else min
+    best = choose(range(len(scores)), key=scores.__getitem__, default=None)
     return {
         "curves": [
             {"title": title, "light": _data_uri(light[title]), "dark": _data_uri(dark[title])} for title in light
         ],
         "epochs": len(history),
-        "best": None if best is None else {"epoch": int(epochs[best]), "mean_iou": scores[best]},
+        "best": None if best is None else {"epoch": int(epochs[best]), "value": scores[best]},
     }

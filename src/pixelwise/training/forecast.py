@@ -1,6 +1,5 @@
 """What a planned training will cost, from a few measured steps; the plan itself does not depend on them."""
 
-import logging
 import time
 from collections.abc import Callable
 
@@ -10,52 +9,38 @@ from lightning_fabric import Fabric
 from pixelwise.core.config import Config
 from pixelwise.core.memory import peak_ram_bytes
 from pixelwise.data.sets.doctor import Survey
-from pixelwise.models import checkpoint
-from pixelwise.training.plan import pick_device
-from pixelwise.training.step import (
-    WHOLE_RUN,
-    Average,
-    Criterion,
-    Parts,
-    make_optimizer,
-    make_sampler,
-    pixel_counts,
-    set_up,
-    training_step,
-)
+from pixelwise.engines.machine import pick_device
+from pixelwise.task import Task
+from pixelwise.training.loop import launch
+from pixelwise.training.step import Learner
 
 WARM_STEPS, STEPS = 2, 4
 VALIDATION_COST = 1.1  # validation, checkpoints and start-up come on top of the steps
 
 
-def forecast(config: Config, surveyed: Survey, device: str = "auto") -> dict[str, float]:
+def forecast(task: Task, config: Config, surveyed: Survey, device: str = "auto") -> dict[str, float]:
     """Run a few steps of the training for real, on one device; with a schedule, a few of each kind of phase.
 
     Returns:
         `minutes` of the whole run, `steps_per_second`, and `peak_memory_bytes` (of the GPU where one is used, else of
         this process; the images that a training keeps in memory are added).
     """
-    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # its greetings are no news to our users
-    fabric = Fabric(accelerator=pick_device(device), devices=1, precision=config.train.precision)
+    alone = config.train.model_copy(update={"devices": 1, "nodes": 1, "strategy": "auto"})
+    fabric = launch(config.model_copy(update={"train": alone}), pick_device(device))
     with torch.random.fork_rng(devices=[]):
-        network = checkpoint.build_network(config).to(memory_format=torch.channels_last)
-        optimizer = make_optimizer(network, config.train)
-        criterion = Criterion(config, pixel_counts(surveyed)).to(fabric.device)
-        wrapped, wrapped_optimizer = set_up(fabric, network, optimizer)
-        average = Average(network, checkpoint.build_network(config).to(fabric.device), config.train.average)
-        sampler, parts = make_sampler(config, surveyed, network), Parts(network)
+        learner = Learner(fabric, config, task.network(config), task.criterion(config, surveyed))
+        sampler = task.sampler(config, surveyed, learner.network)
 
         def step(number: int) -> None:
             batch = sampler.batch(range(number * config.train.batch, (number + 1) * config.train.batch))
-            float(training_step(fabric, wrapped, wrapped_optimizer, criterion, batch, config.train.clip))
-            average.update(number)
+            learner.step(batch, number + 1)
 
-        schedule, seconds = config.train.schedule or WHOLE_RUN, {}
-        for name in dict.fromkeys(phase.parts for phase in schedule):
-            parts.train(name)
+        seconds = {}
+        for name in dict.fromkeys(phase.parts for phase in learner.schedule):
+            learner.parts.train(name)
             seconds[name] = _seconds_per_step(step)
-    whole = sum(phase.share for phase in schedule)
-    rate = whole / sum(phase.share * seconds[phase.parts] for phase in schedule)
+    whole = sum(phase.share for phase in learner.schedule)
+    rate = whole / sum(phase.share * seconds[phase.parts] for phase in learner.schedule)
     return {
         "minutes": _minutes(config, rate),
         "steps_per_second": rate,

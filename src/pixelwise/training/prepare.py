@@ -7,33 +7,46 @@ import os
 import platform
 import shutil
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 
 from pixelwise.core.config import Config, Overrides, read_config
+from pixelwise.core.draft import Draft, check_value
 from pixelwise.core.errors import DataError, ModelError, OutputError, RunError, SettingError
 from pixelwise.core.files import cannot_write, write_json, write_text
+from pixelwise.core.run_folder import RunFolder
 from pixelwise.data.sets.doctor import ImageFacts, Survey, survey
 from pixelwise.data.sets.folder import DataSet, open_dataset
-from pixelwise.data.sets.labels import LabelRule
-from pixelwise.data.sets.masks import MaskLabels
-from pixelwise.models import UNet, checkpoint
-from pixelwise.training.plan import Machine, make_plan
+from pixelwise.engines.machine import Machine
+from pixelwise.task import Task
+from pixelwise.training.plan import make_plan
+from pixelwise.training.step import Parts
+
+SPLITS = ("train", "val")
+
+
+@dataclass(frozen=True)
+class Start:
+    """How a training is started; what it trains stands in its settings."""
+
+    init: Path | None = None  # a run whose weights to start from
+    resume: bool = False  # go on with the run; settings that are given must be the run's own
+    force: bool = False  # replace the run that is there
+    allow: tuple[str, ...] = ()  # codes of problems whose files are left out
+    device: str = "auto"  # auto, cpu, cuda, mps
+    began: float | None = None  # `time.monotonic()` at the command's start: minutes count from there
 
 
 def prepare(
+    task: Task,
     data: Path,
     overrides: Overrides | None = None,
-    *,
-    minutes: float | None = None,
-    epochs: int | None = None,
-    seed: int | None = None,
-    allow: Sequence[str] = (),
-    device: str = "auto",
+    start: Start | None = None,
     progress: Callable[[int, int], None] | None = None,
     known: Config | None = None,
 ) -> tuple[Config, Survey]:
@@ -42,52 +55,60 @@ def prepare(
     Raises:
         PixelwiseError: bad data or settings.
     """
-    machine = Machine.here(device)
+    start = start or Start()
+    Draft(overrides or {})  # refuses what makes no sense by itself before any file is read
+    machine = Machine.here(start.device)
     dataset = _open(data, known, overrides or {})
-    rule = LabelRule.from_settings(known.data) if known else None
-    surveyed = survey(dataset, MaskLabels(), meaning=rule, allow=allow, splits=("train", "val"), progress=progress)
-    config = known or make_plan(surveyed, machine, overrides, minutes, epochs, seed)
-    meant = LabelRule.from_settings(config.data)
-    if meant != surveyed.meaning:  # the user says otherwise: do the masks agree?
-        surveyed = surveyed.with_meaning(meant, allow)
+    meaning = task.meaning(known) if known else None
+    surveyed = survey(dataset, task.labels, meaning=meaning, allow=start.allow, splits=SPLITS, progress=progress)
+    config = known or make_plan(task, surveyed, machine, overrides)
+    meant = task.meaning(config)
+    if meant != surveyed.meaning:  # the user says otherwise: do the labels agree?
+        surveyed = surveyed.with_meaning(meant, start.allow)
     _require_labels(surveyed)
-    _try_network(config, surveyed)
+    _try_network(task, config, surveyed)
     return config, surveyed
 
 
 def _require_labels(surveyed: Survey) -> None:
-    """Refuse a split that is empty, or in which no pixel counts."""
-    for split in ("train", "val"):
+    """Refuse a split that is empty, or in which nothing is labelled."""
+    for split in SPLITS:
         if not any(fact.labels.any() for fact in surveyed.of(split)):
             raise DataError(
                 f"{surveyed.dataset.root}: every pixel of the split '{split}' is ignored, so none is labelled."
             )
 
 
-def check_folder(out: Path, resume: bool, force: bool) -> None:
+def check_folder(folder: RunFolder, start: Start) -> None:
     """Refuse a run folder that is in the way, before any work is done."""
     if is_child():
         return
-    if resume and force:
+    out = folder.path
+    if start.resume and start.force:
         raise SettingError("--resume and --force exclude each other.")
-    if resume:
-        if not (out / "config.toml").is_file():
+    if start.resume:
+        if not folder.config.is_file():
             raise RunError(f"{out}: holds no run to resume. Start one without --resume.")
         return
     if out.exists() or out.is_symlink():
-        if not out.is_dir():
-            raise OutputError(f"{out}: is a file; choose another folder for the run.")
-        is_run = (out / "config.toml").is_file()
-        if any(out.iterdir()) and not (force and is_run):
-            advice = (
-                "Use --resume to go on with it or --force to replace it."
-                if is_run
-                else "It does not look like a run, so it is not replaced; choose another folder."
-            )
-            raise RunError(f"{out}: exists already and is not empty. {advice}")
-    parent = next(folder for folder in (out, *out.absolute().parents) if folder.exists())
+        _check_existing(folder, start.force)
+    parent = next(place for place in (out, *out.absolute().parents) if place.exists())
     if not parent.is_dir() or not os.access(parent, os.W_OK):
-        raise OutputError(f"{out}: cannot be written ({parent} is no writable folder). Choose another folder.")
+        raise OutputError(f"{out}: cannot be written, because {parent} is not writable. Choose another folder.")
+
+
+def _check_existing(folder: RunFolder, force: bool) -> None:
+    out = folder.path
+    if not out.is_dir():
+        raise OutputError(f"{out}: is a file; choose another folder for the run.")
+    is_run = folder.config.is_file()
+    if any(out.iterdir()) and not (force and is_run):
+        advice = (
+            "Use --resume to go on with it or --force to replace it."
+            if is_run
+            else "It does not look like a run, so it is not replaced; choose another folder."
+        )
+        raise RunError(f"{out}: exists already and is not empty. {advice}")
 
 
 def is_child() -> bool:
@@ -99,49 +120,40 @@ def _open(data: Path, known: Config | None, overrides: Overrides) -> DataSet:
     if known:
         return open_dataset(data, known.data.folds, known.data.fold)
     chosen = overrides.get("data", {})
-    folds, fold = chosen.get("folds", 0), chosen.get("fold", 0)
-    if not isinstance(folds, int) or not isinstance(fold, int):
-        raise SettingError(f"data.folds = {folds!r}, data.fold = {fold!r}: both must be whole numbers.")
+    folds, fold = (check_value("data", key, chosen.get(key, 0)) for key in ("folds", "fold"))
     return open_dataset(data, folds, fold)
 
 
-def resumed_config(
-    out: Path, overrides: Overrides, minutes: float | None, epochs: int | None, seed: int | None
-) -> Config:
-    """The config of the run; whatever the user gives again must agree with it."""
-    config = read_config(out / "config.toml")
-    given: Overrides = {section: dict(values) for section, values in overrides.items()}
-    for section, key, value in (
-        ("train", "minutes", minutes),
-        ("train", "epochs", epochs),
-        ("", "seed", seed),
-    ):
-        if value is not None:
-            given.setdefault(section, {})[key] = value
-    tree = config.model_dump(mode="json")
-    for section, values in given.items():
-        own = tree[section] if section else tree
+def resumed_config(folder: RunFolder, overrides: Overrides) -> Config:
+    """The config of the run; whatever the user gives again must agree with it.
+
+    Raises:
+        SettingError: it does not.
+    """
+    config = read_config(folder.config)
+    for section, values in overrides.items():
+        own = getattr(config, section) if section else config
         for key, value in values.items():
-            if own[key] != value:
+            if value is not None and getattr(own, key) != check_value(section, key, value):
                 name = f"{section}.{key}" if section else key
                 raise SettingError(
-                    f"{name} = {value!r}: the run in {out} was started with {own[key]!r}. "
+                    f"{name} = {value!r}: the run in {folder.path} was started with {getattr(own, key)!r}. "
                     "Leave the setting out to resume, or start a new run (with --init for its weights)."
                 )
     return config
 
 
-def _try_network(config: Config, surveyed: Survey) -> None:
+def _try_network(task: Task, config: Config, surveyed: Survey) -> None:
     """Build the network once and send the smallest batch through, so that impossible settings are refused now."""
     for fact in surveyed.facts.values():
         _check_channels(fact, config.data.channels)
     with torch.random.fork_rng(devices=[]):
-        network = checkpoint.build_network(config).train()
-        if isinstance(network, UNet):
-            enough = 2 * network.geometry.stride  # more pixels, or more than two samples, would show nothing new
-            height, width = (network.input_size(min(length, enough)) for length in config.train.patch)
-            with torch.no_grad():
-                network(torch.zeros(min(config.train.batch, 2), config.data.channels, height, width))
+        network = cast(Any, task.network(config).train())
+        Parts(network).check(config.train.schedule)
+        enough = 2 * network.stride  # more pixels, or more than two samples, would show nothing new
+        height, width = (network.input_size(min(length, enough)) for length in config.train.patch)
+        with torch.no_grad():
+            network.outputs(torch.zeros(min(config.train.batch, 2), config.data.channels, height, width))
 
 
 def _check_channels(fact: ImageFacts, channels: int) -> None:
@@ -158,24 +170,23 @@ def _check_channels(fact: ImageFacts, channels: int) -> None:
         )
 
 
-def make_folder(out: Path, config: Config, force: bool, fill: Callable[[Path], None] | None = None) -> None:
-    """Make the run folder with its config, and what `fill` writes, at once: it appears under its name as a whole."""
-    draft = out.with_name(f".{out.name}.{os.getpid()}.part")
+def make_folder(folder: RunFolder, config: Config, force: bool) -> None:
+    """Make the run folder with its config: it appears under its name as a whole."""
+    out = folder.path
+    draft = RunFolder(out.with_name(f".{out.name}.{os.getpid()}.part"))
     try:
-        draft.mkdir(parents=True)
-        write_text(draft / "config.toml", config.to_toml())
-        write_json(draft / "environment.json", environment())
-        if fill is not None:
-            fill(draft)
+        draft.path.mkdir(parents=True)
+        write_text(draft.config, config.to_toml())
+        write_json(draft.environment, environment())
         if out.exists() and force:
             shutil.rmtree(out)
         elif out.exists():
             out.rmdir()  # empty, as check_folder saw
-        draft.rename(out)
+        draft.path.rename(out)
     except OSError as error:
         raise cannot_write(out, error) from error
     finally:
-        shutil.rmtree(draft, ignore_errors=True)
+        shutil.rmtree(draft.path, ignore_errors=True)
 
 
 def environment() -> dict[str, Any]:

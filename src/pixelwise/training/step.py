@@ -1,72 +1,34 @@
-"""One optimisation step: batch -> loss -> gradients -> weights. Training runs it; the plan's forecast measures it."""
+"""One optimisation step: batch -> loss -> gradients -> weights. The loop runs it; the plan's forecast measures it."""
 
+import copy
 import math
 import time
 from bisect import bisect_right
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from itertools import accumulate
 from typing import Any
 
 import numpy as np
-import psutil
 import torch
+from lightning_fabric import Fabric
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from pixelwise.core.classes import IGNORE
 from pixelwise.core.config import Config, PhaseSettings, TrainSettings
-from pixelwise.core.errors import SettingError
-from pixelwise.data.sets.doctor import Survey
-from pixelwise.data.sets.sampling import Batch, PatchSampler, Store
-from pixelwise.losses import SegmentationLoss, class_weights, dual_task_loss, edge_loss
-from pixelwise.models import UNet
+from pixelwise.core.errors import SettingError, near
+from pixelwise.data.sets.sampling import Batch
+from pixelwise.task import Criterion
 
 FINAL_RATE = 1e-3  # of the highest; the cosine ends here
 WHOLE_RUN = (PhaseSettings(parts="all", share=1.0, rate=1.0),)  # the schedule of a run that sets none
 
 
-class Criterion(nn.Module):
-    """The loss that a config describes, of all outputs that a network has.
-
-    The sum of: the loss of the logits; that of the auxiliary logits, times `loss.auxiliary` (Zhao et al. 2017,
-    arXiv:1612.01105, section 4); that of the edges, times `loss.edges`, and what classes and edges disagree about,
-    times `loss.dual` (Takikawa et al. 2019, arXiv:1907.05740, equations 3 and 7).
-
-    With border weights the paper's sum w(x) = w_c(x) + w_0 exp(...) (Ronneberger et al. 2015, eq. 2) is formed here
-    and handed to the cross entropy as one weight a pixel; without them the class weights act alone.
-    """
-
-    class_weights: Tensor
-
-    def __init__(self, config: Config, pixel_counts: Sequence[int]) -> None:
-        super().__init__()
-        weights = class_weights(pixel_counts, config.loss.class_weight_power)
-        self.settings = config.loss
-        self.has_border = config.loss.border > 0
-        self.register_buffer("class_weights", torch.from_numpy(np.append(weights, 0).astype(np.float32)))
-        self.loss = SegmentationLoss(config.loss, weights.tolist())
-
-    def forward(self, outputs: Mapping[str, Tensor], labels: Tensor, border: Tensor | None = None) -> Tensor:
-        """Outputs by name, N x H x W int64 labels, N x H x W border weights -> scalar."""
-        weights = None
-        if border is not None:
-            index = labels.where(labels != IGNORE, torch.tensor(len(self.class_weights) - 1, device=labels.device))
-            weights = self.class_weights[index] + border
-        settings, logits, edges = self.settings, outputs["logits"], outputs.get("edges")
-        total = self.loss(logits, labels, weights)
-        if "auxiliary" in outputs and settings.auxiliary:
-            total = total + settings.auxiliary * self.loss(outputs["auxiliary"], labels, weights)
-        if edges is not None and settings.edges:
-            total = total + settings.edges * edge_loss(edges, labels)
-        if edges is not None and settings.dual:
-            total = total + settings.dual * dual_task_loss(logits, edges, labels)
-        return total
-
-
 class WithOutputs(nn.Module):
     """A network whose call gives all of its outputs, so that precision and the other processes see each of them."""
 
-    def __init__(self, network: Any) -> None:
+    network: Any
+
+    def __init__(self, network: nn.Module) -> None:
         super().__init__()
         self.network = network
 
@@ -76,28 +38,104 @@ class WithOutputs(nn.Module):
         return outputs
 
 
-def set_up(fabric: Any, network: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[nn.Module, Any]:
-    """The network and the optimiser as Lightning Fabric runs them, ready for `training_step`."""
-    wrapped, wrapped_optimizer = fabric.setup(WithOutputs(network), optimizer)
-    return wrapped, wrapped_optimizer
+class Learner:
+    """A network with all that it takes to train it, a step at a time.
+
+    Args:
+        fabric: its device, precision and other processes.
+        config: of the run.
+        network: to be trained; it moves to the device.
+        criterion: (outputs, targets) -> the parts of the loss by name.
+
+    Attributes:
+        average: the averaged network, which is measured and kept.
+        phase: number of the schedule's phase under way; None before the first step.
+        rate: the learning rate.
+    """
+
+    def __init__(self, fabric: Fabric, config: Config, network: nn.Module, criterion: Criterion) -> None:
+        self.fabric, self.settings = fabric, config.train
+        self.network = network.to(memory_format=torch.channels_last)
+        self.parts = Parts(self.network)
+        self.schedule = self.settings.schedule or WHOLE_RUN
+        self.phase: int | None = None
+        self.rate = 0.0
+        self.optimizer = make_optimizer(self.network, self.settings)
+        self.criterion = criterion.to(fabric.device) if isinstance(criterion, nn.Module) else criterion
+        self._wrapped, self._wrapped_optimizer = fabric.setup(WithOutputs(self.network), self.optimizer)
+        self.average = Average(self.network, copy.deepcopy(self.network), self.settings.average)
+
+    def begin(self, progress: float) -> bool:
+        """Set the rate, and freeze and train what the schedule says at a progress of 0 .. 1; whether a phase begins."""
+        phase, done = phase_at(self.schedule, progress)
+        is_new = phase != self.phase
+        if is_new:
+            self.phase = phase
+            self.parts.train(self.schedule[phase].parts)
+        self.rate = self.settings.rate * self.schedule[phase].rate * rate_factor(done, self.settings.warmup)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.rate
+        return is_new
+
+    def step(self, batch: Batch, number: int) -> dict[str, float]:
+        """Forward, backward, clip, descend, average; the parts of the loss. Steps are numbered from 1.
+
+        Raises:
+            SettingError: the training diverged.
+        """
+        parts = self.descend(batch)
+        self.average.update(number)
+        values = dict(zip(parts, torch.stack(list(parts.values())).tolist(), strict=True))
+        total = sum(values.values())
+        if not np.isfinite(total):
+            raise SettingError(
+                f"train.rate = {self.settings.rate:g}: the loss became {total} at step {number}; the training "
+                'diverged. Use a lower rate, or train.precision = "32-true".'
+            )
+        return values
+
+    def descend(self, batch: Batch) -> dict[str, Tensor]:
+        """One step of gradient descent; the parts of the loss, detached, still on the device."""
+        images, targets = to_tensors(batch, self.fabric.device)
+        parts = self.criterion(self._wrapped(images), targets)
+        self.optimizer.zero_grad(set_to_none=True)
+        self.fabric.backward(sum_of(parts))
+        if self.settings.clip:
+            self.fabric.clip_gradients(
+                self._wrapped, self._wrapped_optimizer, max_norm=self.settings.clip, error_if_nonfinite=False
+            )
+        self._wrapped_optimizer.step()
+        return {name: part.detach().float() for name, part in parts.items()}
+
+
+def sum_of(parts: dict[str, Tensor]) -> Tensor:
+    """What is minimised: the sum of the loss's parts.
+
+    >>> sum_of({"one": torch.tensor(1.0), "two": torch.tensor(2.0)})
+    tensor(3.)
+    """
+    return torch.stack(list(parts.values())).sum()
 
 
 class Parts:
     """The parts of a network that train: gradients, and the statistics of batch norm, are turned on and off by part.
 
-    The encoder is what `network.encoder()` lists, the decoder everything else. A parameter that did not train when this
-    was made never does.
+    A part is what `network.parts()` lists under its name; the decoder is everything that it does not list. A parameter
+    that did not train when this was made never does.
     """
 
-    def __init__(self, network: nn.Module) -> None:
+    def __init__(self, network: Any) -> None:
         self.network = network
         self.trainable = [parameter for parameter in network.parameters() if parameter.requires_grad]
-        listed: list[nn.Module] = getattr(network, "encoder", list)()
-        self._encoder = {id(module) for part in listed for module in part.modules()}
-        self._encoder |= {id(parameter) for part in listed for parameter in part.parameters()}
+        self._owners = {
+            id(thing): name
+            for name, modules in network.parts().items()
+            for module in modules
+            for thing in (*module.modules(), *module.parameters())
+        }
 
     def train(self, parts: str) -> None:
-        """Put the network in training mode, and freeze what is not in `parts`: "encoder", "decoder" or "all"."""
+        """Put the network in training mode, and freeze what is not in `parts`; "all" freezes nothing."""
         self.network.train()
         for parameter in self.trainable:
             parameter.requires_grad_(self._is_in(parameter, parts))
@@ -111,7 +149,10 @@ class Parts:
         Raises:
             SettingError: there is one.
         """
+        known = ("all", *dict.fromkeys(self._owners.values()), "decoder")
         for phase in schedule:
+            if phase.parts not in (*known, "encoder"):
+                raise SettingError(f"train.schedule: unknown parts {phase.parts!r}; {near(phase.parts, known)}")
             if not any(self._is_in(parameter, phase.parts) for parameter in self.trainable):
                 raise SettingError(
                     f'train.schedule: parts = "{phase.parts}": this network has no {phase.parts} that could train; '
@@ -119,7 +160,7 @@ class Parts:
                 )
 
     def _is_in(self, thing: nn.Module | nn.Parameter, parts: str) -> bool:
-        return parts == "all" or (id(thing) in self._encoder) == (parts == "encoder")
+        return parts in ("all", self._owners.get(id(thing), "decoder"))
 
 
 class Clock:
@@ -184,40 +225,17 @@ def rate_factor(progress: float, warmup: float) -> float:
     return FINAL_RATE + (1 - FINAL_RATE) * 0.5 * (1 + math.cos(math.pi * rest))
 
 
-def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    """Set every group's learning rate."""
-    for group in optimizer.param_groups:
-        group["lr"] = rate
-
-
-def to_tensors(batch: Batch, device: torch.device) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Images in channels_last, labels as int64, border weights or None, on the device."""
+def to_tensors(batch: Batch, device: torch.device) -> tuple[Tensor, dict[str, Any]]:
+    """Images in channels_last and the targets by name, on the device; integers become int64."""
     images = torch.from_numpy(batch.images).to(device, memory_format=torch.channels_last)
-    labels = torch.from_numpy(batch.labels).to(device).long()
-    border = None if batch.weights is None else torch.from_numpy(batch.weights).to(device)
-    return images, labels, border
+    return images, {name: _to_tensor(target, device) for name, target in batch.targets.items()}
 
 
-def training_step(
-    fabric: Any,
-    network: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    criterion: Callable[..., Tensor],
-    batch: Batch,
-    clip: float,
-) -> Tensor:
-    """Forward, backward, clip, step; the loss, detached, still on the device.
-
-    What the network (as `set_up` gives it) returns goes to the criterion with the labels and the border weights.
-    """
-    images, labels, border = to_tensors(batch, fabric.device)
-    loss = criterion(network(images), labels, border)
-    optimizer.zero_grad(set_to_none=True)
-    fabric.backward(loss)
-    if clip:
-        fabric.clip_gradients(network, optimizer, max_norm=clip, error_if_nonfinite=False)
-    optimizer.step()
-    return loss.detach()
+def _to_tensor(target: Any, device: torch.device) -> Any:
+    if isinstance(target, list):
+        return [_to_tensor(part, device) for part in target]
+    tensor = torch.from_numpy(target).to(device)
+    return tensor if tensor.is_floating_point() else tensor.long()
 
 
 class Average:
@@ -242,26 +260,3 @@ class Average:
         for average, value in pairs:
             if not average.is_floating_point():
                 average.copy_(value)
-
-
-def pixel_counts(surveyed: Survey) -> list[int]:
-    """K pixels of each class in the train split."""
-    return [int(count) for count in np.sum([fact.labels.sum(0) for fact in surveyed.of("train")], axis=0)]
-
-
-def make_sampler(config: Config, surveyed: Survey, network: nn.Module) -> PatchSampler:
-    """The sampler of the train split; a network without padding gets patches with its margin around them."""
-    facts = surveyed.of("train")
-    pages = [(fact.sample, page) for fact in facts for page in range(fact.pages)]
-    areas = [fact.height * fact.width for fact in facts for _ in range(fact.pages)]
-    counts = [fact.labels.sum(0) for fact in facts for _ in range(fact.pages)]
-    owners = {
-        value: [index for index, row in enumerate(counts) if row[value]] for value in range(len(config.data.classes))
-    }
-    border, (height, width) = 0, config.train.patch
-    if isinstance(network, UNet) and network.padding == "valid":
-        border = network.geometry.margin
-        height, width = (network.input_size(length) - 2 * border for length in (height, width))
-    budget = psutil.virtual_memory().total // 4
-    store = Store(pages, config, surveyed.dataset.description.axes, budget)
-    return PatchSampler(store, areas, owners, (height, width), border)

@@ -62,7 +62,7 @@ def test_a_flipped_bit_in_a_png_is_found(tmp_path: Path) -> None:
 def test_a_png_without_end_or_header(tmp_path: Path) -> None:
     path = tmp_path / "a.png"
     path.write_bytes(png(4, 4, 8, 0, bytes(20))[:-12])
-    with pytest.raises(DataError, match=r"a\.png: is truncated: the PNG breaks off before its end mark"):
+    with pytest.raises(DataError, match=r"a\.png: is truncated: the PNG stops before its end marker"):
         image_info(path)
     path.write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IEND", b""))
     with pytest.raises(DataError, match=r"a\.png: is damaged: the PNG has no header"):
@@ -73,7 +73,7 @@ def test_a_png_without_end_or_header(tmp_path: Path) -> None:
 def test_animations_are_refused(name: str, tmp_path: Path) -> None:
     frames = [Image.new("RGB", (8, 8), (value, 0, 9)) for value in (0, 90, 200)]
     frames[0].save(tmp_path / name, save_all=True, append_images=frames[1:])
-    with pytest.raises(DataError, match=r"is an animation, and its frames are not pages\. Save them as a TIFF"):
+    with pytest.raises(DataError, match=r"is an animation, whose frames are not read as pages\. Save them as a TIFF"):
         read_image(tmp_path / name)
 
 
@@ -81,7 +81,7 @@ def test_animations_are_refused(name: str, tmp_path: Path) -> None:
 def test_portable_maps_that_would_be_stretched(data: bytes, tmp_path: Path) -> None:
     path = tmp_path / "a.pgm"
     path.write_bytes(data)
-    with pytest.raises(DataError, match=r"a\.pgm: is a portable map as text or of an odd maximum"):
+    with pytest.raises(DataError, match=r"a\.pgm: is a portable map as text or with an odd maximum"):
         read_image(path)
 
 
@@ -89,7 +89,7 @@ def test_colours_that_pillow_knows_and_we_do_not(tmp_path: Path, monkeypatch: py
     path = tmp_path / "a.png"
     path.write_bytes(png(4, 4, 8, 0, bytes(20)))
     monkeypatch.delitem(raster._MODES, "L")
-    with pytest.raises(DataError, match=r"a\.png: has colours of the kind L, which are not read"):
+    with pytest.raises(DataError, match=r"a\.png: has the colour mode L, which cannot be read"):
         read_image(path)
 
 

@@ -336,7 +336,7 @@ def test_colour_masks_and_grey_that_looks_like_colour(tmp_path: Path) -> None:
 
 def test_a_mask_of_five_channels(tmp_path: Path) -> None:
     path = save_tiff(tmp_path / "a.tif", np.ones((5, 12, 9), np.uint8), metadata={"axes": "CYX"})
-    with pytest.raises(DataError, match=r"a\.tif: has 5 channels; a mask has one \(labels\) or three"):
+    with pytest.raises(DataError, match=r"a\.tif: has 5 channels, but a mask has one \(labels\) or three"):
         read_mask(path)
 
 
@@ -353,13 +353,13 @@ def test_whole_numbers_in_floating_point(values: list[int], dtype: type, stored:
 @pytest.mark.parametrize("value", [0.5, np.nan, np.inf])
 def test_fractions_in_a_mask(value: float, tmp_path: Path) -> None:
     path = save_tiff(tmp_path / "a.tif", np.array([[0, value]], np.float32))
-    with pytest.raises(DataError, match=r"a\.tif: holds fractions, and a label is a whole number"):
+    with pytest.raises(DataError, match=r"a\.tif: holds fractions, but labels are whole numbers"):
         read_mask(path)
 
 
 def test_labels_beyond_31_bits(tmp_path: Path) -> None:
     path = save_tiff(tmp_path / "a.tif", np.array([[0, 1e20]], np.float64))
-    with pytest.raises(DataError, match=r"holds labels from 0 to 1000+, and they must lie within 31 bits"):
+    with pytest.raises(DataError, match=r"holds labels from 0 to 1000+, but they must fit into 31 bits"):
         read_mask(path)
 
 
@@ -376,9 +376,9 @@ def test_no_such_file(tmp_path: Path) -> None:
     ("data", "message"),
     [
         (b"", "is empty: it holds 0 bytes"),
-        ("Bäume, Wiesen\n".encode() * 90, "is a text file, not an image. What can be read: TIFF, PNG, JPEG"),
-        (b"\x00\x01\x02\xff" * 50, "is not an image of a known format. What can be read: TIFF, PNG, JPEG"),
-        (b"\x93NUMPY\x01\x00v\x00{'descr': '|O'}", "is not an image of a known format"),
+        ("Bäume, Wiesen\n".encode() * 90, "is a text file, not an image. Readable formats: TIFF, PNG, JPEG"),
+        (b"\x00\x01\x02\xff" * 50, "is not an image in a known format. Readable formats: TIFF, PNG, JPEG"),
+        (b"\x93NUMPY\x01\x00v\x00{'descr': '|O'}", "is not an image in a known format"),
     ],
 )
 def test_files_that_are_no_images(data: bytes, message: str, tmp_path: Path) -> None:
@@ -397,5 +397,5 @@ def test_a_file_that_may_not_be_opened(tmp_path: Path, monkeypatch: pytest.Monke
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr(Path, "open", refuse)
-    with pytest.raises(DataError, match=r"a\.png: may not be opened \(Permission denied\)"):
+    with pytest.raises(DataError, match=r"a\.png: cannot be opened \(Permission denied\)"):
         read_image(path)

@@ -200,8 +200,9 @@ def test_another_description_is_refused_by_what_differs(tmp_path: Path) -> None:
     other = {"image": {"path": "a.tif", "bytes": 18}, "weights": "abc", "engine": "torch"}
     with pytest.raises(
         RunError,
-        match=r"a\.zarr: was begun with other input or settings: image\.bytes was 17 and is 18; "
-        r"tile was 32 and is absent; engine was absent and is torch\. Repeat those, or start anew without --resume\.",
+        match=r"a\.zarr: was started with another input or other settings: image\.bytes was 17 and is 18; "
+        r"tile was 32 and is absent; engine was absent and is torch\. "
+        r"Use the same again, or start over without --resume\.$",
     ):
         ZarrMask.resume(tmp_path / "a.zarr", other)
 
@@ -209,14 +210,14 @@ def test_another_description_is_refused_by_what_differs(tmp_path: Path) -> None:
 def test_nothing_to_resume(tmp_path: Path) -> None:
     zarr.open_group(tmp_path / "foreign", mode="w")
     for name in ("none", "foreign"):
-        with pytest.raises(RunError, match=rf"{name}: holds no prediction that could be resumed\. Start it without"):
+        with pytest.raises(RunError, match=rf"{name}: contains no prediction to resume\. Start without"):
             ZarrMask.resume(tmp_path / name, DESCRIPTION)
 
 
 def test_what_exists_is_replaced_only_when_told_and_ours(tmp_path: Path) -> None:
     mask = make(tmp_path / "a.zarr")
     mask.write(0, 0, Window.whole(50, 70), np.ones((50, 70), np.uint8))
-    with pytest.raises(OutputError, match=r"a\.zarr: exists already\. Resume it, replace it, or choose another folder"):
+    with pytest.raises(OutputError, match=r"a\.zarr: already exists\. Resume it, replace it, or choose another folder"):
         make(tmp_path / "a.zarr")
     assert mask.levels[0][...].all()
     fresh = make(tmp_path / "a.zarr", replace=True)
@@ -352,7 +353,7 @@ def test_a_damaged_chunk_of_the_mask(tmp_path: Path) -> None:
     mask = make(tmp_path / "a.zarr")
     mask.write(0, 0, Window.whole(32, 32), np.ones((32, 32), np.uint8))
     (tmp_path / "a.zarr" / "0" / "c" / "0" / "0").write_bytes(b"no chunk")
-    message = r"a\.zarr: holds a damaged part \(.*\)\. Start it anew without --resume"
+    message = r"a\.zarr: contains a damaged part \(.*\)\. Start over without --resume"
     with pytest.raises(RunError, match=message):
         mask.write(1, 0, Window(8, 13, 8, 13), np.ones((5, 5), np.uint8))
     assert mask.done == {0}
@@ -372,7 +373,7 @@ def test_a_tiff_with_its_pyramid(pages: int, dtype: str, tmp_path: Path) -> None
     pixels = RNG.integers(0, 200, (pages, 1300, 700)).astype(dtype)
     mask = make(tmp_path / "a.zarr", 1300, 700, 512, pages=pages, dtype=dtype, pixel_size=0.25)
     fill(mask, pixels, 512)
-    with pytest.raises(RunError, match=r"a\.zarr: is not complete, so no TIFF can be made from it\. Resume the"):
+    with pytest.raises(RunError, match=r"a\.zarr: is not complete, so it cannot be turned into a TIFF\. Resume the"):
         write_pyramid_tiff(tmp_path / "a.tif", mask)
     mask.finish()
     palette = ClassMap(("background", "cell")).palette
@@ -410,7 +411,7 @@ def test_a_tiff_is_whole_or_not_there(tmp_path: Path) -> None:
     mask.write(0, 0, Window.whole(50, 70), np.ones((50, 70), np.uint8))
     mask.finish()
     (tmp_path / "a.zarr" / "0" / "c" / "0" / "0").write_bytes(b"no chunk")
-    with pytest.raises(RunError, match=r"a\.zarr: holds a damaged part"):
+    with pytest.raises(RunError, match=r"a\.zarr: contains a damaged part"):
         write_pyramid_tiff(tmp_path / "a.tif", mask)
     with pytest.raises(OutputError, match=r"a\.tif: cannot be written"):
         write_pyramid_tiff(tmp_path / "a.zarr" / "zarr.json" / "a.tif", mask)

@@ -108,25 +108,29 @@ def test_true_and_false_are_1_and_0(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "labels", "message"),
     [
-        ("a.png", np.zeros((2, 3, 4), np.uint8), r"PNG holds one page and the labels have 2\. Write a TIFF"),
+        ("a.png", np.zeros((2, 3, 4), np.uint8), r"a PNG holds one page, but the labels have 2\. Write a TIFF"),
         (
             "a.png",
             np.zeros((3, 4), np.uint32),
-            r"PNG holds at most 16 bits and the labels have 32\. Write a TIFF",
+            r"a PNG holds at most 16 bits, but the labels need 32\. Write a TIFF",
         ),
-        ("a.png", np.full((3, 4), 70000), r"PNG holds at most 16 bits and the labels have 32\. Write a TIFF"),
-        ("a.jpg", np.zeros((3, 4), np.uint8), r'the suffix "\.jpg" is not written\. Choose \.png or \.tif'),
-        ("a.tif", np.array([[-1, 4]]), r"labels lie between 0 and 2\^32 - 1; these go from -1 to 4"),
+        ("a.png", np.full((3, 4), 70000), r"a PNG holds at most 16 bits, but the labels need 32\. Write a TIFF"),
+        (
+            "a.jpg",
+            np.zeros((3, 4), np.uint8),
+            r'files with the extension "\.jpg" cannot be written\. Choose \.png or \.tif',
+        ),
+        ("a.tif", np.array([[-1, 4]]), r"labels must lie between 0 and 2\^32 - 1, but these go from -1 to 4"),
         (
             "a.tif",
             np.array([[0, 2**32]]),
-            r"labels lie between 0 and 2\^32 - 1; these go from 0 to 4294967296",
+            r"labels must lie between 0 and 2\^32 - 1, but these go from 0 to 4294967296",
         ),
-        ("a.tif", np.zeros((3, 4)), r"labels are whole numbers; these are float64"),
+        ("a.tif", np.zeros((3, 4)), r"labels must be whole numbers, not float64"),
         (
             "a.tif",
             np.zeros((1, 2, 3, 4), np.uint8),
-            r"labels are H x W or P x H x W; these are \(1, 2, 3, 4\)",
+            r"labels must be H x W or P x H x W, but these have the shape \(1, 2, 3, 4\)",
         ),
     ],
 )
@@ -178,7 +182,7 @@ def test_pictures_come_back(place: Path, height: int, width: int, seed: int) -> 
 
 @pytest.mark.parametrize("array", [np.zeros((3, 4), np.uint8), np.zeros((3, 4, 3))])
 def test_what_is_no_picture(array: np.ndarray, tmp_path: Path) -> None:
-    with pytest.raises(OutputError, match=r"a\.png: a picture is H x W x 3 uint8; this array is \(3, 4"):
+    with pytest.raises(OutputError, match=r"a\.png: a picture must be H x W x 3 uint8, but this array is \(3, 4"):
         write_image(tmp_path / "a.png", array)
 
 
@@ -205,12 +209,12 @@ def test_probabilities_come_back(
 
 
 def test_probabilities_of_another_type(tmp_path: Path) -> None:
-    with pytest.raises(OutputError, match=r"a\.tif: probabilities are uint8, float16 or float32; these are int64"):
+    with pytest.raises(OutputError, match=r"a\.tif: probabilities must be uint8, float16 or float32, not int64"):
         write_probabilities(tmp_path / "a.tif", np.zeros((2, 3, 4), np.int64))
 
 
 def test_probabilities_are_tiff_only(tmp_path: Path) -> None:
-    with pytest.raises(OutputError, match=r"a\.png: probabilities are written as TIFF only"):
+    with pytest.raises(OutputError, match=r"a\.png: probabilities can only be written as TIFF"):
         write_probabilities(tmp_path / "a.png", np.zeros((2, 3, 4), np.float32))
 
 

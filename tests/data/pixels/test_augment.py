@@ -16,6 +16,8 @@ from pixelwise.data.pixels.augment import (
     change_intensities,
     draw_map,
     draw_pose,
+    move_boxes,
+    move_points,
     warp_image,
     warp_labels,
     warp_weights,
@@ -384,3 +386,49 @@ def test_intensities_keep_shape_and_type(shape: tuple[int, int, int]) -> None:
     assert np.isfinite(result).all()
     assert not np.array_equal(result, before)
     assert np.array_equal(image, before)  # the stored image is not touched
+
+
+# Points and boxes
+
+
+@given(SEEDS)
+@settings(max_examples=60, deadline=None)
+def test_a_point_goes_back_to_where_its_map_came_from(seed: int) -> None:
+    rng = generator(seed)
+    size = tuple(rng.integers(120, 200, 2).tolist())  # smaller ones may fold over, so that there is no one way back
+    maps = draw_map(rng, ALL, draw_pose(rng, ALL), (70.0, 90.0), size)
+    places = rng.uniform(0, 1, (20, 2)) * (size[1] - 1, size[0] - 1)
+    points = np.stack([ndimage.map_coordinates(axis, places[:, ::-1].T, order=1) for axis in maps], axis=1)
+    np.testing.assert_allclose(move_points(points, maps), places, atol=0.02)
+
+
+@given(SEEDS)
+@settings(max_examples=30, deadline=None)
+def test_a_moved_point_stands_where_the_picture_of_it_does(seed: int) -> None:
+    rng = generator(seed)
+    maps = draw_map(rng, ALL, draw_pose(rng, ALL), (60.0, 60.0), (144, 144))
+    y, x = np.mgrid[:120, :120]
+    image = np.exp(-((y - 57) ** 2 + (x - 64) ** 2) / 18).astype(np.float32)[..., None]
+    brightest = np.unravel_index(warp_image(image, maps)[..., 0].argmax(), (144, 144))
+    np.testing.assert_allclose(move_points(np.array([[64.0, 57.0]]), maps)[0], brightest[::-1], atol=1.0)
+
+
+@given(SEEDS)
+@settings(max_examples=60, deadline=None)
+def test_boxes_hold_what_is_labelled_and_no_more(seed: int) -> None:
+    """Flips and turns keep pixels whole, so the box of a moved rectangle is exact."""
+    rng = generator(seed)
+    chosen = only(flip_horizontal=True, flip_vertical=True, turns=True, warp=0)
+    maps = draw_map(rng, chosen, draw_pose(rng, chosen), (20.0, 20.0), (40, 40))
+    x0, y0 = rng.integers(8, 20, 2)
+    x1, y1 = x0 + rng.integers(1, 10), y0 + rng.integers(1, 10)
+    labels = np.zeros((40, 40), np.uint8)
+    labels[y0:y1, x0:x1] = 1
+    rows, columns = np.nonzero(warp_labels(labels, maps) == 1)
+    wanted = [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
+    np.testing.assert_allclose(move_boxes(np.array([[x0, y0, x1, y1]]), maps)[0], wanted, atol=1e-6)
+
+
+def test_a_point_beyond_the_sample_goes_on_along_the_map() -> None:
+    maps = draw_map(generator(0), only(), Pose(np.eye(2)), (50.0, 50.0), (11, 21))
+    np.testing.assert_allclose(move_points(np.array([[0.0, 100.0]]), maps), [[-40, 55]], atol=1e-4)

@@ -179,7 +179,9 @@ def test_numbers_that_are_none_are_counted_and_refused(bad: float, dtype: Any) -
     image = np.ones((3, 4, 1), dtype)
     require_finite(image)
     image[0, :2] = bad
-    with pytest.raises(DataError, match=r"^holds 2 values that are NaN or infinite; replace them by numbers first\.$"):
+    with pytest.raises(
+        DataError, match=r"^holds 2 values that are NaN or infinite; replace them with numbers first\.$"
+    ):
         require_finite(image)
     with pytest.raises(DataError, match=r"^holds 2 values"):
         Normalization(False, (0.0,), (1.0,))(image)

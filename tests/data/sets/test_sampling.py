@@ -1,6 +1,5 @@
 """Samples: what is drawn depends on the seed and the number, and on nothing else."""
 
-import threading
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from pixelwise.core.config import Config, make_config
 from pixelwise.core.errors import DataError, ModelError
 from pixelwise.data.pixels import targets
 from pixelwise.data.sets.folder import Sample
-from pixelwise.data.sets.sampling import PIXELS_KEPT, Batch, PatchSampler, Prefetcher, Store, open_pages
+from pixelwise.data.sets.sampling import PIXELS_KEPT, PatchSampler, Store, open_pages
 
 STILL: dict[str, Any] = {
     "flip_horizontal": False,
@@ -114,94 +113,48 @@ def same(one: tuple[np.ndarray | None, ...], two: tuple[np.ndarray | None, ...])
     )
 
 
+def draw(sampler: PatchSampler, number: int) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+    """Image, labels and border weights of a sample."""
+    image, found = sampler(number)
+    assert found.keys() <= {"labels", "border"}
+    return image, found["labels"], found.get("border")
+
+
 # A pure function
 
 
 def test_a_sample_depends_on_seed_and_number_alone(samples: list[Sample]) -> None:
     config = config_of(balance=0.5, border=10)
     first = sampler_of(samples, config)
-    drawn = {number: first(number) for number in range(8)}
+    drawn = {number: draw(first, number) for number in range(8)}
     again = sampler_of(samples, config, budget=0)  # nothing is kept in memory
     np.random.default_rng(0)
     for number in reversed(range(8)):
-        assert same(again(number), drawn[number])
-        assert same(first(number), drawn[number])
+        assert same(draw(again, number), drawn[number])
+        assert same(draw(first, number), drawn[number])
     assert not any(same(drawn[number], drawn[number + 1]) for number in range(7))
     other = sampler_of(samples, config_of(seed=1, balance=0.5, border=10))
-    assert not any(same(other(number), drawn[number]) for number in range(8))
+    assert not any(same(draw(other, number), drawn[number]) for number in range(8))
 
 
 def test_large_seeds_and_numbers_will_do(samples: list[Sample]) -> None:
     config = config_of(seed=2**63 - 1)
-    assert same(sampler_of(samples, config)(10**12), sampler_of(samples, config)(10**12))
+    assert same(draw(sampler_of(samples, config), 10**12), draw(sampler_of(samples, config), 10**12))
 
 
 def test_a_batch_stacks_its_samples(samples: list[Sample]) -> None:
     sampler = sampler_of(samples, config_of(), (12, 20))
     batch = sampler.batch([7, 3, 5])
     assert (batch.images.shape, batch.images.dtype) == ((3, 1, 12, 20), np.float32)
-    assert (batch.labels.shape, batch.labels.dtype) == ((3, 12, 20), np.uint8)
-    assert batch.weights is None
+    assert (batch.targets["labels"].shape, batch.targets["labels"].dtype) == ((3, 12, 20), np.uint8)
+    assert batch.targets.keys() == {"labels"}
     for place, number in enumerate([7, 3, 5]):
-        image, labels, _ = sampler(number)
+        image, labels, _ = draw(sampler, number)
         assert np.array_equal(batch.images[place], image)
-        assert np.array_equal(batch.labels[place], labels)
+        assert np.array_equal(batch.targets["labels"][place], labels)
     weighted = sampler_of(samples, config_of(border=10), (12, 20)).batch([0, 1])
-    assert weighted.weights is not None
-    assert (weighted.weights.shape, weighted.weights.dtype) == ((2, 12, 20), np.float32)
-
-
-def equal(one: Batch, two: Batch) -> bool:
-    return same((one.images, one.labels, one.weights), (two.images, two.labels, two.weights))
-
-
-@pytest.mark.parametrize(("threads", "ahead"), [(1, 0), (1, 3), (4, 1), (5, 20)])
-def test_threads_change_neither_batches_nor_their_order(samples: list[Sample], threads: int, ahead: int) -> None:
-    sampler = sampler_of(samples, config_of(border=10, balance=0.3))
-    groups = [range(start, start + 3) for start in range(0, 30, 3)]
-    expected = [sampler_of(samples, config_of(border=10, balance=0.3)).batch(group) for group in groups]
-    prefetcher = Prefetcher(sampler, threads, ahead)
-    for _ in range(2):
-        found = list(prefetcher.batches(iter(groups)))
-        assert len(found) == len(expected)
-        assert all(equal(one, two) for one, two in zip(found, expected, strict=True))
-    prefetcher.close()
-
-
-def test_an_error_in_a_thread_reaches_the_training(tmp_path: Path, samples: list[Sample]) -> None:
-    sampler = sampler_of(samples, config_of(), budget=0)
-    for sample in samples:
-        sample.image.unlink()
-    prefetcher = Prefetcher(sampler)
-    with pytest.raises(DataError, match=r"image\d\.tif: no such file\.$"):
-        next(prefetcher.batches(iter([range(2)])))
-    prefetcher.close()
-
-
-def test_no_more_batches_are_made_ahead_than_asked_for(samples: list[Sample]) -> None:
-    taken: list[int] = []
-
-    def groups() -> Iterable[Sequence[int]]:
-        for number in range(20):
-            taken.append(number)
-            yield [number]
-
-    prefetcher = Prefetcher(sampler_of(samples, config_of()), threads=2, ahead=3)
-    batches = prefetcher.batches(iter(groups()))
-    next(batches)
-    assert taken == [0, 1, 2, 3]
-    next(batches)
-    assert taken == [0, 1, 2, 3, 4]
-    prefetcher.close()
-    assert not any(thread.name.startswith("samples") and not thread.daemon for thread in _running(prefetcher))
-
-
-def _running(prefetcher: Prefetcher) -> list[threading.Thread]:
-    """The threads that are still there once the prefetcher's have had the time to end."""
-    own = [thread for thread in threading.enumerate() if thread.name.startswith("samples")]
-    for thread in own:
-        thread.join(5)
-    return [thread for thread in own if thread.is_alive()]
+    border = weighted.targets["border"]
+    assert (border.shape, border.dtype) == ((2, 12, 20), np.float32)
 
 
 # Image, labels and weights together
@@ -211,7 +164,7 @@ def _running(prefetcher: Prefetcher) -> list[threading.Thread]:
 @given(st.integers(0, 10**6))
 def test_an_image_that_equals_its_labels_still_does(number: int) -> None:
     sampler = _CHECKED.sampler
-    image, labels, _ = sampler(number)
+    image, labels, _ = draw(sampler, number)
     known = labels != IGNORE
     assert set(np.unique(labels)) <= {0, 1, IGNORE}
     assert (labels[known & (image[0] < 0.2)] == 0).all()
@@ -251,7 +204,7 @@ def test_border_weights_are_warped_along(tmp_path: Path) -> None:
     sampler = sampler_of([sample], config_of(labels="instances", classes=2, border=10, **PLAIN), (32, 32))
     assert np.array_equal(sampler.store[0].weights, weights)
     for number in range(20):
-        image, labels, warped = sampler(number)
+        image, labels, warped = draw(sampler, number)
         assert warped is not None
         known = ndimage.binary_erosion(labels != IGNORE)  # beyond the border the two are continued differently
         np.testing.assert_allclose(warped[known], image[0][known], atol=1e-4)
@@ -288,7 +241,7 @@ def test_balance_draws_rare_classes(tmp_path: Path) -> None:
 
     def shares(balance: float) -> np.ndarray:
         sampler = sampler_of(made, config_of(balance=balance, **STILL), (32, 32))
-        drawn = [sampler(number)[1] for number in range(150)]
+        drawn = [draw(sampler, number)[1] for number in range(150)]
         return np.array([np.mean([(patch == value).any() for patch in drawn]) for value in range(3)])
 
     rare_alone, rare_drawn = shares(0)[2], shares(1)[2]
@@ -305,7 +258,7 @@ def test_a_drawn_pixel_lies_in_its_patch(tmp_path: Path) -> None:
     sample = save(tmp_path, "corners", labels, labels)
     config = config_of(classes=2, balance=1, **STILL)
     entries = PatchSampler(Store([(sample, 0)], config), [3000], {0: [], 1: [0]}, (16, 16))
-    assert all((entries(number)[1] == 1).any() for number in range(60))
+    assert all((draw(entries, number)[1] == 1).any() for number in range(60))
 
 
 def test_a_class_that_is_lost_in_the_scaling_does_no_harm(tmp_path: Path) -> None:
@@ -315,7 +268,7 @@ def test_a_class_that_is_lost_in_the_scaling_does_no_harm(tmp_path: Path) -> Non
     config = config_of(balance=1, resized=0.25)
     sampler = PatchSampler(Store([(sample, 0)], config), [4096], {0: [0], 1: [], 2: [0]}, (8, 8))
     assert 2 not in sampler.store[0].places
-    assert all(sampler(number)[1].shape == (8, 8) for number in range(20))
+    assert all(draw(sampler, number)[1].shape == (8, 8) for number in range(20))
 
 
 def test_images_are_drawn_by_the_square_root_of_their_area(tmp_path: Path) -> None:
@@ -325,7 +278,7 @@ def test_images_are_drawn_by_the_square_root_of_their_area(tmp_path: Path) -> No
         mask[0, 0] = 1
         made.append(save(tmp_path, f"flat{value}", np.full((side, side), value, np.uint8), mask))
     sampler = sampler_of(made, config_of(classes=2, **PLAIN, **STILL), (4, 4))
-    means = [round(float(sampler(number)[0].mean()) * 255) for number in range(700)]
+    means = [round(float(draw(sampler, number)[0].mean()) * 255) for number in range(700)]
     counts = np.array([means.count(value) for value in (10, 20, 30)])
     assert counts.sum() == 700
     np.testing.assert_allclose(counts / 700, np.array([1, 2, 4]) / 7, atol=0.06)
@@ -335,11 +288,11 @@ def test_patches_cover_the_whole_image_evenly(tmp_path: Path) -> None:
     coordinates = np.mgrid[:60, :90].transpose(1, 2, 0).astype(np.float32)
     sample = save(tmp_path, "grid", coordinates, np.zeros((60, 90), np.uint8), **channels_last(coordinates))
     sampler = sampler_of([sample], config_of(classes=2, channels=2, **PLAIN, **STILL), (16, 16))
-    centres = np.array([sampler(number)[0][:, 7:9, 7:9].mean((1, 2)) for number in range(400)])
+    centres = np.array([draw(sampler, number)[0][:, 7:9, 7:9].mean((1, 2)) for number in range(400)])
     assert centres.min(axis=0) == pytest.approx([6, 6], abs=1.5)  # a fifth of a half may hang over
     assert centres.max(axis=0) == pytest.approx([53, 83], abs=1.5)
     assert centres.mean(axis=0) == pytest.approx([29.5, 44.5], abs=3)
-    assert all((sampler(number)[1] != IGNORE).mean() > 0.7 for number in range(100))
+    assert all((draw(sampler, number)[1] != IGNORE).mean() > 0.7 for number in range(100))
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 7), (5, 3), (20, 33), (31, 23)])
@@ -350,7 +303,7 @@ def test_images_smaller_than_a_patch_work(tmp_path: Path, size: tuple[int, int],
     sampler = sampler_of([sample], config_of(balance=balance, **PLAIN), (32, 24), border=6)
     known = 0
     for number in range(30):
-        image, found, _ = sampler(number)
+        image, found, _ = draw(sampler, number)
         assert image.shape == (1, 44, 36)
         assert found.shape == (32, 24)
         np.testing.assert_allclose(image, 0.2, atol=1e-6)  # the mirrored image, nowhere a border
@@ -362,7 +315,7 @@ def test_images_smaller_than_a_patch_work(tmp_path: Path, size: tuple[int, int],
 def test_an_image_as_large_as_the_patch_is_nearly_all_there(tmp_path: Path) -> None:
     sample = save(tmp_path, "same", np.zeros((32, 24), np.uint8), np.ones((32, 24), np.uint8))
     sampler = sampler_of([sample], config_of(**STILL), (32, 24))
-    assert all((sampler(number)[1] == 1).mean() > 0.8 for number in range(30))
+    assert all((draw(sampler, number)[1] == 1).mean() > 0.8 for number in range(30))
 
 
 @pytest.mark.parametrize("border", [1, 20, 92])
@@ -371,16 +324,16 @@ def test_a_border_adds_image_around_the_labels(samples: list[Sample], border: in
     plain = sampler_of(samples, config_of(border=10, **chosen), (24, 20))
     wide = sampler_of(samples, config_of(border=10, **chosen), (24, 20), border)
     for number in range(6):
-        image, labels, weights = wide(number)
+        image, labels, weights = draw(wide, number)
         assert image.shape == (1, 24 + 2 * border, 20 + 2 * border)
         assert np.isfinite(image).all()
-        assert same((image[:, border:-border, border:-border], labels, weights), plain(number))
+        assert same((image[:, border:-border, border:-border], labels, weights), draw(plain, number))
 
 
 def test_a_border_is_deformed_with_its_labels(samples: list[Sample]) -> None:
     sampler = sampler_of(samples, config_of(**PLAIN, elastic_probability=1), (24, 20), 30)
     for number in range(10):
-        image, labels, _ = sampler(number)
+        image, labels, _ = draw(sampler, number)
         inner, known = image[0, 30:-30, 30:-30], labels != IGNORE
         low, high = ndimage.minimum_filter(inner, 3), ndimage.maximum_filter(inner, 3)
         flat = known & (high - low < 1e-3)  # inside one class
@@ -404,7 +357,7 @@ def test_every_type_and_number_of_channels(
     stored = image if channels > 1 else image[..., 0]
     sample = save(tmp_path, "image", stored, np.ones((20, 22), np.uint8), **channels_last(stored))
     config = config_of(channels=channels, resized=scale, **PLAIN)
-    drawn, labels, _ = sampler_of([sample], config)(0)
+    drawn, labels, _ = draw(sampler_of([sample], config), 0)
     assert drawn.shape == (channels, 16, 16)
     assert drawn.dtype == np.float32
     np.testing.assert_allclose(drawn.mean((1, 2)), image[0, 0] / unit, rtol=1e-4)
@@ -462,7 +415,7 @@ def test_grey_and_rgb_files_mix(tmp_path: Path) -> None:
     assert open_pages(color, 1, None).shape == (1, 20, 20, 1)
     sampler = sampler_of([grey, color], config_of(channels=3, **PLAIN))
     for number in range(6):
-        np.testing.assert_allclose(sampler(number)[0], 0.2, atol=1e-6)
+        np.testing.assert_allclose(draw(sampler, number)[0], 0.2, atol=1e-6)
 
 
 def test_images_and_masks_that_cannot_be_used_are_named(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The physical size of pixels, in micrometres, as TIFF and OME metadata state it."""
+"""The physical size of pixels, in micrometres, as given by the metadata of TIFF and OME."""
 
 import re
 from collections.abc import Mapping
@@ -31,12 +31,12 @@ _MICROMETRES = {
     "metre": 1e6,
     "m": 1e6,
 }
-_RESOLUTION_TAGS = (282, 283)  # pixels a unit, along X and Y
+_RESOLUTION_TAGS = (282, 283)  # pixels per unit, along X and Y
 _CENTIMETRE = 3
 
 
 def square_pixel(x: float, y: float, unit_x: str, unit_y: str) -> float | None:
-    """Side of a pixel in micrometres; None where the unit is unknown or the sides differ by over 1%.
+    """Side of a pixel in micrometres; None if the unit is unknown or the sides differ by more than 1%.
 
     >>> square_pixel(250, 0.25, "nanometer", "micrometer")
     0.25
@@ -50,12 +50,12 @@ def square_pixel(x: float, y: float, unit_x: str, unit_y: str) -> float | None:
 
 
 def tiff_pixel_size(file: tifffile.TiffFile) -> float | None:
-    """Side of a pixel of an open TIFF's first image in micrometres, None where it does not tell.
+    """Side of a pixel in the first image of an open TIFF, in micrometres; None if the file does not say.
 
-    Looks at OME's metadata, ImageJ's, those of Aperio slides, and the resolution in centimetres; a resolution
-    in inches tells how to print and not what was photographed.
+    Uses the metadata of OME, ImageJ and Aperio slides, and the resolution in centimetres. A resolution in inches says
+    how to print an image, not what was photographed.
     """
-    with suppress(ValueError, TypeError, ZeroDivisionError, AttributeError):  # metadata that make no sense tell nothing
+    with suppress(ValueError, TypeError, ZeroDivisionError, AttributeError):  # the metadata may be invalid
         if file.ome_metadata:
             return _ome(file.ome_metadata)
         page = file.series[0].keyframe
@@ -69,7 +69,7 @@ def tiff_pixel_size(file: tifffile.TiffFile) -> float | None:
 
 
 def _ome(text: str) -> float | None:
-    """Of the first image; lengths without a unit are in micrometres."""
+    """The size in the first image; lengths without a unit are in micrometres."""
     pixels = re.search(r"<(?:\w+:)?Pixels\b[^>]*>", text)
     found = dict(re.findall(r'\b(PhysicalSize[XY](?:Unit)?)\s*=\s*"([^"]*)"', pixels[0])) if pixels else {}
     if not {"PhysicalSizeX", "PhysicalSizeY"} <= found.keys():

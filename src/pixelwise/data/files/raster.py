@@ -1,6 +1,6 @@
 """Files of one page: PNG, JPEG, BMP, GIF, WebP and portable maps, read by Pillow.
 
-An error raised here ends a sentence that begins with the file's path: `readers` puts it before.
+Error messages are the end of a sentence: `readers` begins it with the file's path.
 """
 
 import math
@@ -25,7 +25,7 @@ from PIL import (
 from pixelwise.core.errors import DataError
 
 # Name -> how a file begins, and Pillow's reader. The reader is called directly, because Image.open refuses
-# large images by a limit that holds for the whole process.
+# large images by a limit that applies to the whole process.
 RASTER_FORMATS: dict[str, tuple[re.Pattern[bytes], Any]] = {
     "PNG": (re.compile(rb"\x89PNG\r\n\x1a\n"), PngImagePlugin.PngImageFile),
     "JPEG": (re.compile(rb"\xff\xd8\xff"), JpegImagePlugin.JpegImageFile),
@@ -35,7 +35,7 @@ RASTER_FORMATS: dict[str, tuple[re.Pattern[bytes], Any]] = {
     "PNM": (re.compile(rb"P[1-6]\s"), PpmImagePlugin.PpmImageFile),
 }
 
-# Pillow's mode of a file, and the mode as which its image is read: no palette, no alpha, no print colours.
+# Pillow's mode of a file -> the mode that its image is read as: without palette, alpha and print colours.
 _MODES = {mode: mode for mode in ("1", "L", "RGB", "I", "I;16", "I;16B")} | {
     "LA": "L",
     "P": "RGB",
@@ -47,12 +47,12 @@ _MODES = {mode: mode for mode in ("1", "L", "RGB", "I", "I;16", "I;16B")} | {
 _DEEP_CHANNELS = {2: 3, 4: 1, 6: 3}  # colour type of a PNG (RGB, grey + alpha, RGBA) -> channels but alpha
 _ORIENTATION_TAG = 0x0112
 
-# Filters of warnings belong to the process: two threads must not swap them at once.
+# Warning filters belong to the whole process: two threads must not swap them at the same time.
 _WARNINGS_LOCK = threading.Lock()
 
 
 class RasterSource:
-    """The one page of an open file, not yet decoded."""
+    """The single page of an open file, not yet decoded."""
 
     def __init__(self, handle: BinaryIO, name: str, plugin: Any) -> None:
         self._handle = handle
@@ -77,7 +77,7 @@ class RasterSource:
 
     def image(self) -> np.ndarray:
         """P x H x W x C, colours resolved."""
-        if self._is_deep_color:  # Pillow would keep the upper eight bits only
+        if self._is_deep_color:  # Pillow would keep only the upper eight bits
             self._handle.seek(0)
             return self._shaped(imagecodecs.png_decode(self._handle.read()))
         image = self._loaded()
@@ -86,7 +86,7 @@ class RasterSource:
         return self._shaped(np.asarray(image if mode == image.mode else image.convert(mode)))
 
     def labels(self) -> np.ndarray:
-        """P x H x W x C, numbers as they are stored: the indices of a palette."""
+        """P x H x W x C, the numbers that are stored: for a palette, its indices."""
         if self._image.mode == "P":
             return self._shaped(np.asarray(self._loaded()))
         if self._depth in (2, 4) and self._color_type == 0:  # which Pillow stretches to 255
@@ -99,7 +99,7 @@ class RasterSource:
         return pixels[..., :channels].astype(self.dtype, copy=False)
 
     def _loaded(self) -> Any:
-        if self._is_png:  # Pillow decodes without a look at the checksums
+        if self._is_png:  # Pillow decodes without checking the checksums
             self._handle.seek(0)
             PngImagePlugin.PngImageFile(self._handle).verify()
         self._image.load()
@@ -110,9 +110,9 @@ def _header(handle: BinaryIO, plugin: Any, png_exif: bytes | None) -> tuple[Any,
     """Pillow's image, not yet decoded, and its orientation."""
     handle.seek(0)
     with _WARNINGS_LOCK, warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of damaged EXIF, which leaves an image as it lies
+        warnings.simplefilter("ignore")  # about damaged EXIF; the image is then not rotated
         image = plugin(handle)
-        if png_exif is not None:  # it may lie behind the pixels, where Pillow finds it too late
+        if png_exif is not None:  # it may come after the pixels, where Pillow finds it too late
             image.info["exif"] = b"Exif\x00\x00" + png_exif
         orientation: Any = None
         with suppress(Exception):
@@ -125,23 +125,23 @@ def _check_kind(image: Any, name: str) -> None:
         raise _animation()
     if name == "PNM" and image.tile[0][0] != "raw":
         # Pillow would stretch the values to 255, which changes labels.
-        raise DataError("is a portable map as text or of an odd maximum, which is not read. Convert it to PNG.")
+        raise DataError("is a portable map as text or with an odd maximum, which cannot be read. Convert it to PNG.")
     if image.mode not in _MODES:
-        raise DataError(f"has colours of the kind {image.mode}, which are not read. Convert it to RGB.")
+        raise DataError(f"has the colour mode {image.mode}, which cannot be read. Convert it to RGB.")
 
 
 def _animation() -> DataError:
-    return DataError("is an animation, and its frames are not pages. Save them as a TIFF stack.")
+    return DataError("is an animation, whose frames are not read as pages. Save them as a TIFF stack.")
 
 
 def _png_chunks(handle: BinaryIO) -> dict[bytes, bytes]:
-    """The kinds of chunks of a PNG, all up to its last; with the data of those that matter here."""
+    """The types of all chunks of a PNG, with the data of those that are needed here."""
     chunks: dict[bytes, bytes] = {}
     handle.seek(8)
     while b"IEND" not in chunks:
         header = handle.read(8)
         if len(header) < 8:
-            raise DataError("is truncated: the PNG breaks off before its end mark. Copy or export it again.")
+            raise DataError("is truncated: the PNG stops before its end marker. Copy or export it again.")
         length, kind = struct.unpack(">I4s", header)
         start = handle.tell()
         chunks[kind] = handle.read(min(length, 2**16)) if kind in (b"IHDR", b"eXIf") else b""

@@ -1,7 +1,7 @@
-"""Masks and probabilities too large for memory, written by tile: an OME-Zarr that grows, and a TIFF made from it.
+"""Write masks and probabilities too large for the memory, tile by tile: an OME-Zarr that grows, and a TIFF of it.
 
-P pages, K channels, H height, W width. A Zarr that is not complete is a valid image all the same: tiles that are
-not done are 0, and its attributes say `"complete": false`.
+P pages, K channels, H height, W width. An incomplete Zarr is a valid image, too: the missing tiles are 0, and its
+attributes say `"complete": false`.
 """
 
 import json
@@ -28,17 +28,17 @@ from pixelwise.core.progress import Progress
 from pixelwise.core.windows import Window, blocks
 from pixelwise.data.files.physical import zarr_pixel_size
 
-_SMALLEST_LEVEL = 512  # pixels of the longer side at which a pyramid ends
+_SMALLEST_LEVEL = 512  # pixels; a pyramid ends when its longer side is at most this
 _TYPES = ("uint8", "uint16", "float16")
 _TIFF_TILE = 512
 _METADATA = "zarr.json"
-_OURS = "pixelwise"  # the attribute in which a Zarr of ours says what it is
-_DONE = ".done"  # in the folder of level 0, where readers of Zarr see chunks and nothing else
+_OURS = "pixelwise"  # the attribute that marks a Zarr as ours
+_DONE = ".done"  # in the folder of level 0, where readers of Zarr look at nothing but chunks
 
 
 @dataclass(frozen=True)
 class MaskForm:
-    """What a Zarr of class indices or probabilities is made with."""
+    """The size, type and look of a Zarr of class indices or probabilities."""
 
     pages: int
     height: int
@@ -47,7 +47,7 @@ class MaskForm:
     chunk: int  # side of a chunk in pixels; tiles that cover whole chunks are written without reading
     channels: int | None = None  # K of probabilities; None: class indices
     pixel_size: float | None = None  # micrometres
-    classes: ClassMap | None = None  # whose names and colours are kept with class indices
+    classes: ClassMap | None = None  # names and colours to keep with class indices
 
     @property
     def axes(self) -> str:
@@ -64,17 +64,17 @@ class MaskForm:
 class ZarrMask:
     """An OME-Zarr 0.5 image of class indices or probabilities that is written tile by tile and can be resumed.
 
-    Dimensions are C (K channels, if there are any), Z (pages, if there are several), Y, X. Make one by `create`
-    or `resume`, `write` every tile, then `finish`. One thread at a time may write. The end of the process at any
-    moment, even by SIGKILL, leaves whole chunks, and a tile counts as done only when its pixels are in place.
+    Its dimensions are C (K channels, if there are any), Z (pages, if there are several), Y, X. Call `create` or
+    `resume`, `write` every tile, then `finish`. Only one thread at a time may write. If the process ends at any moment,
+    even by SIGKILL, all chunks are whole, and a tile counts as done only if its pixels are in place.
 
     Attributes:
         path: the folder.
         done: numbers of the tiles that are written.
-        complete: `finish` has ended; nothing is left to write.
-        details: that `finish` was told to keep.
-        axes: of the array: "yx", "zyx", "cyx" or "czyx".
-        levels: the array, and, once complete, the smaller ones of its pyramid.
+        complete: whether `finish` has ended, so that nothing is left to write.
+        details: what `finish` was told to keep.
+        axes: "yx", "zyx", "cyx" or "czyx".
+        levels: the array and, once it is complete, the smaller ones of its pyramid.
         pixel_size: in micrometres, or None.
 
     >>> import tempfile
@@ -87,7 +87,7 @@ class ZarrMask:
     """
 
     def __init__(self, path: Path, attributes: Mapping[str, Any], done: set[int]) -> None:
-        """Open the folder of a Zarr of ours; `create` and `resume` are the ways to one."""
+        """Open the folder of a Zarr of ours; call `create` or `resume` instead."""
         self.path = path
         self.done = done
         self.complete: bool = attributes[_OURS]["complete"]
@@ -100,16 +100,16 @@ class ZarrMask:
 
     @classmethod
     def create(cls, path: Path, form: MaskForm, description: Mapping[str, Any], replace: bool = False) -> "ZarrMask":
-        """Make the folder, which appears as a whole.
+        """Make the folder; it appears as a whole.
 
         Args:
-            path: the folder; the one above is made if it is missing.
+            path: the folder; its parent is made if it is missing.
             form: sizes, type, names and colours.
             description: what the pixels depend on, for JSON: the image with its size and date, weights, settings, tile.
-            replace: delete what is at `path`, if it is a Zarr of ours.
+            replace: delete what exists at `path`, if it is a Zarr of ours.
 
         Raises:
-            OutputError: something is at `path`; another type; the folder cannot be written.
+            OutputError: something exists at `path`, the type cannot be stored, or the folder cannot be written.
         """
         if form.dtype not in _TYPES:
             raise OutputError(f"{path}: masks are stored as {', '.join(_TYPES)}, not as {form.dtype}.")
@@ -132,26 +132,26 @@ class ZarrMask:
 
     @staticmethod
     def description_of(path: Path) -> dict[str, Any] | None:
-        """The description that a Zarr of ours was made with, or None where there is none."""
+        """The description that a Zarr of ours was made with; None if there is no such Zarr."""
         attributes = _our_attributes(path)
         return None if attributes is None else attributes[_OURS]["job"]
 
     @classmethod
     def resume(cls, path: Path, description: Mapping[str, Any]) -> "ZarrMask":
-        """Open what an earlier process began, or ended.
+        """Open what an earlier process began or finished.
 
         Raises:
-            RunError: there is no Zarr of ours at `path`, or its description is another; the message says what differs.
+            RunError: there is no Zarr of ours at `path`, or its description differs; the message says in what.
             OutputError: the folder cannot be written.
         """
         attributes = _our_attributes(path)
         if attributes is None:
-            raise RunError(f"{path}: holds no prediction that could be resumed. Start it without --resume.")
+            raise RunError(f"{path}: contains no prediction to resume. Start without --resume.")
         differences = _differences(attributes[_OURS]["job"], json.loads(json.dumps(description)))
         if differences:
             raise RunError(
-                f"{path}: was begun with other input or settings: {'; '.join(differences)}. Repeat those, or start "
-                "anew without --resume."
+                f"{path}: was started with another input or other settings: {'; '.join(differences)}. Use the same "
+                "again, or start over without --resume."
             )
         with _writing(path):
             return cls(path, attributes, _read_done(path / "0" / _DONE))
@@ -159,10 +159,10 @@ class ZarrMask:
     def write(self, number: int, page: int, window: Window, mask: np.ndarray) -> None:
         """Write the pixels of tile `number`, then note that it is done.
 
-        `mask` is h x w, or K x h x w where there are channels, of the type that `create` was given.
+        `mask` is h x w, or K x h x w if there are channels, of the type that `create` was given.
 
         Raises:
-            OutputError: the disk is full or the folder cannot be written; all tiles before stay valid.
+            OutputError: the disk is full or the folder cannot be written; all earlier tiles stay valid.
             RunError: a chunk that the tile shares with others is damaged.
         """
         level = self.levels[0]
@@ -178,12 +178,12 @@ class ZarrMask:
         self.done.add(number)
 
     def finish(self, progress: Progress | None = None, details: Mapping[str, Any] | None = None) -> None:
-        """Add the pyramid, of every second pixel again and again, and mark the Zarr complete.
+        """Add the pyramid, whose levels hold every second pixel of the one before, and mark the Zarr as complete.
 
-        `progress` is called with (chunks done, all chunks); `details`, for JSON, are kept.
+        `progress` is called with the number of chunks done and of all; `details`, for JSON, are kept.
 
         Raises:
-            OutputError: the disk is full or the folder cannot be written; it can be finished again later.
+            OutputError: the disk is full or the folder cannot be written; `finish` may be called again later.
             RunError: a chunk is damaged.
         """
         if self.complete:
@@ -210,15 +210,17 @@ def write_pyramid_tiff(
 ) -> None:
     """Assemble a tiled BigTIFF from a complete Zarr, with its pyramid as sub-images and its pixel size.
 
-    `palette` is flat RGB of 256 colours, as `ClassMap.palette`, for class indices of 8 bits. `record` is kept for
-    `writers.record_of`; `progress` is called with (rows done, all rows) of each level.
-    Axes are those of the Zarr in the same order. In memory are four times 512 rows at most.
+    `palette` is flat RGB of 256 colours, like `ClassMap.palette`, for class indices of 8 bits. `record` is kept for
+    `writers.record_of`; `progress` is called with the number of rows done and of all, for each level. The axes are
+    those of the Zarr in the same order. The memory holds at most four times 512 rows.
 
     Raises:
         OutputError: the file cannot be written. RunError: the Zarr is not complete, or damaged.
     """
     if not mask.complete:
-        raise RunError(f"{mask.path}: is not complete, so no TIFF can be made from it. Resume the prediction first.")
+        raise RunError(
+            f"{mask.path}: is not complete, so it cannot be turned into a TIFF. Resume the prediction first."
+        )
     base = mask.levels[0]
     metadata = {"axes": mask.axes.upper()} | ({"pixelwise": record} if record else {})
     options: dict[str, Any] = {"photometric": "minisblack"}
@@ -236,7 +238,7 @@ def write_pyramid_tiff(
                 tile=(_TIFF_TILE, _TIFF_TILE),
                 compression="zlib",
                 compressionargs={"level": 1},
-                maxworkers=1,  # with more, tifffile would take in many tiles ahead
+                maxworkers=1,  # with more, tifffile would read many tiles ahead
                 software=False,
                 metadata=metadata if number == 0 else None,
                 subifds=len(mask.levels) - 1 if number == 0 and len(mask.levels) > 1 else None,
@@ -262,7 +264,7 @@ def _check_target(path: Path, replace: bool) -> None:
     if not path.exists() and not path.is_symlink():
         return
     if not replace:
-        raise OutputError(f"{path}: exists already. Resume it, replace it, or choose another folder.")
+        raise OutputError(f"{path}: already exists. Resume it, replace it, or choose another folder.")
     if path.is_symlink() or _our_attributes(path) is None:
         raise OutputError(f"{path}: is not a Zarr that pixelwise wrote, so it is left alone. Choose another folder.")
 
@@ -298,7 +300,7 @@ def _differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "
 
 
 def _read_done(record: Path) -> set[int]:
-    """Numbers in the record; the last line counts only if it was written to its end, and else is cut off."""
+    """The numbers in the record; the last line is cut off unless it was written to its end."""
     content = record.read_bytes() if record.exists() else b""
     end = content.rfind(b"\n") + 1
     if end < len(content):
@@ -307,7 +309,7 @@ def _read_done(record: Path) -> set[int]:
 
 
 def _remove_torn(folder: Path) -> None:
-    """Delete the temporary files that zarr leaves where a process ended within a write."""
+    """Delete the temporary files that zarr leaves behind when a process ends within a write."""
     for path in folder.glob("**/*.partial"):
         path.unlink(missing_ok=True)
 
@@ -328,10 +330,10 @@ def _pyramid(shape: tuple[int, ...]) -> list[tuple[int, ...]]:
 def _make_pyramid(
     path: Path, axes: str, base: zarr.Array, shapes: Sequence[tuple[int, ...]], progress: Progress | None
 ) -> list[zarr.Array]:
-    """The array and the smaller ones of these shapes, each of every second pixel of the one before."""
+    """The array and smaller ones of these shapes, each with every second pixel of the one before."""
     levels = [base]
     for number, shape in enumerate(shapes, start=1):
-        shutil.rmtree(path / str(number), ignore_errors=True)  # of a process that ended here
+        shutil.rmtree(path / str(number), ignore_errors=True)  # left by a process that ended here
         _make_level(path / str(number), axes, shape, base.dtype, max(base.chunks))
         levels.append(_open_level(path / str(number)))
     total, done = sum(math.prod(level.cdata_shape) for level in levels[1:]), 0
@@ -372,13 +374,13 @@ def _make_level(folder: Path, axes: str, shape: tuple[int, ...], dtype: np.dtype
 
 
 def _open_level(folder: Path) -> zarr.Array:
-    # Zarr would compare every chunk with 0 to leave out the empty ones, which takes longer than to compress them.
+    # Comparing every chunk with 0, to leave out the empty ones, takes longer than compressing them.
     level = zarr.open_array(store=LocalStore(folder), mode="r+", zarr_format=3)
     return level.with_config({"write_empty_chunks": True})
 
 
 def _ome(name: str, axes: str, pixel_size: float | None, classes: ClassMap | None) -> dict[str, Any]:
-    """OME-Zarr 0.5 attributes of an image of classes or probabilities, of one level."""
+    """OME-Zarr 0.5 attributes of an image of classes or probabilities with a single level."""
     ome: dict[str, Any] = {"version": "0.5", "multiscales": [_multiscale(name, axes, 1, pixel_size)]}
     if classes is not None:
         colors = [{"label-value": number, "rgba": [*color, 255]} for number, color in enumerate(classes.colors)]
@@ -402,16 +404,16 @@ def _multiscale(name: str, axes: str, levels: int, pixel_size: float | None) -> 
 
 @contextmanager
 def _writing(path: Path) -> Iterator[None]:
-    """Say what a failed write means for the Zarr at `path`; the system's error may lie below zarr's own."""
+    """Say what a failed write means for the Zarr at `path`; the system's error may be hidden below zarr's own."""
     try:
         yield
     except (OutputError, RunError):
         raise
-    except Exception as error:  # a codec raises nearly any type on a damaged chunk
+    except Exception as error:  # codecs raise almost any type of exception on a damaged chunk
         cause: BaseException | None = error
         while cause is not None and not isinstance(cause, OSError):
             cause = cause.__cause__ or cause.__context__
         if cause is not None:
             raise cannot_write(path, cause) from error
         reason = str(error) or type(error).__name__
-        raise RunError(f"{path}: holds a damaged part ({reason}). Start it anew without --resume.") from error
+        raise RunError(f"{path}: contains a damaged part ({reason}). Start over without --resume.") from error

@@ -1,7 +1,7 @@
-"""Images by window, so that one larger than the memory can be read: TIFF and Zarr by chunks, other files whole.
+"""Read images by window, even those larger than the memory: TIFF and Zarr by chunks, other files as a whole.
 
 P pages, C channels, H height, W width. A chunk is what a file stores as one piece: a tile or a strip of a TIFF, a
-chunk of a Zarr. Chunks that were decoded last are kept, up to a number of bytes, because tiles overlap.
+chunk of a Zarr. The chunks decoded last are kept, up to a number of bytes, because tiles overlap.
 """
 
 import io
@@ -26,23 +26,23 @@ from pixelwise.data.files.zarrs import ZarrImage, is_zarr, open_zarr
 __all__ = ["Source", "is_zarr", "open_source"]
 
 _CACHE_BYTES = 256 * 2**20
-# Smaller chunks are decoded several at a time: a call costs as much as 100,000 pixels.
+# Smaller chunks are decoded several at a time, since a call costs as much as 100,000 pixels.
 _LEAST_BLOCK = 512
 
 _Page = tifffile.TiffPage | tifffile.TiffFrame
 
 
 class Source(Protocol):
-    """An open image. One thread at a time may read, and not only the one that opened it."""
+    """An open image. Any thread may read it, but only one at a time."""
 
     pages: int
     height: int
     width: int
     channels: int
     dtype: np.dtype
-    pixel_size: float | None  # micrometres; None where the file does not tell, or rows and columns differ
+    pixel_size: float | None  # micrometres; None if the file does not say, or rows and columns differ
     streams: bool  # False: the pixels lie in memory as a whole
-    bytes_needed: int  # what it holds in memory at most, beside what `read` returns
+    bytes_needed: int  # the most that it holds in memory, besides what `read` returns
 
     def read(self, page: int, window: Window) -> np.ndarray:
         """Pixels of a window, h x w x C, equal to `read_image(path)[page][window.slices]`.
@@ -59,18 +59,19 @@ def open_source(
 ) -> Iterator[Source]:
     """Open an image to be read by window.
 
-    Read by chunks: TIFF, BigTIFF and OME-TIFF (the first image, at full resolution) that are tiled, striped or
-    uncompressed; Zarr arrays and OME-Zarr images (the first, at full resolution), which are folders. Everything
-    else is read whole by `read_image` and given by the same interface.
+    These are read by chunks: TIFF, BigTIFF and OME-TIFF (the first image, at full resolution) that are tiled, striped
+    or uncompressed; Zarr arrays and OME-Zarr images (the first, at full resolution), which are folders. Everything
+    else is read as a whole by `read_image` and offered through the same interface.
 
     Args:
         path: a file, or a folder of which `is_zarr` is true.
-        axes: names the dimensions, as in `read_image`; a Zarr array without metadata needs it as well.
-        cache_bytes: decoded chunks that are kept, in bytes.
-        largest: bytes that a file may take which must be read whole; None: as many as the machine has.
+        axes: names the dimensions, as in `read_image`; also needed for a Zarr array without metadata.
+        cache_bytes: the most bytes of decoded chunks to keep.
+        largest: the most bytes for a file that must be read as a whole; None: what the machine has.
 
     Raises:
-        DataError: no such file, not an image, unclear axes, no pixels, a chunk larger than the memory.
+        DataError: the file is missing, not an image or without pixels, its axes are unclear, or a chunk is larger than
+            the memory.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -113,14 +114,14 @@ def _check_size(path: Path, axes: str | None, largest: int) -> None:
     size = info.pages * info.height * info.width * info.channels * info.dtype.itemsize
     if size > largest:
         raise DataError(
-            f"{path}: can only be read as a whole, which takes {size / 2**20:,.0f} MiB, and "
+            f"{path}: can only be read as a whole, which takes {size / 2**20:,.0f} MiB, but only "
             f"{max(largest, 0) / 2**20:,.0f} MiB of memory are left. Save it as a tiled TIFF or a Zarr, or "
             "allow more memory."
         )
 
 
 def _pixel_size(path: Path) -> float | None:
-    """Of a TIFF in micrometres; other files that are read whole do not tell."""
+    """The pixel size of a TIFF in micrometres; other files that are read as a whole do not say."""
     with path.open("rb") as handle:
         if not TIFF_MAGIC.match(handle.read(4)):
             return None
@@ -130,7 +131,7 @@ def _pixel_size(path: Path) -> float | None:
 
 
 class _Recent:
-    """The blocks that were used last, as many as `limit` bytes hold."""
+    """The blocks used last, as many as fit into `limit` bytes."""
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
@@ -183,20 +184,20 @@ def _part_errors(path: Path, page: int, window: Window) -> Iterator[None]:
     y0, y1, x0, x1 = window
     try:
         yield
-    except Exception as error:  # the decoders raise nearly every built-in type on damaged input
+    except Exception as error:  # decoders raise almost any type of exception on damaged input
         reason = str(error) or type(error).__name__
         raise DataError(
             f"{path}: rows {y0} to {y1 - 1}, columns {x0} to {x1 - 1} of page {page + 1} cannot be read ({reason}). "
-            "It may be truncated or damaged there: copy or export it again."
+            "The file may be truncated or damaged there: copy or export it again."
         ) from error
 
 
 def _check_block(size: int) -> None:
-    """Refuse a chunk that the header declares larger than the machine's memory."""
+    """Refuse a chunk that is larger than the machine's memory, according to the header."""
     total = psutil.virtual_memory().total
     if size > total:
         raise DataError(
-            f"is stored in chunks of {size / 2**30:,.1f} GiB, of which one is decoded at a time, and this machine "
+            f"is stored in chunks of {size / 2**30:,.1f} GiB, each of which must be decoded at once, but this machine "
             f"has {total / 2**30:,.1f} GiB of memory. Save it with smaller tiles."
         )
 
@@ -215,7 +216,7 @@ class _TiffPlanes(Protocol):
 
 
 def _open_tiff(path: Path, axes: str | None, cache_bytes: int, stack: ExitStack) -> Source | None:
-    """None for what is no TIFF, and for a TIFF that is stored as one piece or in odd dimensions."""
+    """None if the file is not a TIFF, or a TIFF that is stored as one piece or in unusual dimensions."""
     handle = stack.enter_context(path.open("rb"))
     if not TIFF_MAGIC.match(handle.read(4)):
         return None
@@ -267,7 +268,7 @@ class _TiffWindows:
 
 
 class _RawPlanes:
-    """Planes whose numbers lie in the file as they are, one after another."""
+    """Planes that are stored uncompressed, one after another."""
 
     bytes_needed = 0
 
@@ -281,8 +282,8 @@ class _RawPlanes:
             row = max(size - offset, 0) // (math.prod(self._size[1:]) * self._dtype.itemsize)
             plane, row = divmod(row, self._size[0])
             raise DataError(
-                f"is truncated: pixels from row {row} of page {plane // self._separate + 1} on lie beyond the end of "
-                "the file. Copy or export it again."
+                f"is truncated: the pixels from row {row} of page {plane // self._separate + 1} on lie beyond the "
+                "end of the file. Copy or export it again."
             )
 
     def read(self, plane: int, window: Window) -> np.ndarray:
@@ -301,7 +302,7 @@ class _RawPlanes:
     def _fill(self, start: int, out: np.ndarray) -> None:
         self._handle.seek(start)
         view, done = out.reshape(-1).view(np.uint8).data, 0
-        while done < len(view):  # the system gives at most 2 GiB at once
+        while done < len(view):  # the system returns at most 2 GiB at once
             count = self._handle.readinto(view[done:])
             if not count:
                 raise DataError("the file ends before its pixels do")
@@ -309,7 +310,7 @@ class _RawPlanes:
 
 
 class _ChunkedPlanes:
-    """Planes in tiles or strips, mostly compressed."""
+    """Planes in tiles or strips, usually compressed."""
 
     def __init__(self, path: Path, series: tifffile.TiffPageSeries, cache_bytes: int) -> None:
         self._path, self._series, self._page = path, series, series.keyframe
@@ -333,7 +334,7 @@ class _ChunkedPlanes:
         return out
 
     def _decode(self, plane: int, row: int, column: int) -> np.ndarray:
-        """A tile without what hangs over the image's edge."""
+        """A tile, without the part that sticks out of the image."""
         place = self._grid.block(row, column)
         number, separate = divmod(plane, self._separate)
         with read_errors(self._path):
@@ -358,9 +359,9 @@ class _ChunkedPlanes:
 
     def _checked_page(self, page: _Page | None) -> _Page:
         if page is None:
-            raise DataError("belongs to a set of files, and another is missing. Put it beside this one.")
+            raise DataError("belongs to a set of files, of which another is missing. Put it next to this one.")
         if min(len(page.dataoffsets), len(page.databytecounts)) < math.prod(self._page.chunked):
-            raise DataError("is truncated: the list of its tiles breaks off. Copy or export it again.")
+            raise DataError("is truncated: its list of tiles is cut short. Copy or export it again.")
         return page
 
 

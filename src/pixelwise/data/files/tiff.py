@@ -1,6 +1,6 @@
-"""TIFF files, plain, ImageJ's and OME's: the axes of their arrays, and arrays that are whole.
+"""TIFF files, plain or by ImageJ or OME: the axes of their arrays, and whether these are complete.
 
-An error raised here ends a sentence that begins with the file's path: `readers` puts it before.
+Error messages are the end of a sentence: `readers` begins it with the file's path.
 """
 
 import logging
@@ -14,7 +14,7 @@ import tifffile
 
 from pixelwise.core.errors import DataError
 
-# Without a handler of its own, its every remark on odd metadata would go to stderr.
+# Without a handler, every remark of tifffile on odd metadata would go to stderr.
 logging.getLogger("tifffile").addHandler(logging.NullHandler())
 
 TIFF_MAGIC = re.compile(rb"II[*+]\x00|MM\x00[*+]")
@@ -66,23 +66,23 @@ class TiffSource:
         return self.resolved(self._stored())
 
     def resolved(self, pixels: np.ndarray) -> np.ndarray:
-        """P x H x W x C as they are stored, or a part of them -> their colours: palette and white-is-zero."""
+        """Resolve palette and white-is-zero of pixels as they are stored, P x H x W x C or a part of it."""
         if self._has_palette:
             palette = np.asarray(self.keyframe.colormap)  # 3 x entries, 16 bits
             return (palette.T >> 8).astype(np.uint8)[pixels[..., 0]]
         return self._white_high(pixels)
 
     def labels(self) -> np.ndarray:
-        """P x H x W x C, numbers as they are stored; but white is 1 in every 1-bit image."""
+        """P x H x W x C, the numbers that are stored; but white is 1 in every 1-bit image."""
         pixels = self._stored()
         return self._white_high(pixels) if self.keyframe.bitspersample == 1 else pixels
 
     def planes(self) -> np.ndarray | None:
-        """P x C numbers: where each channel of each page lies, so that a window can be read alone.
+        """P x C numbers that say where each channel of each page lies, so that a single window can be read.
 
-        Number n is sample `n % samples` (those that lie pixel by pixel) of the plane `n // samples`; planes
-        are counted through the pages of the file and, within one, through the samples that lie one after
-        another. None if rows and columns of the image are not those of the pages.
+        Number n is sample `n % samples` (of those stored pixel by pixel) of the plane `n // samples`. Planes are
+        counted over the pages of the file and, within a page, over the samples that are stored one after another.
+        None if the image's rows and columns are not those of the pages.
         """
         _, depth, *size, samples = self.keyframe.shaped
         shape, y, x = self.series.shape, self._axes.index("Y"), self._axes.index("X")
@@ -101,7 +101,7 @@ class TiffSource:
         return self.series.shape[self._axes.index(axis)] if axis in self._axes else 1
 
     def _samples_without_alpha(self) -> list[int]:
-        """Indices along S but alpha's; empty if there is none to drop."""
+        """Indices along S without alpha's; empty if there is no alpha to drop."""
         count, extra = self.keyframe.samplesperpixel, self.keyframe.extrasamples
         alpha = {count - len(extra) + index for index, kind in enumerate(extra) if kind in _ALPHA}
         if not alpha or self._size("S") != count:
@@ -132,25 +132,25 @@ def product_text(shape: Iterable[int]) -> str:
 
 
 def check_axes(axes: str | None) -> None:
-    """Refuse names of axes that no array can have.
+    """Refuse names of axes that cannot be right.
 
     Raises:
-        DataError: an unknown letter, a letter twice, or Y or X missing.
+        DataError: a letter is unknown or occurs twice, or Y or X is missing.
     """
     if axes is not None and (len(set(axes)) != len(axes) or not {"Y", "X"} <= set(axes) <= _CLEAR_AXES):
         raise DataError(
-            f'axes = "{axes}" is not possible. Name Y and X once each, and at most once each C or S '
-            '(channels) and Z, T or I (pages), as in "ZYX".'
+            f'axes = "{axes}" is not valid. Name Y and X once each, and C or S (channels) and Z, T or I (pages) '
+            'at most once each, as in "ZYX".'
         )
 
 
 def _clear_axes(series: tifffile.TiffPageSeries, axes: str | None) -> str:
-    """The axes of the array: the user's, else the file's if their meaning is clear."""
+    """The axes of the array: the user's, or the file's if their meaning is clear."""
     shape, found = series.shape, series.axes
     if axes is not None:
         if len(axes) != len(shape):
             raise DataError(
-                f"has the {len(shape)} dimensions {product_text(shape)} (axes {found} in its metadata), but "
+                f"has {len(shape)} dimensions, {product_text(shape)} (axes {found} in its metadata), but "
                 f'axes = "{axes}" names {len(axes)}. Name each of them, in this order.'
             )
         return axes
@@ -165,17 +165,17 @@ def _clear_axes(series: tifffile.TiffPageSeries, axes: str | None) -> str:
 
 
 def _check_chain(file: tifffile.TiffFile) -> None:
-    """The list of pages must reach its end mark; tifffile drops without a word what a broken link hides."""
+    """The list of pages must reach its end marker; tifffile silently drops what comes after a broken link."""
     end = file.pages.next_page_offset if file.pages else None
     if end is None:
-        raise DataError("is truncated or damaged: it holds no page. Copy or export it again.")
+        raise DataError("is truncated or damaged: it contains no page. Copy or export it again.")
     file.filehandle.seek(end)
     if file.filehandle.read(file.tiff.offsetsize) != bytes(file.tiff.offsetsize):
-        raise DataError("is truncated or damaged: the list of its pages breaks off. Copy or export it again.")
+        raise DataError("is truncated or damaged: its list of pages is cut short. Copy or export it again.")
 
 
 def _check_tags(file: tifffile.TiffFile, page: tifffile.TiffPage) -> None:
-    """No tag that gives the pixels their meaning may be lost; tifffile leaves out what it cannot read."""
+    """No tag that the pixels depend on may be missing; tifffile leaves out those that it cannot read."""
     handle, form = file.filehandle, file.tiff
     handle.seek(page.offset)
     (count,) = struct.unpack(form.tagnoformat, handle.read(form.tagnosize))
@@ -183,16 +183,16 @@ def _check_tags(file: tifffile.TiffFile, page: tifffile.TiffPage) -> None:
     codes = {struct.unpack_from(f"{form.byteorder}H", entries, form.tagsize * index)[0] for index in range(count)}
     lost = [str(code) for code in sorted(codes & _NEEDED_TAGS) if code not in page.tags]
     if lost:
-        raise DataError(f"is truncated or damaged: it lacks the value of tag {', '.join(lost)}. Copy it again.")
+        raise DataError(f"is truncated or damaged: the value of tag {', '.join(lost)} is missing. Copy it again.")
 
 
 def _first_series(file: tifffile.TiffFile) -> tifffile.TiffPageSeries:
     series, *others = file.series
     if series.kind == "shaped" and others and {_kind(other) for other in others} == {_kind(series)}:
-        # Equal pages that tifffile wrote one by one, a series each, are a stack all the same.
+        # Equal pages that tifffile wrote one at a time, as a series each, are a stack as well.
         series = tifffile.TiffFile(file.filehandle, is_shaped=False).series[0]
     if file.is_imagej and series.kind == "generic":
-        raise DataError("is truncated: ImageJ's header declares more images than it holds. Copy it again.")
+        raise DataError("is truncated: ImageJ's header declares more images than the file holds. Copy it again.")
     if series.keyframe.dtype is None:  # of which tifffile would make float64
         raise DataError("holds numbers of a type that cannot be read. Convert it to 8, 16 or 32 bits.")
     return series
@@ -207,16 +207,16 @@ def _check_colors(page: tifffile.TiffPage) -> None:
     is_ycbcr_jpeg = photometric == tifffile.PHOTOMETRIC.YCBCR and page.compression in _JPEG_COMPRESSIONS
     if photometric not in _READ_COLORS and not is_ycbcr_jpeg:
         name = getattr(photometric, "name", photometric)
-        raise DataError(f"stores its colours as {name}, which is not read. Convert it to RGB or grey.")
+        raise DataError(f"stores its colours as {name}, which cannot be read. Convert it to RGB or grey.")
 
 
 def _check_segments(series: tifffile.TiffPageSeries) -> None:
-    """Every strip and tile must be there, within the file, because tifffile may leave out what is not."""
+    """Every strip and tile must lie within the file, because tifffile may leave out those that do not."""
     for page in series.pages:
         if page is None:
-            raise DataError("belongs to a set of files, and another is missing. Put it beside this one.")
+            raise DataError("belongs to a set of files, of which another is missing. Put it next to this one.")
         offsets, counts = page.dataoffsets, page.databytecounts
         size = page.parent.filehandle.size
         is_outside = any(start + count > size for start, count in zip(offsets, counts, strict=False))
         if is_outside or min(len(offsets), len(counts)) < math.prod(page.chunked):
-            raise DataError("is truncated: pixels lie beyond the end of the file. Copy or export it again.")
+            raise DataError("is truncated: some pixels lie beyond the end of the file. Copy or export it again.")

@@ -1,4 +1,4 @@
-"""Masks, pictures and probabilities into files, each whole or not at all.
+"""Write masks, pictures and probabilities, each file whole or not at all.
 
 P pages, K classes, H height, W width. PNG holds what a viewer shows; TIFF holds everything, with its axes.
 """
@@ -29,16 +29,16 @@ def write_mask(
     pixel_size: float | None = None,
     record: str | None = None,
 ) -> None:
-    """Write labels as PNG or TIFF, by the suffix of `path`.
+    """Write labels as PNG or TIFF, depending on the extension of `path`.
 
-    `labels` is H x W, or P x H x W for a TIFF stack: integers of at least 0, stored in the smallest of uint8,
-    uint16 and uint32 that holds their type, or their largest value where the type is signed or 64 bits wide.
-    `palette` is flat RGB of up to 256 colours, as `ClassMap.palette`; labels of 8 bits are then stored as its
+    `labels` is H x W, or P x H x W for a TIFF stack: integers from 0 on, stored in the smallest of uint8, uint16
+    and uint32 that holds their type, or their largest value if the type is signed or 64 bits wide.
+    `palette` is flat RGB of up to 256 colours, like `ClassMap.palette`; 8-bit labels are then stored as its
     indices. `pixel_size` is in micrometres. `record` tells what the mask was made of; it is kept in the file's
     metadata for `record_of`.
 
     Raises:
-        OutputError: a suffix, shape or type that does not fit; the file cannot be written.
+        OutputError: the extension, shape or type does not fit, or the file cannot be written.
 
     >>> import tempfile
     >>> from pixelwise.data.files.readers import read_mask
@@ -48,13 +48,13 @@ def write_mask(
     [[[0, 1], [1, 300]]]
     """
     if labels.ndim not in (2, 3):
-        raise OutputError(f"{path}: labels are H x W or P x H x W; these are {labels.shape}.")
+        raise OutputError(f"{path}: labels must be H x W or P x H x W, but these have the shape {labels.shape}.")
     labels = _compact(path, labels)
     is_tiff = _is_tiff(path)
     if not is_tiff and labels.ndim != 2:
-        raise OutputError(f"{path}: PNG holds one page and the labels have {len(labels)}. Write a TIFF (.tif).")
+        raise OutputError(f"{path}: a PNG holds one page, but the labels have {len(labels)}. Write a TIFF (.tif).")
     if not is_tiff and labels.dtype == np.uint32:
-        raise OutputError(f"{path}: PNG holds at most 16 bits and the labels have 32. Write a TIFF (.tif).")
+        raise OutputError(f"{path}: a PNG holds at most 16 bits, but the labels need 32. Write a TIFF (.tif).")
     colors = None if palette is None or labels.dtype != np.uint8 else _full_palette(palette)
     if is_tiff:
         _write_tiff(path, labels, "YX" if labels.ndim == 2 else "ZYX", colors, pixel_size, record)
@@ -63,8 +63,8 @@ def write_mask(
 
 
 def record_of(path: Path) -> str | None:
-    """The `record` that `write_mask` was given; None for any other file, or none."""
-    with suppress(Exception):  # whatever stands there was not written by `write_mask`
+    """The `record` that `write_mask` was given; None if there was none, or if something else wrote the file."""
+    with suppress(Exception):  # anything may be in a file that `write_mask` did not write
         if path.suffix == ".png":
             with Image.open(path) as image:
                 return image.info.get(_RECORD)
@@ -77,32 +77,32 @@ def write_image(path: Path, array: np.ndarray) -> None:
     """Write a picture, H x W x 3 uint8, as PNG.
 
     Raises:
-        OutputError: the array is no picture; the file cannot be written.
+        OutputError: the array is not a picture, or the file cannot be written.
     """
     if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3:
-        raise OutputError(f"{path}: a picture is H x W x 3 uint8; this array is {array.shape} {array.dtype}.")
+        raise OutputError(f"{path}: a picture must be H x W x 3 uint8, but this array is {array.shape} {array.dtype}.")
     _write_png(path, array, None, None)
 
 
 def write_probabilities(path: Path, probabilities: np.ndarray) -> None:
     """Write probabilities, K x H x W or P x K x H x W, as TIFF with the classes as channels.
 
-    uint8 stands for 255 times the probability, which every viewer shows; float16 and float32 for itself.
+    uint8 holds 255 times the probability, which every viewer can show; float16 and float32 hold the probability.
 
     Raises:
-        OutputError: another type; the suffix is no TIFF's; the file cannot be written.
+        OutputError: the type or the extension does not fit, or the file cannot be written.
     """
     if not _is_tiff(path):
-        raise OutputError(f"{path}: probabilities are written as TIFF only. Name the file .tif.")
+        raise OutputError(f"{path}: probabilities can only be written as TIFF. Give the file the extension .tif.")
     if probabilities.dtype not in (np.uint8, np.float16, np.float32):
-        raise OutputError(f"{path}: probabilities are uint8, float16 or float32; these are {probabilities.dtype}.")
+        raise OutputError(f"{path}: probabilities must be uint8, float16 or float32, not {probabilities.dtype}.")
     _write_tiff(path, probabilities, "CYX" if probabilities.ndim == 3 else "ZCYX", None, None)
 
 
 def _is_tiff(path: Path) -> bool:
     suffix = path.suffix.lower()
     if suffix not in (".png", ".tif", ".tiff"):
-        raise OutputError(f'{path}: the suffix "{path.suffix}" is not written. Choose .png or .tif.')
+        raise OutputError(f'{path}: files with the extension "{path.suffix}" cannot be written. Choose .png or .tif.')
     return suffix != ".png"
 
 
@@ -111,10 +111,10 @@ def _compact(path: Path, labels: np.ndarray) -> np.ndarray:
     if labels.dtype in (np.uint8, np.uint16, np.uint32):
         return labels.astype(labels.dtype.newbyteorder("="), copy=False)
     if labels.dtype.kind not in "biu":
-        raise OutputError(f"{path}: labels are whole numbers; these are {labels.dtype}.")
+        raise OutputError(f"{path}: labels must be whole numbers, not {labels.dtype}.")
     low, high = int(labels.min()), int(labels.max())
     if low < 0 or high >= 2**32:
-        raise OutputError(f"{path}: labels lie between 0 and 2^32 - 1; these go from {low} to {high}.")
+        raise OutputError(f"{path}: labels must lie between 0 and 2^32 - 1, but these go from {low} to {high}.")
     return labels.astype(np.min_scalar_type(high))
 
 

@@ -1,7 +1,7 @@
 """Zarr arrays and OME-Zarr images, versions 2 and 3: which array holds the image, and what its dimensions mean.
 
-A Zarr may come from anyone. Its metadata are read here first, so that they can neither lead out of its folder
-nor name a codec that runs code (pickle). An error raised here ends a sentence that begins with the path.
+A Zarr may come from anyone. Its metadata are checked here first, so that they can neither lead out of its folder
+nor name a codec that runs code (pickle). Error messages are the end of a sentence that begins with the path.
 """
 
 import json
@@ -20,7 +20,7 @@ from pixelwise.data.files.tiff import product_text
 
 _MARKS = ("zarr.json", ".zarray", ".zgroup")
 _KNOWN_AXES = frozenset("YXCZT")
-# Codecs that turn bytes into numbers and nothing else; in version 3 "numcodecs." may stand before the name.
+# Codecs that do nothing but turn bytes into numbers; in version 3 their names may begin with "numcodecs.".
 _SAFE_CODECS = frozenset({"blosc", "zstd", "gzip", "zlib", "lz4", "bz2", "lzma", "shuffle", "delta", "quantize"})
 _SAFE_CODECS |= {"fixedscaleoffset", "bitround", "packbits", "bytes", "endian", "transpose", "sharding_indexed"}
 _SAFE_CODECS |= {"crc32", "crc32c", "adler32", "fletcher32", "jenkins_lookup3"}
@@ -49,7 +49,7 @@ class _Node:
 
 
 def is_zarr(path: Path) -> bool:
-    """Whether `path` is a folder that is a Zarr array or group, and so one image.
+    """Whether `path` is the folder of a Zarr array or group, and thus a single image.
 
     >>> is_zarr(Path("no such folder"))
     False
@@ -58,14 +58,15 @@ def is_zarr(path: Path) -> bool:
 
 
 def open_zarr(path: Path, axes: str | None) -> ZarrImage:
-    """Find and open the array of an image; its chunks are not looked at.
+    """Find and open the array of an image, without reading its chunks.
 
     Args:
         path: the folder of an array, or of an OME-Zarr image (0.1 to 0.5), whose full resolution is taken.
-        axes: names of the array's dimensions in its order, over its metadata.
+        axes: names of the array's dimensions in its order, which override its metadata.
 
     Raises:
-        DataError: no image in the group, a path that leaves the folder, unknown axes, objects in place of numbers.
+        DataError: there is no image in the group, a path leads out of the folder, the axes are unknown, or the
+            elements are not numbers.
     """
     node = _node(path)
     if node.is_array:
@@ -75,18 +76,18 @@ def open_zarr(path: Path, axes: str | None) -> ZarrImage:
         return open_zarr(path / "0", axes)
     if multiscale is None:
         raise DataError(
-            "is a Zarr group that names no image: its attributes hold no multiscales. Give the path of an array in it."
+            "is a Zarr group without an image: its attributes contain no multiscales. Give the path of an array in it."
         )
     node = _node(_inside(path, str(multiscale["datasets"][0]["path"])))
     if not node.is_array:
-        raise DataError("names a group as its image of full resolution. Give the path of an array in it.")
+        raise DataError("names a group as its full-resolution image. Give the path of an array in it.")
     names = [axis["name"] if isinstance(axis, Mapping) else axis for axis in multiscale.get("axes", "tczyx")]
     found = axes_of({**node.metadata, "dimension_names": names}, axes)
     return ZarrImage(_open_array(node), found, zarr_pixel_size(multiscale))
 
 
 def axes_of(metadata: Mapping[str, Any], axes: str | None) -> str:
-    """Letters of an array's dimensions: the user's, else those of its names, else YX for two.
+    """Letters for an array's dimensions: the user's, or those of its names, or YX if there are two.
 
     >>> axes_of({"shape": [3, 8, 9], "dimension_names": ["c", "y", "x"]}, None)
     'CYX'
@@ -95,7 +96,7 @@ def axes_of(metadata: Mapping[str, Any], axes: str | None) -> str:
     if axes is not None:
         if len(axes) != len(shape):
             raise DataError(
-                f'has the {len(shape)} dimensions {product_text(shape)}, but axes = "{axes}" names {len(axes)}. '
+                f'has {len(shape)} dimensions, {product_text(shape)}, but axes = "{axes}" names {len(axes)}. '
                 "Name each of them, in this order."
             )
         return axes
@@ -119,18 +120,18 @@ def _node(folder: Path) -> _Node:
         return _Node(folder, 2, True, _json(folder / ".zarray"), attributes)
     if (folder / ".zgroup").is_file():
         return _Node(folder, 2, False, {}, attributes)
-    raise DataError(f"holds no array at {folder.name}, where its metadata place one. Copy or export it again.")
+    raise DataError(f"contains no array at {folder.name}, where its metadata say that one is. Copy or export it again.")
 
 
 def _json(path: Path) -> dict[str, Any]:
     content = json.loads(path.read_bytes())
     if not isinstance(content, dict):
-        raise DataError(f"holds metadata that make no sense in {path.name}. Copy or export it again.")
+        raise DataError(f"contains invalid metadata in {path.name}. Copy or export it again.")
     return content
 
 
 def _ome(attributes: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Where OME's metadata stand: below "ome" since 0.5."""
+    """OME's metadata, which are found under "ome" since version 0.5."""
     return attributes.get("ome", attributes)
 
 
@@ -142,7 +143,7 @@ def _multiscale(node: _Node) -> Mapping[str, Any] | None:
 def _inside(root: Path, path: str) -> Path:
     folder = (root / path).resolve()
     if not folder.is_relative_to(root.resolve()):
-        raise DataError(f'names "{path}" as its image, which lies outside its folder. It is not opened.')
+        raise DataError(f'names "{path}" as its image, which lies outside of its folder and is therefore not opened.')
     return folder
 
 
@@ -150,7 +151,8 @@ def _open_array(node: _Node) -> zarr.Array:
     _check_numbers(node)
     unsafe = sorted(set(_codecs(node)) - _SAFE_CODECS)
     if unsafe:
-        raise DataError(f"is stored with the codec {', '.join(unsafe)}, which is not read. Save it with zstd or blosc.")
+        names = ", ".join(unsafe)
+        raise DataError(f"is stored with the codec {names}, which cannot be read. Save it with zstd or blosc.")
     store = LocalStore(node.folder, read_only=True)
     return zarr.open_array(store=store, mode="r", zarr_format=node.version)  # type: ignore[arg-type]
 
@@ -159,11 +161,11 @@ def _check_numbers(node: _Node) -> None:
     kind = node.metadata["dtype" if node.version == 2 else "data_type"]
     pattern = _NUMBERS_V2 if node.version == 2 else _NUMBERS_V3
     if not isinstance(kind, str) or not pattern.fullmatch(kind):
-        raise DataError(f"holds elements of the type {kind}, and whole or real numbers are needed.")
+        raise DataError(f"holds elements of the type {kind}, but only whole and real numbers can be used.")
 
 
 def _codecs(node: _Node) -> Iterator[str]:
-    """Names of all codecs, those within a sharding codec too."""
+    """Names of all codecs, including those within a sharding codec."""
     if node.version == 2:
         found = [node.metadata.get("compressor"), *(node.metadata.get("filters") or ())]
         yield from (str(codec["id"]) for codec in found if codec is not None)

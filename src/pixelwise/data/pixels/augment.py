@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import cv2
 import numpy as np
+from scipy import ndimage
 
 from pixelwise.core.classes import IGNORE
 from pixelwise.core.config import AugmentSettings
@@ -16,6 +17,7 @@ from pixelwise.core.config import AugmentSettings
 Size = tuple[int, int]
 Maps = tuple[np.ndarray, np.ndarray]  # x, y
 
+INVERSION_STEPS = 12  # each makes the error of a moved point several times smaller
 LONGEST = 2**15 - 1  # pixels of a side from which on OpenCV refuses to warp
 
 
@@ -107,6 +109,67 @@ def warp_labels(labels: np.ndarray, maps: Maps) -> np.ndarray:
 def warp_weights(weights: np.ndarray, maps: Maps) -> np.ndarray:
     """Resample H x W float32 weights linearly; beyond the border they do not matter."""
     return _remap(weights, maps, cv2.INTER_LINEAR, cv2.BORDER_REPLICATE)
+
+
+def move_points(points: np.ndarray, maps: Maps) -> np.ndarray:
+    """Where points of the image lie in a sample.
+
+    The maps lead from the sample to the image, so they are inverted: by their mean linear part first, then by steps
+    that make up for what the elastic deformation adds. A point outside of the sample is placed as if the deformation of
+    the sample's border went on.
+
+    Args:
+        points: P x 2, (x, y) in pixels of the image; 0 is the centre of the first pixel.
+        maps: of `draw_map`.
+
+    Returns:
+        P x 2 float64, (x, y) in pixels of the sample.
+
+    >>> flipped = np.array([[3, 2, 1, 0]], np.float32), np.zeros((1, 4), np.float32)
+    >>> move_points(np.array([[0.0, 0.0]]), flipped).round(6).tolist()
+    [[3.0, 0.0]]
+    """
+    columns, rows = _linear_part(maps)
+    inverse = np.linalg.pinv(np.stack([columns, rows], axis=1))
+    centre = np.array([maps[0].shape[1] - 1, maps[0].shape[0] - 1]) / 2
+    middle = np.array([float(maps[0].mean()), float(maps[1].mean())])
+    found = centre + (points - middle) @ inverse.T
+    for _ in range(INVERSION_STEPS):
+        inside = found.clip(0, 2 * centre)
+        reached = np.stack([_at(axis, inside) for axis in maps], axis=1) + (found - inside) @ np.stack([columns, rows])
+        found = found + (points - reached) @ inverse.T
+    return found
+
+
+def move_boxes(boxes: np.ndarray, maps: Maps) -> np.ndarray:
+    """The upright boxes around what boxes of the image become in a sample.
+
+    Args:
+        boxes: B x 4, x0, y0, x1, y1 in pixels of the image, half-open: 0 is the first pixel's edge.
+        maps: of `draw_map`.
+
+    Returns:
+        B x 4 float64 in pixels of the sample, not clipped to it.
+    """
+    x0, y0, x1, y1 = boxes.T
+    corners = np.stack([x0, y0, x1, y0, x1, y1, x0, y1], axis=1).reshape(-1, 2) - 0.5  # edges to centres
+    moved = move_points(corners, maps).reshape(-1, 4, 2) + 0.5
+    return np.concatenate([moved.min(1), moved.max(1)], axis=1)
+
+
+def _linear_part(maps: Maps) -> tuple[np.ndarray, np.ndarray]:
+    """How far a step along a row and one along a column lead in the image, on average: (x, y) each."""
+    steps = []
+    for axis in (1, 0):
+        length = maps[0].shape[axis]
+        ends = [np.take(values, [0, length - 1], axis=axis).mean(1 - axis) for values in maps]
+        steps.append(np.array([(last - first) / max(length - 1, 1) for first, last in ends]))
+    return steps[0], steps[1]
+
+
+def _at(values: np.ndarray, places: np.ndarray) -> np.ndarray:
+    """Values of a map between its pixels, at P x 2 places (x, y) inside of it."""
+    return ndimage.map_coordinates(values.astype(np.float64), places[:, ::-1].T, order=1, mode="nearest")
 
 
 def _remap(array: np.ndarray, maps: Maps, interpolation: int, border: int) -> np.ndarray:

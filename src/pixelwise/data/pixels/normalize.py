@@ -9,18 +9,18 @@ from pixelwise.core.config import DataSettings
 from pixelwise.core.errors import DataError, ModelError
 from pixelwise.core.windows import Read, blocks, reader
 
-LOW, HIGH = 1.0, 99.0  # percentiles that an image is stretched between
-_SAMPLED = 1 << 20  # values that percentiles are taken of; more do not change them
+LOW, HIGH = 1.0, 99.0  # the percentiles between which an image is stretched
+_SAMPLED = 1 << 20  # values to take percentiles of; more do not change them
 _BLOCK = 2048  # pixels; side of the windows in which an image is read for them
 
 
 def unit_scale(dtype: np.dtype) -> float:
-    """Factor that brings a type's intensities to 0 .. 1; floating-point images are taken as they are."""
+    """Factor that scales a type's intensities to 0 .. 1; floating-point images are taken as they are."""
     return 1.0 / np.iinfo(dtype).max if np.issubdtype(dtype, np.integer) else 1.0
 
 
 def percentile_range(read: Read, height: int, width: int, channels: int) -> tuple[float, float]:
-    """The 1st and 99th percentile over all channels of an image, in the image's own units; never equal.
+    """The 1st and 99th percentile over all channels of an image, in the image's own units; they are never equal.
 
     Large images are sampled on a regular grid, so the result depends neither on chance nor on how they are read.
     """
@@ -38,10 +38,10 @@ def percentile_range(read: Read, height: int, width: int, channels: int) -> tupl
 
 
 def match_channels(image: np.ndarray, channels: int) -> np.ndarray:
-    """Give H x W x C as many channels as the network wants: grey is repeated to RGB, equal RGB becomes grey.
+    """Give an image, H x W x C, the network's number of channels: grey is repeated to RGB, equal RGB becomes grey.
 
     Raises:
-        ModelError: the two do not fit.
+        ModelError: the image does not fit the network.
     """
     if image.shape[2] == channels:
         return image
@@ -56,12 +56,12 @@ def match_channels(image: np.ndarray, channels: int) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Normalization:
-    """Fixed figures of the training set, after each image's own stretch where its percentiles are used.
+    """Fixed figures of the training set, applied after a stretch of each image by its percentiles, if that is used.
 
     Fields:
-        percentile: stretch the 1st..99th percentile of each image to -1..1 first, so that 8-bit, 16-bit, dark and
-            bright images look alike; otherwise integers are divided by their type's largest value.
-        mean, std: C figures, subtracted and divided by.
+        percentile: first stretch the 1st..99th percentile of each image to -1..1, so that 8-bit, 16-bit, dark and
+            bright images look alike; otherwise integers are divided by the largest value of their type.
+        mean, std: C figures to subtract and to divide by.
     """
 
     percentile: bool
@@ -81,7 +81,7 @@ class Normalization:
     def figures(
         self, read: Read, height: int, width: int, channels: int, dtype: np.dtype
     ) -> tuple[np.ndarray, np.ndarray]:
-        """The same for an image that is read by window, in one pass if any."""
+        """The same for an image that is read by window, in one pass or none."""
         if self.percentile:
             low, high = percentile_range(read, height, width, channels)
             factor, shift = 2.0 / (high - low), -1.0 - 2.0 * low / (high - low)
@@ -108,4 +108,4 @@ def require_finite(image: np.ndarray) -> None:
     """Raise a DataError if a floating-point image holds NaN or infinite values."""
     if np.issubdtype(image.dtype, np.floating) and not np.isfinite(image).all():
         count = int((~np.isfinite(image)).sum())
-        raise DataError(f"holds {count} values that are NaN or infinite; replace them by numbers first.")
+        raise DataError(f"holds {count} values that are NaN or infinite; replace them with numbers first.")

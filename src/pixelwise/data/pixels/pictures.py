@@ -1,4 +1,4 @@
-"""Arrays to pictures: label maps in their colours, errors, overlays.
+"""Turn arrays into pictures: label maps in their colours, errors, overlays.
 
 H x W are an image's height and width, C its channels. A picture is H x W x 3 uint8, RGB.
 """
@@ -19,9 +19,9 @@ ERROR_COLOR = np.array([220, 20, 30], dtype=np.float32)
 def to_display(image: np.ndarray) -> np.ndarray:
     """Turn any image into a picture.
 
-    `image` is H x W or H x W x C. uint8 keeps its values and bool becomes black and white; every other type
-    is stretched channel by channel from its 0.5 to its 99.5 percentile, and what is not finite becomes black.
-    One channel becomes grey, two red and green, of more than three the first three are shown.
+    `image` is H x W or H x W x C. uint8 keeps its values and bool becomes black and white; every other type is
+    stretched channel by channel between its 0.5th and 99.5th percentiles, and values that are not finite become black.
+    One channel is shown as grey, two as red and green; of more than three, the first three are shown.
 
     >>> to_display(np.array([[0, 30_000, 60_000]], dtype=np.uint16))[0, :, 0].tolist()
     [0, 127, 255]
@@ -48,7 +48,7 @@ def _stretch(channel: np.ndarray) -> np.ndarray:
 
 
 def colorize(labels: np.ndarray, classes: ClassMap) -> np.ndarray:
-    """Show each label in its class's colour, and ignored pixels in white.
+    """Show each label in the colour of its class, and ignored pixels in white.
 
     `labels` is H x W of integers, 0 to K - 1 or `IGNORE`. Returns H x W x 3 uint8.
     """
@@ -62,9 +62,9 @@ def _palette(classes: ClassMap) -> np.ndarray:
 def overlay(image: np.ndarray, labels: np.ndarray, classes: ClassMap, alpha: float = 0.45) -> np.ndarray:
     """Tint an image with the colours of its labels, and draw thin outlines between classes.
 
-    `image` is H x W x 3 uint8 (see `to_display`), `labels` H x W of 0 to K - 1 or `IGNORE`, `alpha` the
-    strength of the tint, 0 to 1. Classes whose colour is black (the usual background) and ignored pixels
-    stay clear. Returns H x W x 3 uint8.
+    `image` is H x W x 3 uint8 (see `to_display`), `labels` is H x W of 0 to K - 1 or `IGNORE`, `alpha` is the
+    strength of the tint, 0 to 1. Classes whose colour is black (usually the background) and ignored pixels
+    are not tinted. Returns H x W x 3 uint8.
     """
     palette = _palette(classes)
     tinted = np.asarray(palette.any(axis=1))
@@ -81,7 +81,7 @@ def _blend(image: np.ndarray, color: np.ndarray, strength: np.ndarray) -> np.nda
 
 
 def error_picture(image: np.ndarray, truth: np.ndarray, prediction: np.ndarray) -> np.ndarray:
-    """Show where a prediction is wrong: the image in pale grey, wrong pixels red, ignored ones hatched white.
+    """Show where a prediction is wrong: the image in pale grey, wrong pixels in red, ignored ones hatched in white.
 
     `image` is H x W x 3 uint8, `truth` and `prediction` are H x W of integers; a pixel whose truth is
     `IGNORE` is never wrong. Returns H x W x 3 uint8.
@@ -95,7 +95,7 @@ def error_picture(image: np.ndarray, truth: np.ndarray, prediction: np.ndarray) 
 
 
 def _hatch(shape: tuple[int, ...]) -> np.ndarray:
-    """Diagonal stripes, wide enough to survive when the picture is made small."""
+    """Diagonal stripes, wide enough to stay visible when the picture is scaled down."""
     period = max(8, max(shape) // 50)
     rows, columns = np.ogrid[: shape[0], : shape[1]]
     return (rows + columns) % period < period // 3

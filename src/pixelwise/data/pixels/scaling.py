@@ -1,8 +1,8 @@
 """Images scaled to the network's size, and its logits scaled back, any window of them alone.
 
 An axis of `before` samples becomes one of `after`. Both cover the same extent: sample i of n lies at (i + 0.5) / n of
-it ("align_corners=False"). What becomes smaller is averaged by area, what becomes larger is interpolated linearly,
-and so are the logits. Weights follow from places on the whole axis, in whole numbers, and each result is summed in
+it ("align_corners=False"). Images that become smaller are averaged by area; those that become larger are interpolated
+linearly, as are logits. Weights follow from places on the whole axis, in whole numbers, and each result is summed in
 the order of its samples; so a window that is computed alone equals the same window of the whole.
 
 K classes, C channels, H x W pixels of the image, h x w of the scaled image.
@@ -18,12 +18,12 @@ from pixelwise.core.windows import Read, Window, reader
 
 Taps = tuple[np.ndarray, np.ndarray]  # (results, taps) -> the index of a sample, and its weight
 
-BAND_PIXELS = 2**19  # of the image are read at a time, about
+BAND_PIXELS = 2**19  # of the image, about, are read at a time
 
 
 @dataclass(frozen=True)
 class Axis:
-    """One axis of a resampling, and how: by area, or linearly."""
+    """One axis of a resampling, either by area or linear."""
 
     before: int
     after: int
@@ -40,7 +40,7 @@ class Axis:
         return max(self._below(start), 0), min(self._below(stop - 1) + 2, self.before)
 
     def _below(self, result: int) -> int:
-        """The last sample whose centre does not lie behind that of a result; -1 before the first."""
+        """The last sample whose centre does not lie beyond that of a result; -1 before the first."""
         return ((2 * result + 1) * self.before - self.after) // (2 * self.after)
 
     def first_beyond(self, sample: int) -> int:
@@ -57,7 +57,7 @@ class Axis:
         return -(-((2 * sample + 1) * self.after - self.before) // (2 * self.before))
 
     def weights(self, start: int, stop: int, first: int) -> csr_array:
-        """Matrix that takes samples, from `first` on to the last needed, to the results `start` to `stop`."""
+        """The matrix that turns samples, from `first` to the last needed, into the results `start` to `stop`."""
         results = np.arange(start, stop, dtype=np.int64)
         samples, weights = self._area(results) if self.by_area else self._linear(results)
         is_used = weights > 0
@@ -73,7 +73,7 @@ class Axis:
         return samples, shared.clip(0) / self.before
 
     def _linear(self, results: np.ndarray) -> Taps:
-        """The two samples around the centre of a result; beyond the first and the last one these go on."""
+        """The two samples around the centre of a result; the first and the last sample continue beyond the ends."""
         places = (2 * results + 1) * self.before - self.after
         below = places // (2 * self.after)
         share = (places - below * 2 * self.after) / (2 * self.after)
@@ -101,7 +101,7 @@ class Scaling:
 
     @classmethod
     def by(cls, height: int, width: int, scale: float) -> "Scaling":
-        """Of an image of this size; the scaled one has at least one pixel."""
+        """The scaling of an image of this size; the scaled one has at least one pixel."""
         after = (max(1, round(length * scale)) for length in (height, width))
         return cls((height, next(after)), (width, next(after)))
 
@@ -123,7 +123,7 @@ class Scaling:
     def read(self, read: Read, window: Window) -> np.ndarray:
         """A window of the scaled image, h x w x C, from an image that is read by window, band by band.
 
-        Of the image's type where that is uint8, uint16 or float32 (rounded, halves upwards), else float32.
+        It has the image's type if that is uint8, uint16 or float32 (rounded, halves upwards), else float32.
         """
         source = self.source(window)
         columns = _down(self.columns).weights(window.x0, window.x1, source.x0)
@@ -138,9 +138,9 @@ class Scaling:
         return blocks[0] if len(blocks) == 1 else np.concatenate(blocks)
 
     def owned(self, window: Window) -> Window:
-        """The part of the image whose logits follow from a window of scaled logits and one more row and column of them.
+        """The part of the image whose logits follow from a window of scaled logits and one more row and column.
 
-        Windows side by side own parts side by side; a part may be empty where the image is smaller than the scaled one.
+        Adjacent windows own adjacent parts; a part may be empty if the image is smaller than the scaled one.
         """
         rows, columns = _up(self.rows), _up(self.columns)
         return Window(*map(rows.first_beyond, window[:2]), *map(columns.first_beyond, window[2:]))
@@ -150,8 +150,8 @@ class Scaling:
 
         Args:
             logits: K x rows x columns of the scaled image.
-            place: the window of the scaled image that they are of.
-            owned: the window of the image, which depends on none but these logits.
+            place: the window of the scaled image that they belong to.
+            owned: the window of the image, which depends on these logits alone.
         """
         y0, y1, x0, x1 = owned
         needed = Window(*_up(self.rows).needs(y0, y1), *_up(self.columns).needs(x0, x1))
@@ -188,7 +188,7 @@ def _as_type(scaled: np.ndarray, dtype: np.dtype) -> np.ndarray:
 
 
 def resize(image: np.ndarray, scale: float, nearest: bool = False) -> np.ndarray:
-    """Image, H x W x C, times `scale`, at least one pixel: by area when it shrinks, else linearly.
+    """Resize an image, H x W x C, by `scale`, to at least one pixel: by area if it shrinks, else linearly.
 
     `nearest` is for labels, H x W, which take the value of the nearest pixel.
 

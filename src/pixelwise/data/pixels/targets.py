@@ -1,4 +1,4 @@
-"""What a network learns from, computed from label maps: border weights, objects, edges."""
+"""What a network learns from label maps: border weights, objects, edges."""
 
 import math
 from collections.abc import Iterator
@@ -19,18 +19,18 @@ def border_weights(instances: np.ndarray, w0: float = 10.0, sigma: float = 5.0) 
     """Weights that rise in the narrow gaps between cells: w0 * exp(-(d1 + d2)^2 / (2 sigma^2)).
 
     d1 and d2 are the Euclidean distances, in pixels, from a background pixel to the nearest and to the
-    second-nearest cell, where the distance to a cell is that to the centre of its nearest pixel. Exact up to
+    second-nearest cell, measured to the centre of the cell's nearest pixel. The result is exact up to
     `NEGLIGIBLE` * w0: each cell's distances are computed only as far as the weight can exceed that. The
     paper's whole weight map is the weight of the pixel's class plus this.
 
     Args:
-        instances: H x W integers, 0 for background, one positive id a cell; ids need not be consecutive,
+        instances: H x W integers, 0 for background, one positive id for each cell; ids need not be consecutive,
             and a cell may have several parts.
-        w0: greatest weight.
-        sigma: how fast the weight falls, in pixels.
+        w0: the greatest weight.
+        sigma: how far the weight reaches, in pixels.
 
     Returns:
-        H x W float32: 0 on cells, and everywhere if there are fewer than two cells.
+        H x W float32: 0 on cells, and 0 everywhere if there are fewer than two cells.
 
     Raises:
         SettingError: `sigma` is not above 0.
@@ -42,7 +42,7 @@ def border_weights(instances: np.ndarray, w0: float = 10.0, sigma: float = 5.0) 
     """
     if not sigma > 0:
         raise SettingError(f"sigma of the border weights: must be above 0 pixels, but it is {sigma}.")
-    # Beyond this sum of distances the weight is below NEGLIGIBLE * w0; so one distance that long suffices.
+    # Where the sum of the distances is larger, the weight is below NEGLIGIBLE * w0; one such distance is enough.
     reach = math.ceil(sigma * math.sqrt(-2 * math.log(NEGLIGIBLE)))
     nearest = np.full(instances.shape, np.inf, dtype=np.float32)
     second = nearest.copy()
@@ -55,7 +55,7 @@ def border_weights(instances: np.ndarray, w0: float = 10.0, sigma: float = 5.0) 
 
 
 def _squared_distances(instances: np.ndarray, reach: int) -> Iterator[tuple[tuple[slice, slice], np.ndarray]]:
-    """For each cell: its bounding box grown by `reach`, and there the squared distances to the cell."""
+    """For each cell: its bounding box enlarged by `reach`, and the squared distances to the cell within."""
     ids = np.unique(instances)
     consecutive = np.searchsorted(ids[ids != 0], instances).astype(np.int32) + 1
     consecutive[instances == 0] = 0
@@ -68,16 +68,15 @@ def _squared_distances(instances: np.ndarray, reach: int) -> Iterator[tuple[tupl
 def objects(labels: np.ndarray, background: int = 0) -> np.ndarray:
     """Number the objects of a label map: the connected parts of each class.
 
-    Pixels of one class that share a side belong together (4-connectivity), so that cells which touch only at
-    a corner stay apart; neighbours of different classes are different objects. `IGNORE` is no class, so it
-    has no objects.
+    Pixels of one class that share a side belong together (4-connectivity), so cells that touch only at a corner
+    stay apart; neighbours of different classes are different objects. `IGNORE` is not a class and has no objects.
 
     Args:
         labels: H x W integer classes.
-        background: the class that has no objects.
+        background: the class without objects.
 
     Returns:
-        H x W int32: 0 for no object, else ids 1, 2, ... without gaps, class after class.
+        H x W int32: ids 1, 2, ... without gaps, class after class; 0 where there is no object.
 
     >>> objects(np.array([[1, 1, 0], [2, 0, 1]])).tolist()
     [[1, 1, 0], [3, 0, 2]]

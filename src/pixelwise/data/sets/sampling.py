@@ -1,12 +1,10 @@
 """Training samples: each is a pure function of (seed, number), so that a resumed run draws what it would have drawn."""
 
 import threading
-from collections import deque
-from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
-import cv2
 import numpy as np
 
 from pixelwise.core.classes import IGNORE
@@ -23,6 +21,17 @@ PIXELS_KEPT = 256  # of each class and image, to centre patches on
 
 
 @dataclass(frozen=True)
+class Batch:
+    """Samples of a training: images N x C x H x W float32, and what the loss compares outputs with, by name.
+
+    A target is an array whose first axis is N, or a list of N arrays of unequal shapes.
+    """
+
+    images: np.ndarray
+    targets: dict[str, Any]
+
+
+@dataclass(frozen=True)
 class Entry:
     """One image as training uses it, after `data.scale`."""
 
@@ -32,15 +41,6 @@ class Entry:
     offset: np.ndarray  # C float32
     weights: np.ndarray | None  # H x W float32 border weights, where the loss has them
     places: dict[int, np.ndarray]  # class -> some (y, x) of it
-
-
-@dataclass(frozen=True)
-class Batch:
-    """A batch as arrays; N x C x H x W float32, N x H x W uint8, and N x H x W float32 or None."""
-
-    images: np.ndarray
-    labels: np.ndarray
-    weights: np.ndarray | None
 
 
 def open_pages(sample: Sample, channels: int, axes: str | None) -> np.ndarray:
@@ -155,8 +155,8 @@ class PatchSampler:
         self._owners = [owners[value] for value in sorted(owners) if owners[value]]
         self._classes = [value for value in sorted(owners) if owners[value]]
 
-    def __call__(self, number: int) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
-        """Sample `number` of the run: C x h x w float32, H x W uint8, H x W float32 or None."""
+    def __call__(self, number: int) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        """Sample `number`: C x h x w float32; "labels", H x W uint8, and "border" weights where the loss has them."""
         rng = np.random.default_rng((self.config.seed, number))
         settings = self.config.augment
         pose = augment.draw_pose(rng, settings)
@@ -172,9 +172,10 @@ class PatchSampler:
         image = augment.change_intensities(rng, settings, image)
         inner = slice(self.border, height - self.border), slice(self.border, width - self.border)
         inner_maps = (np.ascontiguousarray(maps[0][inner]), np.ascontiguousarray(maps[1][inner]))
-        labels = augment.warp_labels(entry.labels, inner_maps)
-        weights = None if entry.weights is None else augment.warp_weights(entry.weights, inner_maps)
-        return np.ascontiguousarray(image.transpose(2, 0, 1)), labels, weights
+        targets = {"labels": augment.warp_labels(entry.labels, inner_maps)}
+        if entry.weights is not None:
+            targets["border"] = augment.warp_weights(entry.weights, inner_maps)
+        return np.ascontiguousarray(image.transpose(2, 0, 1)), targets
 
     def _choose(self, rng: np.random.Generator) -> tuple[Entry, np.ndarray | None]:
         if self._owners and rng.random() < self.config.train.balance:
@@ -189,10 +190,9 @@ class PatchSampler:
         return self.store[min(index, len(self._cumulative) - 1)], None
 
     def batch(self, numbers: Sequence[int]) -> Batch:
-        """Stack the samples of these numbers."""
-        images, labels, weights = zip(*(self(number) for number in numbers), strict=True)
-        stacked = None if weights[0] is None else np.stack([weight for weight in weights if weight is not None])
-        return Batch(np.stack(images), np.stack(labels), stacked)
+        """The samples of these numbers, stacked."""
+        images, targets = zip(*(self(number) for number in numbers), strict=True)
+        return Batch(np.stack(images), {name: np.stack([target[name] for target in targets]) for name in targets[0]})
 
 
 def _position(rng: np.random.Generator, length: int, half: float, near: float | None) -> float:
@@ -204,27 +204,3 @@ def _position(rng: np.random.Generator, length: int, half: float, near: float | 
     if near is None:
         return middle + wanted * slack
     return float(np.clip(near + 0.6 * wanted * half, middle - room, middle + room))
-
-
-class Prefetcher:
-    """Makes batches ahead in threads, in order. OpenCV and NumPy release the interpreter's lock where the work is."""
-
-    def __init__(self, sampler: PatchSampler, threads: int = 2, ahead: int = 3) -> None:
-        cv2.setNumThreads(1)  # the threads are ours
-        self._sampler = sampler
-        self._ahead = ahead
-        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="samples")
-
-    def batches(self, groups: Iterator[Sequence[int]]) -> Iterator[Batch]:
-        """The batch of each group of sample numbers."""
-        waiting: deque[Future[Batch]] = deque()
-        for numbers in groups:
-            waiting.append(self._pool.submit(self._sampler.batch, numbers))
-            if len(waiting) > self._ahead:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
-
-    def close(self) -> None:
-        """Stop the threads."""
-        self._pool.shutdown(wait=False, cancel_futures=True)

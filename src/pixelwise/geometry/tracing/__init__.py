@@ -7,7 +7,7 @@ which input pixels its result depends on, given those of its arguments.
 from pixelwise.geometry.tracing.layers import Layer, Totals, totals, trace_layers
 from pixelwise.geometry.tracing.rules import GROUP_NORM, WHOLE_IMAGE
 from pixelwise.geometry.tracing.seen import NotLocalError
-from pixelwise.geometry.tracing.trace import described_by, trace_geometry
+from pixelwise.geometry.tracing.trace import Trace, described_by, trace_geometry
 
 __all__ = [
     "GROUP_NORM",
@@ -15,6 +15,7 @@ __all__ = [
     "Layer",
     "NotLocalError",
     "Totals",
+    "Trace",
     "described_by",
     "totals",
     "trace_geometry",

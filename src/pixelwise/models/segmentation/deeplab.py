@@ -91,7 +91,7 @@ class DeepLabV2(Segmenter):
     large: ClassVar = {"backbone": "resnet50", "output_stride": 8}
     backbone: Backbone
 
-    def __init__(
+    def __init__(  # noqa: PLR0913
         self,
         in_channels: int = 3,
         num_classes: int = 21,
@@ -177,7 +177,7 @@ class DeepLabV3Plus(Segmenter):
     large: ClassVar = {"backbone": "resnet50", "output_stride": 16, "width": 256}
     backbone: Backbone
 
-    def __init__(
+    def __init__(  # noqa: PLR0913
         self,
         in_channels: int = 3,
         num_classes: int = 21,

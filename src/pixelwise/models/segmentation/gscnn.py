@@ -81,7 +81,7 @@ class GSCNN(Segmenter):
     large: ClassVar = {"backbone": "resnet50", "output_stride": 8}
     backbone: Backbone
 
-    def __init__(
+    def __init__(  # noqa: PLR0913
         self,
         in_channels: int = 3,
         num_classes: int = 19,

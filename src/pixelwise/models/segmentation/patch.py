@@ -28,8 +28,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pixelwise.core.errors import ModelError, SettingError
+from pixelwise.core.errors import ModelError, SettingError, reason
 from pixelwise.geometry.modes import evaluation_mode
+from pixelwise.geometry.tracing import Trace
 from pixelwise.layers import NORMS, he_start
 from pixelwise.models.base import Segmenter, check_at_least_one, check_dropout
 
@@ -347,11 +348,11 @@ def _plain_pooling(name: str, layer: nn.Module, values: Tensor) -> nn.Module:
 def _size_after(name: str, layer: nn.Module, values: Tensor) -> Tensor:
     """An empty tensor of the size that the layer gives."""
     try:
-        result: Tensor = copy.deepcopy(layer).to("meta", torch.float32).eval()(values)
-    except (RuntimeError, ValueError) as error:
+        result: Tensor = Trace(stride=1).run(layer, *values.shape[1:])
+    except ModelError as error:
         raise ModelError(
-            f"{name} ({type(layer).__name__}) cannot take {_size(values)}: {error}; give the image_size that the "
-            f"classifier was made for."
+            f"{name} ({type(layer).__name__}) cannot take {_size(values)}: {reason(error)}; give the image_size that "
+            f"the classifier was made for."
         ) from error
     return result
 

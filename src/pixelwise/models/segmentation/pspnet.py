@@ -66,7 +66,7 @@ class PSPNet(Segmenter):
     large: ClassVar = {"backbone": "resnet50", "output_stride": 8, "width": 512, "auxiliary": True}
     backbone: Backbone
 
-    def __init__(
+    def __init__(  # noqa: PLR0913
         self,
         in_channels: int = 3,
         num_classes: int = 21,

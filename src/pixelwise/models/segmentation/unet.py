@@ -38,7 +38,8 @@ from pixelwise.backbones.factory import CHAINS
 from pixelwise.core.errors import ModelError, SettingError, near
 from pixelwise.geometry.reach import Geometry, Reach
 from pixelwise.geometry.tracing import GROUP_NORM
-from pixelwise.layers import ConvNormAct, ResidualBlock, UpConcatenate, check_norm, enlarge, he_start
+from pixelwise.layers import ConvNormAct, ResidualBlock, UpConcatenate, enlarge, he_start
+from pixelwise.layers.conv import check_norm
 from pixelwise.models.base import Segmenter, check_at_least_one, check_dropout
 
 PADDINGS = ("same", "valid")
@@ -92,7 +93,7 @@ class UNet(Segmenter):
     small: ClassVar = {"width": 32}
     large: ClassVar = {"width": 32}
 
-    def __init__(
+    def __init__(  # noqa: PLR0913
         self,
         in_channels: int = 1,
         num_classes: int = 2,
