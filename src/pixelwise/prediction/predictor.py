@@ -14,6 +14,7 @@ from pixelwise.core.memory import default_limit, held_bytes, size_text
 from pixelwise.core.windows import Window, reader
 from pixelwise.data.pixels.normalize import require_finite
 from pixelwise.engines import Arrays, EngineChoice, TorchEngine
+from pixelwise.engines.kept import kept_engine
 from pixelwise.geometry.reach import Geometry
 from pixelwise.prediction.costs import FIXED_BYTES, Memory
 from pixelwise.prediction.page import Page, cut, planes_of
@@ -73,7 +74,7 @@ def predict(
     out = _whole(network, image, choice) if is_plain else None
     if out is None:
         limit = default_limit()
-        runner = make_runner(network, image.shape[2], choice, views)
+        runner = make_runner(network, image.shape[2], choice, views, prepare=kept_engine)
         tiling = runner.tiler.choose(image.shape[:2], tile, Memory(limit, held_bytes()))
         _warn_if_approximate(network, runner, tiling)
         out = array_logits(runner, image, tiling)
