@@ -24,7 +24,7 @@ from pixelwise.data.sets.folder import Sample, open_dataset
 from pixelwise.engines import EngineChoice
 from pixelwise.evaluation.measure import Case, Gallery, evaluate
 from pixelwise.geometry.reach import Geometry
-from pixelwise.prediction.canvas import Outputs
+from pixelwise.prediction.requests import OutputOptions
 from pixelwise.prediction.stream import predict_files
 from pixelwise.task import Record
 from pixelwise.tasks import TASKS
@@ -118,7 +118,7 @@ def run(tmp_path: Path) -> Run:
 def test_iou_is_pooled_and_equals_that_of_the_predicted_masks(binary: Path, run: Run, tmp_path: Path) -> None:
     metrics = run.evaluate(binary, "val")
     images = sorted((binary / "val" / "images").iterdir())
-    predict_files(run.predictor(), [str(path) for path in images], Outputs(tmp_path / "masks"))
+    predict_files(run.predictor(), [str(path) for path in images], OutputOptions(tmp_path / "masks"))
     pairs = [
         (
             np.asarray(Image.open(binary / "val" / "masks" / path.name)) // 255,

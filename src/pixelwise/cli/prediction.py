@@ -26,7 +26,7 @@ from pixelwise.cli.base import (
 from pixelwise.cli.terminal import Display, megapixels
 
 if TYPE_CHECKING:
-    from pixelwise.prediction.stream import Summary
+    from pixelwise.prediction.stream import Outcome
 
 
 @app.command(epilog="Example: pixelwise evaluate runs/cells cells/ --split val")
@@ -106,14 +106,14 @@ def predict(
     from pixelwise.api import WORTH_PREPARING, load
     from pixelwise.engines import EngineChoice
     from pixelwise.prediction import stream
-    from pixelwise.prediction.canvas import Outputs
     from pixelwise.prediction.inputs import count_pixels, find_inputs
     from pixelwise.prediction.postprocess import PostProcess
+    from pixelwise.prediction.requests import OutputOptions
 
     _check_choice("--format", file_format, "a format", ("auto", "png", "tiff", "zarr"))
     _check_choice("--probability-type", probability_type, "a type of probabilities", ("uint8", "float16"))
     clean = PostProcess(threshold, fill_holes, smallest_object)
-    outputs = Outputs(
+    options = OutputOptions(
         out, file_format, probabilities, overlay, probability_type, clean, inside, skip_background, resume  # type: ignore[arg-type]
     )  # fmt: skip
     pixels = count_pixels(find_inputs(inputs), WORTH_PREPARING)
@@ -121,30 +121,30 @@ def predict(
     loaded = load(run)
     predictor = loaded.predictor(choice, tile or "auto", tta, _bytes(max_ram), pixels)
     with Display("predicting", quiet) as display:
-        shown = stream.Progress(megapixels(display), display.note)
-        summary = loaded.task.predict_files(predictor, inputs, outputs, axes, shown)
-    _tell_masks(summary, out, as_json, quiet)
+        shown = stream.Listener(megapixels(display), display.note)
+        outcome = loaded.task.predict_files(predictor, inputs, options, axes, shown)
+    _tell_masks(outcome, out, as_json, quiet)
 
 
-def _tell_masks(summary: "Summary", out: Path, as_json: bool, quiet: bool) -> None:
+def _tell_masks(outcome: "Outcome", out: Path, as_json: bool, quiet: bool) -> None:
     """Print what became of the images; status 2 if one failed."""
     from pixelwise.core.memory import peak_ram_bytes
 
-    rate = summary.pixels / 1e6 / max(summary.seconds, 1e-9)
+    rate = outcome.pixels / 1e6 / max(outcome.seconds, 1e-9)
     value = {
-        "outputs": summary.outputs,
-        "failed": summary.failed,
-        "engine": summary.engine,
+        "outputs": outcome.outputs,
+        "failed": outcome.failed,
+        "engine": outcome.engine,
         "megapixels_per_second": rate,
         "peak_ram_bytes": peak_ram_bytes(),
     }
-    done = f"{len(summary.outputs)} masks in {out}, {rate:.2f} megapixels a second by {summary.engine}"
-    if summary.finished_before:
-        done = f"{out}: was finished already, {len(summary.outputs)} masks"
+    done = f"{len(outcome.outputs)} masks in {out}, {rate:.2f} megapixels a second by {outcome.engine}"
+    if outcome.finished_before:
+        done = f"{out}: was finished already, {len(outcome.outputs)} masks"
     print_result(as_json, quiet, value, [done])
-    for failure in summary.failed:
+    for failure in outcome.failed:
         print(f"error: {failure['message']}", file=sys.stderr)
-    if summary.failed:
+    if outcome.failed:
         raise typer.Exit(BAD_INPUT)
 
 
