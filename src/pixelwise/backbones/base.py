@@ -8,6 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
 from torch import Tensor, nn
+from typing_extensions import override
 
 from pixelwise.core.errors import ModelError, SettingError
 from pixelwise.layers import pad_to_stride
@@ -48,6 +49,7 @@ class Backbone(nn.Module, ABC):
         """The largest stride, in input pixels."""
         return self.strides[-1]
 
+    @override
     def forward(self, images: Tensor) -> list[Tensor]:
         """The features of the images, finest first."""
         if images.ndim != 4 or images.shape[1] != self.in_channels or 0 in images.shape:

@@ -21,6 +21,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from torch import Tensor, nn
+from typing_extensions import override
 
 from pixelwise.backbones.base import Backbone, check_depth
 from pixelwise.core.errors import ModelError, SettingError
@@ -142,8 +143,8 @@ class ChainBackbone(Backbone):
         self.ends = [tap.end for tap in taps]
         self.apply(he_start)
 
+    @override
     def features_on_grid(self, images: Tensor) -> list[Tensor]:
-        """Each part of the chain, one after the other."""
         features, start = [images], 0
         for end in self.ends:
             features.append(self.features[start:end](features[-1]))
@@ -253,8 +254,8 @@ class DenseClassifier(nn.Module):
         self.classifier = nn.Sequential(*_dense(chain, channels * last_side**2, num_classes, width))
         self.apply(he_start)
 
+    @override
     def forward(self, images: Tensor) -> Tensor:
-        """Logits of each image."""
         if images.shape[1:] != (self.in_channels, self.side, self.side):
             shape = " x ".join(map(str, images.shape))
             raise ModelError(

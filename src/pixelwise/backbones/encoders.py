@@ -19,6 +19,7 @@ from typing import Any
 import timm
 import torch
 from torch import Tensor, nn
+from typing_extensions import override
 
 from pixelwise.backbones.base import ENCODERS, Backbone, check_depth
 from pixelwise.backbones.norms import replace_batch_norms
@@ -66,8 +67,8 @@ class Encoder(Backbone):
         _wake(self.network)
         replace_batch_norms(self.network, name, norm)
 
+    @override
     def features_on_grid(self, images: Tensor) -> list[Tensor]:
-        """The encoder's features."""
         return list(self.network(images))
 
     def _fault(self) -> str:

@@ -13,6 +13,7 @@ Ours: the backbone ends with the last Inception module; its weights start by `he
 
 from torch import Tensor, nn
 from torchvision.models import GoogLeNet
+from typing_extensions import override
 
 from pixelwise.backbones.base import Backbone, check_depth
 from pixelwise.backbones.norms import replace_batch_norms
@@ -60,8 +61,8 @@ class GoogLeNetBackbone(Backbone):
             self.add_module(name, published.get_submodule(name))
         replace_batch_norms(self, self.name, norm)
 
+    @override
     def features_on_grid(self, images: Tensor) -> list[Tensor]:
-        """Each stage, one after the other."""
         features = [images]
         for stage in self.stages:
             values = features[-1]

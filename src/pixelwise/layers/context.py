@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from typing_extensions import override
 
 from pixelwise.core.errors import SettingError
 from pixelwise.geometry.reach import Reach
@@ -30,8 +31,8 @@ class GlobalAveragePool(nn.Module):
 
     reason = WHOLE_IMAGE
 
+    @override
     def forward(self, features: Tensor) -> Tensor:
-        """The mean over the pixels."""
         return features.mean(dim=(-2, -1), keepdim=True)
 
 
@@ -46,8 +47,8 @@ class GlobalMaxPool(nn.Module):
 
     reason = WHOLE_IMAGE
 
+    @override
     def forward(self, features: Tensor) -> Tensor:
-        """The maximum over the pixels."""
         return features.amax(dim=(-2, -1), keepdim=True)
 
 
@@ -76,8 +77,8 @@ class GridAveragePool(nn.Module):
         self.bins = bins
 
     @described_by(_reach_all)
+    @override
     def forward(self, features: Tensor) -> Tensor:
-        """The mean of each region."""
         rows, columns = (self._weights(size, features) for size in features.shape[-2:])
         return rows @ features @ columns.T
 
@@ -141,6 +142,7 @@ class AtrousSpatialPyramidPooling(nn.Module):
         self.mix = ConvNormAct(count * out_channels, out_channels, kernel=1, norm=norm)
         self.reason = WHOLE_IMAGE if image_branch else ""
 
+    @override
     def forward(self, features: Tensor, extra: Tensor | None = None) -> Tensor:
         """Features that see at every rate; `extra`: N x extra_channels x H x W, where there is such a branch."""
         branches = [branch(features) for branch in self.branches]
@@ -193,8 +195,8 @@ class PyramidPooling(nn.Module):
         )
         self.out_channels = in_channels + len(bins) * narrow
 
+    @override
     def forward(self, features: Tensor) -> Tensor:
-        """The features and what surrounds them."""
         size = features.shape[-2:]
         grids = [F.interpolate(grid(features), size=size, mode="bilinear", align_corners=False) for grid in self.grids]
         return torch.cat([features, *grids], dim=1)

@@ -9,6 +9,7 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from typing_extensions import override
 
 from pixelwise.core.errors import SettingError, near
 
@@ -181,8 +182,8 @@ class InceptionModule(nn.Module):
             nn.MaxPool2d(3, stride=1, padding=1), ConvNormAct(in_channels, pooled, kernel=1, norm=norm)
         )
 
+    @override
     def forward(self, features: Tensor) -> Tensor:
-        """The features of the four branches."""
         return torch.cat([branch(features) for branch in (self.one, self.three, self.five, self.pooled)], dim=1)
 
 
@@ -205,8 +206,8 @@ class ResidualBlock(nn.Module):
         self.second = nn.Sequential(*list(ConvNormAct(out_channels, out_channels, norm=norm))[:2])
         self.shortcut = nn.Conv2d(in_channels, out_channels, kernel_size=1, bias=False)
 
+    @override
     def forward(self, features: Tensor) -> Tensor:
-        """The block's features."""
         return F.relu(self.second(self.first(features)) + self.shortcut(features), inplace=True)
 
 

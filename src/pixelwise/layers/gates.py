@@ -5,6 +5,7 @@ Shapes: N images, S channels of the gated stream, R channels of the stream that 
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import override
 
 from pixelwise.core.errors import ModelError
 from pixelwise.layers.conv import ConvNormAct
@@ -47,7 +48,7 @@ class GatedConvolution(nn.Module):
         attention: Tensor = self.gate(torch.cat([features, gating], dim=1))
         return attention
 
+    @override
     def forward(self, features: Tensor, gating: Tensor) -> Tensor:
-        """The gated features, convolved."""
         gated: Tensor = self.convolution(features * self.attention(features, gating) + features)
         return gated

@@ -6,6 +6,7 @@ Shapes: N images, C channels, H x W pixels; H' = ceil(H / factor), W' likewise.
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from typing_extensions import override
 
 from pixelwise.core.errors import ModelError, SettingError
 from pixelwise.geometry.reach import Reach
@@ -41,8 +42,8 @@ class MaxPoolPositions(nn.Module):
         self.factor = _checked(factor)
 
     @described_by(lambda module, reach: reach.pooling(module.factor))
+    @override
     def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        """Maxima and their positions."""
         values = _coarser(features.detach())
         if torch.compiler.is_exporting():
             return self._pooled(features), self.positions_in_steps(values)
@@ -109,8 +110,8 @@ class MaxUnpool(nn.Module):
         self.factor = _checked(factor)
 
     @described_by(_reach_unpooled)
+    @override
     def forward(self, values: Tensor, positions: Tensor, height: int, width: int) -> Tensor:
-        """Scatter the values into a map of height x width."""
         self._check(values, positions, height, width)
         images, channels = values.shape[:2]
         empty = values.new_zeros(images, channels, height * width)

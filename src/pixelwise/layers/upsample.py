@@ -6,6 +6,7 @@ Shapes: N images, C channels, H x W pixels.
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from typing_extensions import override
 
 from pixelwise.core.errors import ModelError, SettingError, near
 from pixelwise.geometry.reach import Reach
@@ -33,8 +34,8 @@ class UpConcatenate(nn.Module):
         super().__init__()
         self.up = nn.ConvTranspose2d(in_channels, out_channels, kernel_size=2, stride=2)
 
+    @override
     def forward(self, features: Tensor, skip: Tensor) -> Tensor:
-        """Upsample `features` and put them behind the channels of `skip`."""
         larger = self.up(features)
         return torch.cat([center_crop(skip, larger.shape[-2], larger.shape[-1]), larger], dim=1)
 

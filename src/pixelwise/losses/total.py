@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import torch
 from torch import Tensor, nn
+from typing_extensions import override
 
 from pixelwise.core.config import LossSettings
 from pixelwise.core.errors import SettingError
@@ -39,6 +40,7 @@ class SegmentationLoss(nn.Module):
         weights = None if class_weights is None else torch.tensor(class_weights, dtype=torch.float32)
         self.register_buffer("class_weights", weights, persistent=False)
 
+    @override
     def forward(self, logits: Tensor, labels: Tensor, pixel_weights: Tensor | None = None) -> Tensor:
         """A scalar; `pixel_weights` (N x H x W) take the place of the class weights in the cross entropy alone."""
         return torch.stack(list(self.parts(logits, labels, pixel_weights).values())).sum()

@@ -10,6 +10,7 @@ from functools import cached_property
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
+from typing_extensions import override
 
 from pixelwise.backbones import Backbone
 from pixelwise.core.errors import ModelError, SettingError
@@ -58,6 +59,7 @@ class Segmenter(nn.Module, ABC):
         """Stride, halo and margin, of a network in eval mode; whether tiles give the whole image exactly."""
         return trace_geometry(self, self.in_channels, self.stride)
 
+    @override
     def forward(self, images: Tensor) -> Tensor:
         """N x C x H x W images -> N x K x H x W logits."""
         return self.outputs(images)["logits"]

@@ -8,6 +8,7 @@ import torch
 from pydantic import ValidationError
 from torch import nn
 from torch.overrides import TorchFunctionMode
+from typing_extensions import override
 
 from pixelwise.core.config import ModelSettings, explain
 from pixelwise.core.errors import SettingError
@@ -64,6 +65,7 @@ def summarize(
 class _NoStart(TorchFunctionMode):
     """Leaves out how weights start: there are none, and torch would import its compiler for it, which takes seconds."""
 
+    @override
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:

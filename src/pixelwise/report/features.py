@@ -16,6 +16,7 @@ import torch
 from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from skimage.util import montage
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
@@ -297,12 +298,8 @@ def mosaic(pictures: Sequence[np.ndarray], gap_share: float = GAP) -> np.ndarray
     (203, 821, 3)
     """
     times = -(-MAGNIFIED // max(pictures[0].shape[:2]))
-    pictures = [picture.repeat(times, axis=0).repeat(times, axis=1) for picture in pictures]
-    height, width = pictures[0].shape[:2]
-    gap = round(gap_share * max(height, width))
-    rows = -(-len(pictures) // COLUMNS)
-    sheet = np.full((rows * (height + gap) - gap, COLUMNS * (width + gap) - gap, 3), 255, np.uint8)
-    for place, picture in enumerate(pictures):
-        top, left = place // COLUMNS * (height + gap), place % COLUMNS * (width + gap)
-        sheet[top : top + height, left : left + width] = picture
-    return sheet
+    stack = np.stack(pictures).repeat(times, axis=1).repeat(times, axis=2)
+    gap = round(gap_share * max(stack.shape[1:3]))
+    grid = -(-len(stack) // COLUMNS), COLUMNS
+    sheet = montage(stack, fill=[255] * 3, grid_shape=grid, padding_width=gap, channel_axis=-1)
+    return np.asarray(sheet[gap:-gap, gap:-gap])  # without the border around it all

@@ -16,6 +16,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.weak import WeakTensorKeyDictionary
+from typing_extensions import override
 
 from pixelwise.core.errors import ModelError, PixelwiseError
 from pixelwise.geometry.modes import evaluation_mode
@@ -121,6 +122,7 @@ class Trace(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leaves
         self.multiply_adds = 0  # of convolutions and matrix products so far
 
     @classmethod
+    @override
     def _should_skip_dynamo(cls) -> bool:
         """Torch asks this. A yes would import its compiler, which takes seconds, and nothing is compiled here."""
         return False
@@ -152,6 +154,7 @@ class Trace(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leaves
         """What a tensor depends on; None where it does not come from the image."""
         return self._seen.get(tensor)
 
+    @override
     def __torch_dispatch__(
         self, func: OpOverload, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
@@ -235,6 +238,7 @@ class _DenseLayers(TorchFunctionMode):
         super().__init__()
         self._trace = trace
 
+    @override
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:

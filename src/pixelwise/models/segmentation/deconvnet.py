@@ -19,6 +19,7 @@ Our deviations:
 from typing import ClassVar, Literal
 
 from torch import Tensor, nn
+from typing_extensions import override
 
 from pixelwise.backbones.chain import ChainBackbone
 from pixelwise.layers import NORMS, ConvNormAct, MaxPoolPositions, he_start
@@ -78,17 +79,18 @@ class DeconvNet(Segmenter):
         self.head = nn.Conv2d(width, num_classes, kernel_size=1)
         self.apply(he_start)
 
+    @override
     def encoder(self) -> list[nn.Module]:
         """VGG16: its convolutions, fc6 and fc7."""
         return [self.backbone, self.fc6, self.fc7]
 
+    @override
     def features_on_grid(self, images: Tensor) -> list[Tensor]:
-        """The features of the encoder, finest first, of images whose sides are multiples of the stride."""
         *finer, deepest = self.backbone(images)
         return [*finer, self.fc7(self.fc6(deepest))]
 
+    @override
     def outputs_on_grid(self, images: Tensor) -> dict[str, Tensor]:
-        """Logits of images whose sides are multiples of the stride."""
         features, kept = pool_with_positions(self.backbone, images, self.pool)
         features = self.fc6_mirrored(self.fc7(self.fc6(features)))
         return {"logits": self.head(self.expanding(features, kept))}

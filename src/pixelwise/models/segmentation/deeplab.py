@@ -34,6 +34,7 @@ from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import override
 
 from pixelwise.backbones import Backbone
 from pixelwise.core.errors import SettingError, near
@@ -121,8 +122,8 @@ class DeepLabV2(Segmenter):
         )
         start_heads(self)
 
+    @override
     def outputs_on_grid(self, images: Tensor) -> dict[str, Tensor]:
-        """Logits of images whose sides are multiples of the stride."""
         features = self.features_on_grid(images)[-1]
         logits = self.branches[0](features)
         for branch in self.branches[1:]:
@@ -213,8 +214,8 @@ class DeepLabV3Plus(Segmenter):
         )
         start_heads(self)
 
+    @override
     def outputs_on_grid(self, images: Tensor) -> dict[str, Tensor]:
-        """The logits of images whose sides are multiples of the stride, and the auxiliary ones with such a head."""
         features = self.features_on_grid(images)
         return {"logits": self._classify(features)} | auxiliary_output(self.auxiliary, features, self.backbone.strides)
 

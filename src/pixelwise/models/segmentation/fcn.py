@@ -33,6 +33,7 @@ from collections.abc import Sequence
 from typing import ClassVar, Literal
 
 from torch import Tensor, nn
+from typing_extensions import override
 
 from pixelwise.backbones import Backbone, make_backbone
 from pixelwise.core.errors import SettingError
@@ -113,17 +114,18 @@ class FCN(Segmenter):
         for score in self.skip_scores.parameters():
             nn.init.zeros_(score)
 
+    @override
     def encoder(self) -> list[nn.Module]:
         """The backbone, and what stands for the classifier's dense layers on VGG16."""
         return [self.backbone, self.head] if self.backbone.name == "vgg16" else super().encoder()
 
+    @override
     def features_on_grid(self, images: Tensor) -> list[Tensor]:
-        """The features of the encoder, finest first, of images whose sides are multiples of the stride."""
         features = super().features_on_grid(images)
         return [*features[:-1], self.head(features[-1])] if self.backbone.name == "vgg16" else features
 
+    @override
     def outputs_on_grid(self, images: Tensor) -> dict[str, Tensor]:
-        """Logits of images whose sides are multiples of the stride."""
         features = dict(zip(self.backbone.strides, self.backbone(images), strict=True))
         scores = self.score(self.head(features[STRIDE]))
         for stride, score, double in zip(self.taken, self.skip_scores, self.doublings, strict=True):

@@ -29,6 +29,7 @@ from typing import ClassVar
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from typing_extensions import override
 
 from pixelwise.backbones import Backbone
 from pixelwise.core.errors import SettingError
@@ -116,6 +117,7 @@ class GSCNN(Segmenter):
         start_heads(self)
         nn.init.normal_(self.shapes.head.weight, std=0.01)  # no opinion about boundaries to begin with
 
+    @override
     def outputs_on_grid(self, images: Tensor) -> dict[str, Tensor]:
         """Logits and boundaries; the logits depend on the boundaries."""
         features = self.features_on_grid(images)
@@ -162,8 +164,8 @@ class ImageGradients(nn.Module):
         across = torch.tensor([[-1.0, 0.0, 1.0], [-2.0, 0.0, 2.0], [-1.0, 0.0, 1.0]]) / 8
         self.register_buffer("sobel", torch.stack([across, across.T])[:, None], persistent=False)
 
+    @override
     def forward(self, images: Tensor) -> Tensor:
-        """Magnitudes of the gradients."""
         brightness = F.pad(images.mean(1, keepdim=True), (1, 1, 1, 1), mode="replicate")
         slopes = F.conv2d(brightness, self.sobel)
         return (slopes.square().sum(1, keepdim=True) + 1e-12).sqrt()
@@ -200,8 +202,8 @@ class ShapeStream(nn.Module):
         self.gates = nn.ModuleList(GatedConvolution(count, 1, after, norm) for count, after in pairwise(shapes))
         self.head = nn.Conv2d(shapes[-1], 1, kernel_size=1)
 
+    @override
     def forward(self, features: Sequence[Tensor]) -> Tensor:
-        """Edge logits at the size of the finest features."""
         shapes = self.enter(features[0])
         steps = zip(self.blocks, self.gates, self.reduce, features[-GATES:], self.factors, strict=True)
         for block, gate, reduce, deeper, factor in steps:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from torch import Tensor, nn
+from typing_extensions import override
 
 from pixelwise.backbones.base import check_backbone
 from pixelwise.backbones.chain import ChainBackbone, Pool
@@ -104,8 +105,8 @@ class UnpoolingDecoder(nn.Module):
             self.stages.append(nn.Sequential(*layers, final(wide, narrow)))
         self.drop = nn.ModuleList(reversed(deeper_half(len(channels), dropout)))
 
+    @override
     def forward(self, features: Tensor, kept: Sequence[Tensor]) -> Tensor:
-        """Up to the size that was pooled first."""
         for stage, drop, positions in zip(self.stages, self.drop, reversed(kept), strict=True):
             height, width = features.shape[-2:]
             features = drop(stage(self.unpool(features, positions, 2 * height, 2 * width)))

@@ -27,6 +27,7 @@ from typing import ClassVar
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from typing_extensions import override
 
 from pixelwise.core.errors import ModelError, SettingError, reason
 from pixelwise.geometry.modes import evaluation_mode
@@ -118,11 +119,13 @@ class Patch(Segmenter):
         layers += [nn.Flatten(), dense, norm, nn.ReLU(inplace=True), nn.Dropout(self.dropout)]
         return nn.Sequential(*layers, nn.Linear(self.hidden, self.num_classes))
 
+    @override
     def outputs_on_grid(self, images: Tensor) -> dict[str, Tensor]:
         """The logits of every pixel; as many zeros around the image as a patch sees of it beside its middle."""
         around = PATCH // 2
         return {"logits": self.layers(F.pad(images, (around, around, around, around)))}
 
+    @override
     def encoder(self) -> list[nn.Module]:
         """The convolutions, without the dense layers."""
         return list(self.layers)[: 4 * len(KERNELS)]

@@ -22,6 +22,7 @@ from collections.abc import Sequence
 from typing import ClassVar, Literal
 
 from torch import Tensor, nn
+from typing_extensions import override
 
 from pixelwise.backbones import Backbone, make_backbone
 from pixelwise.backbones.chain import PUBLISHED_WIDTH as BACKBONE_WIDTH
@@ -93,8 +94,8 @@ class PSPNet(Segmenter):
         )
         start_heads(self)
 
+    @override
     def outputs_on_grid(self, images: Tensor) -> dict[str, Tensor]:
-        """The logits of images whose sides are multiples of the stride, and the auxiliary ones with such a head."""
         features = self.features_on_grid(images)
         return {"logits": self._classify(features)} | auxiliary_output(self.auxiliary, features, self.backbone.strides)
 

@@ -18,6 +18,7 @@ Our deviations:
 from typing import ClassVar, Literal
 
 from torch import Tensor, nn
+from typing_extensions import override
 
 from pixelwise.backbones.chain import ChainBackbone
 from pixelwise.core.errors import SettingError
@@ -84,6 +85,6 @@ class SegNet(Segmenter):
         )
         self.apply(he_start)
 
+    @override
     def outputs_on_grid(self, images: Tensor) -> dict[str, Tensor]:
-        """Logits of images whose sides are multiples of the stride."""
         return {"logits": self.expanding(*pool_with_positions(self.backbone, images, self.pool, self.drop))}

@@ -32,6 +32,7 @@ from typing import ClassVar, Literal
 
 import torch.nn.functional as F
 from torch import Tensor, nn
+from typing_extensions import override
 
 from pixelwise.backbones import Backbone, make_backbone
 from pixelwise.backbones.factory import CHAINS
@@ -144,19 +145,21 @@ class UNet(Segmenter):
                 part.apply(he_start)
 
     @cached_property
+    @override
     def geometry(self) -> Geometry:
-        """Stride, halo and margin, of a network in eval mode; whether tiles give the whole image exactly."""
         return self._unpadded_geometry() if self.padding == "valid" else super().geometry
 
+    @override
     def encoder(self) -> list[nn.Module]:
         """The levels of the contracting path, finest first; or the backbone."""
         return list(self.contracting) if self.backbone is None else super().encoder()
 
+    @override
     def features_on_grid(self, images: Tensor) -> list[Tensor]:
-        """The features, finest first, of images whose sides are multiples of the stride."""
         features: list[Tensor] = self.contracting(images) if self.backbone is None else self.backbone(images)
         return features
 
+    @override
     def outputs(self, images: Tensor) -> dict[str, Tensor]:
         """The logits, at the size of the images or, without padding, at what it leaves of them."""
         if self.padding == "same":
@@ -166,14 +169,15 @@ class UNet(Segmenter):
             self.output_size(side)
         return self.outputs_on_grid(images)
 
+    @override
     def outputs_on_grid(self, images: Tensor) -> dict[str, Tensor]:
-        """Down, then up again beside the features that were kept."""
         *skips, deeper, deepest = self.features_on_grid(images)
         skips, features = [*skips, self.drop(deeper)], self.drop(deepest)
         for up, block in zip(self.up, self.expanding, strict=True):
             features = block(up(features, skips.pop()))
         return {"logits": enlarge(self.head(features), self.finest)}
 
+    @override
     def output_size(self, input_size: int) -> int:
         """Side of the logits, in pixels, for an image of that side.
 
@@ -196,6 +200,7 @@ class UNet(Segmenter):
             )
         return output
 
+    @override
     def input_size(self, output_size: int) -> int:
         """Side of the smallest image whose logits have at least that side ("same": the size itself).
 
@@ -267,8 +272,8 @@ class ContractingPath(nn.ModuleList):
             self.append(nn.Sequential(*block(before, after), drop))
             before = after
 
+    @override
     def forward(self, images: Tensor) -> list[Tensor]:
-        """The features of the levels."""
         features = [F.pixel_unshuffle(images, self.stem) if self.stem > 1 else images]
         for level, block in enumerate(self):
             features.append(block(features[-1] if level == 0 else F.max_pool2d(features[-1], 2)))
