@@ -25,6 +25,15 @@ from pixelwise.cli.base import (
 )
 from pixelwise.cli.terminal import Display, megapixels
 
+Compiled = Annotated[
+    bool,
+    typer.Option("--compile", help="Use PyTorch's compiler: slow to start, pays off for long jobs on a GPU."),
+]
+Threshold = Annotated[
+    float | None,
+    typer.Option(help="Of two classes, the probability that class 1 must reach; default: the likelier class."),
+]
+
 if TYPE_CHECKING:
     from pixelwise.prediction.stream import Outcome
 
@@ -79,14 +88,8 @@ def predict(
     overlay: Annotated[bool, typer.Option("--overlay", help="Also draw the masks over the images.")] = False,
     tta: Annotated[str, typer.Option(help="Test-time augmentation: none, flips (4 runs) or turns (8 runs).")] = "none",
     amp: Annotated[bool, typer.Option("--amp", help="Use half precision on a GPU: faster, but not exact.")] = False,
-    compiled: Annotated[
-        bool,
-        typer.Option("--compile", help="Use PyTorch's compiler: slow to start, pays off for long jobs on a GPU."),
-    ] = False,
-    threshold: Annotated[
-        float | None,
-        typer.Option(help="Of two classes, the probability that class 1 must reach; default: the likelier class."),
-    ] = None,
+    compiled: Compiled = False,
+    threshold: Threshold = None,
     fill_holes: Annotated[int, typer.Option(min=0, help="Fill holes of up to this many pixels.")] = 0,
     smallest_object: Annotated[int, typer.Option(min=0, help="Remove objects smaller than this many pixels.")] = 0,
     inside: Annotated[
