@@ -1,6 +1,6 @@
 """Seamless prediction beside MONAI's sliding window, the whole image in PyTorch, and OpenVINO on the whole image.
 
-    python benchmarks/prediction.py speed      U-Net width 32, depth 4, on one image: five ways
+    python benchmarks/prediction.py speed      U-Net width 32, depth 4, on one image: six ways
     python benchmarks/prediction.py memory     a large TIFF to a Zarr under --max-ram
     python benchmarks/prediction.py files      many small images from PNG to PNG
     python benchmarks/prediction.py start      processor time of `pixelwise --help`
@@ -26,9 +26,12 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from pixelwise.core.config import make_config
+from pixelwise.core.memory import held_bytes
 from pixelwise.models import UNet
 from pixelwise.models.checkpoint import save_model
-from pixelwise.prediction.predictor import make_runner
+from pixelwise.prediction.costs import Memory
+from pixelwise.prediction.predictor import array_logits, predict
+from pixelwise.prediction.runner import make_runner
 
 RESULTS = Path(__file__).resolve().parent / "results"
 GiB = 2**30
@@ -70,7 +73,7 @@ def convolution_peak() -> float:
 
 
 def speed(side: int, count: int) -> None:
-    """One image, five ways."""
+    """One image, six ways; `pw.predict` with all that a call does, but for what the first one keeps."""
     import openvino as ov
     from monai.inferers import sliding_window_inference
 
@@ -78,11 +81,12 @@ def speed(side: int, count: int) -> None:
     image = np.random.default_rng(0).normal(size=(side, side, 1)).astype(np.float32)
     tensor = torch.from_numpy(image[..., 0])[None, None]
     runner = make_runner(network, 1)
-    limit = 16 * GiB
-    plans = {
-        "tiles, auto": runner.plan(side, side, "auto", limit),
-        "tiles of 1024": runner.plan(side, side, 1024, limit),
+    memory = Memory(16 * GiB, held_bytes())
+    tilings = {
+        "tiles, auto": runner.tiler.choose((side, side), "auto", memory),
+        "tiles of 1024": runner.tiler.choose((side, side), 1024, memory),
     }
+    print(f"pw.predict, first call: {seconds(lambda: predict(network, image)):.1f} s", flush=True)
     whole_network = ov.convert_model(network, example_input=tensor)
     whole_network.reshape([1, 1, side, side])
     compiled = ov.compile_model(whole_network, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
@@ -96,7 +100,8 @@ def speed(side: int, count: int) -> None:
             return sliding_window_inference(tensor, (512, 512), 4, network, overlap=0.5, mode="gaussian")[0].numpy()
 
     ways: dict[str, Callable[[], Any]] = {
-        **{name: (lambda plan=plan: runner.logits(image, plan)) for name, plan in plans.items()},
+        "pw.predict, second call": lambda: predict(network, image, logits=True),
+        **{name: (lambda tiling=tiling: array_logits(runner, image, tiling)) for name, tiling in tilings.items()},
         "OpenVINO, whole image at once": lambda: compiled(tensor.numpy())[0],
         "PyTorch eager, whole image": eager,
         "MONAI sliding window, 512, overlap 0.5": monai,
@@ -105,7 +110,7 @@ def speed(side: int, count: int) -> None:
     differences = {
         name: float(np.abs(np.squeeze(work()) - expected).max() / np.abs(expected).max()) for name, work in ways.items()
     }
-    for name in plans:
+    for name in ("pw.predict, second call", *tilings):
         assert differences[name] < 1e-4, f"{name} differs from the whole image by {differences[name]}"
     medians = rounds(ways, count)
     with FlopCounterMode(display=False) as flops:

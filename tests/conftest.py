@@ -84,10 +84,10 @@ def out(tmp_path: Path) -> Path:
 @pytest.fixture
 def little_memory(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
     """Called, it leaves no room for masks in memory."""
-    return lambda: monkeypatch.setattr("pixelwise.prediction.stream._Work._room_for_masks", lambda *_: 0)
+    return lambda: monkeypatch.setattr("pixelwise.prediction.reading.Reader._room_for_masks", lambda *_: 0)
 
 
 @pytest.fixture
 def one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
     """Windows are not run together."""
-    monkeypatch.setattr("pixelwise.prediction.stream.BATCH_PIXELS", 1)
+    monkeypatch.setattr("pixelwise.prediction.items.BATCH_PIXELS", 1)

@@ -17,9 +17,9 @@ from networks import Brightness, make_settings
 from pixelwise.data.files.readers import read_mask
 from pixelwise.engines import Arrays
 from pixelwise.models import UNet
-from pixelwise.prediction.canvas import Outputs
 from pixelwise.prediction.predictor import Predictor
-from pixelwise.prediction.stream import Summary, predict_files
+from pixelwise.prediction.requests import OutputOptions
+from pixelwise.prediction.stream import Outcome, predict_files
 
 
 def bright(channels: int = 1, tile: Any = "auto", **data: Any) -> Predictor:
@@ -42,8 +42,8 @@ def save_stack(path: Path, pages: int, height: int = 30, width: int = 20) -> np.
     return stack
 
 
-def run(predictor: Predictor, inputs: list[Path | str], outputs: Outputs) -> Summary:
-    return predict_files(predictor, [str(path) for path in inputs], outputs)
+def run(predictor: Predictor, inputs: list[Path | str], options: OutputOptions) -> Outcome:
+    return predict_files(predictor, [str(path) for path in inputs], options)
 
 
 class Spy:
@@ -99,10 +99,10 @@ def mask_of(entry: dict[str, Any]) -> np.ndarray:
     return read_mask(Path(entry["mask"]))[0] if entry["mask"].endswith(".png") else pixels_of(entry["mask"])
 
 
-def only(summary: Summary) -> dict[str, Any]:
-    assert summary.failed == []
-    assert len(summary.outputs) == 1
-    return summary.outputs[0]
+def only(outcome: Outcome) -> dict[str, Any]:
+    assert outcome.failed == []
+    assert len(outcome.outputs) == 1
+    return outcome.outputs[0]
 
 
 def interrupted_after(count: int) -> Callable[[int], None]:

@@ -26,7 +26,8 @@ from pixelwise.evaluation.measure import evaluate
 from pixelwise.geometry.reach import Geometry
 from pixelwise.models import checkpoint
 from pixelwise.prediction.inputs import count_pixels
-from pixelwise.prediction.runner import TileSize, sizes_of
+from pixelwise.prediction.sizes import sizes_of
+from pixelwise.prediction.tiler import TileSize
 from pixelwise.task import Task
 from pixelwise.tasks import choose_task, task_of
 

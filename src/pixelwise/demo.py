@@ -10,8 +10,8 @@ from pixelwise.core.config import Overrides
 from pixelwise.core.errors import OutputError
 from pixelwise.data.sets.cells import write_cells
 from pixelwise.engines import EngineChoice
-from pixelwise.prediction.canvas import Outputs
-from pixelwise.prediction.stream import Progress
+from pixelwise.prediction.requests import OutputOptions
+from pixelwise.prediction.stream import Listener
 from pixelwise.tasks import TASKS
 from pixelwise.training.callbacks import Callbacks
 from pixelwise.training.loop import train
@@ -38,8 +38,8 @@ def run_demo(out: Path, force: bool, callbacks: Callbacks, note: Callable[[str],
     trained = load(run)
     metrics = trained.evaluate(data)
     predictor = trained.predictor(EngineChoice("torch", "auto"))
-    options = Outputs(masks, overlay=True)
-    trained.task.predict_files(predictor, [str(data / "test" / "images")], options, None, Progress())
+    options = OutputOptions(masks, overlay=True)
+    trained.task.predict_files(predictor, [str(data / "test" / "images")], options, None, Listener())
     report = trained.folder.evaluation(metrics["split"]) / "report.html"
     return {
         "data": str(data), "run": str(run), "report": str(report), "masks": str(masks), "mean_iou": metrics["mean_iou"],

@@ -301,8 +301,8 @@ def test_predict_in_little_memory_to_zarr_and_on(tmp_path: Path, trained: Callab
     ("options", "message"),
     [
         (("--tta", "flip"), r"views flip: is not a test-time augmentation; .*flips"),
-        (("--format", "jpeg"), r"--format jpeg: is not a format; .*png"),
-        (("--probability-type", "float32"), r"--probability-type float32: is not a type of probabilities; .*float16"),
+        (("--format", "jpeg"), r"--format jpeg: unknown format; .*png"),
+        (("--probability-type", "float32"), r"--probability-type float32: unknown type of probabilities; .*float16"),
         (("--max-ram", "plenty"), r'"plenty" is not a size. Write a number and a unit, as in 2GiB'),
         (("--max-ram", "1MB"), r"1 MiB of memory is not enough: the process holds [\d.]+ [MG]iB before"),
         (("--threshold", "1.5"), r"threshold"),

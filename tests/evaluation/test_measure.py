@@ -24,7 +24,7 @@ from pixelwise.data.sets.folder import Sample, open_dataset
 from pixelwise.engines import EngineChoice
 from pixelwise.evaluation.measure import Case, Gallery, evaluate
 from pixelwise.geometry.reach import Geometry
-from pixelwise.prediction.canvas import Outputs
+from pixelwise.prediction.requests import OutputOptions
 from pixelwise.prediction.stream import predict_files
 from pixelwise.task import Record
 from pixelwise.tasks import TASKS
@@ -118,7 +118,7 @@ def run(tmp_path: Path) -> Run:
 def test_iou_is_pooled_and_equals_that_of_the_predicted_masks(binary: Path, run: Run, tmp_path: Path) -> None:
     metrics = run.evaluate(binary, "val")
     images = sorted((binary / "val" / "images").iterdir())
-    predict_files(run.predictor(), [str(path) for path in images], Outputs(tmp_path / "masks"))
+    predict_files(run.predictor(), [str(path) for path in images], OutputOptions(tmp_path / "masks"))
     pairs = [
         (
             np.asarray(Image.open(binary / "val" / "masks" / path.name)) // 255,
@@ -274,10 +274,10 @@ def test_instances_are_matched_to_connected_components(tmp_path: Path) -> None:
 
 def test_problems_of_the_data_stop_it_unless_they_are_allowed(binary: Path, run: Run) -> None:
     (binary / "val" / "masks" / "3.png").unlink()
-    with pytest.raises(DataError, match=r"val/images/3\.png: has no mask of the same stem"):
+    with pytest.raises(DataError, match=r"val/images/3\.png: has no mask with the same stem"):
         run.evaluate(binary)
     assert run.evaluate(binary, allow=["image-without-mask"])["images"] == 2
-    with pytest.raises(SettingError, match=r"--allow nothing: is not a code of a problem"):
+    with pytest.raises(SettingError, match=r"--allow nothing: no problem has this code"):
         run.evaluate(binary, allow=["nothing"])
 
 

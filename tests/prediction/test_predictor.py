@@ -17,9 +17,8 @@ from networks import Brightness, make_settings
 from pixelwise.core.errors import DataError, ModelError, SettingError
 from pixelwise.geometry.reach import Geometry
 from pixelwise.models import UNet
-from pixelwise.prediction import runner as running
+from pixelwise.prediction import costs, tiler
 from pixelwise.prediction.predictor import ApproximateWarning, Predictor, predict
-from pixelwise.prediction.runner import softmax
 
 SIDES = st.integers(1, 110)
 
@@ -102,10 +101,10 @@ def test_only_large_images_are_tiled_unasked(monkeypatch: pytest.MonkeyPatch) ->
     seen = sizes_seen(network)
     small = predict(network, image, logits=True)
     # Padded to the stride, by the edge pixels that the network would take itself; before, a look at its maps.
-    assert seen == [(1, 1, 4, 4), (1, 1, 72, 92)]
-    monkeypatch.setattr(running, "WHOLE_PIXELS", 70 * 90 - 1)
-    monkeypatch.setattr(running, "LARGEST_TILE", 27)  # becomes 24, a multiple of the stride
-    monkeypatch.setattr(running, "PROBE_SIDE", 8)
+    assert seen == [(1, 1, 8, 8), (1, 1, 72, 92)]
+    monkeypatch.setattr(tiler, "WHOLE_PIXELS", 70 * 90 - 1)
+    monkeypatch.setattr(tiler, "LARGEST_TILE", 27)  # becomes 24, a multiple of the stride
+    monkeypatch.setattr(costs, "PROBE_SIDE", 8)
     np.testing.assert_allclose(predict(network, image, logits=True), small, rtol=0, atol=1e-10)
     tiles = [shape for shape in seen if shape[2:] == (72, 72)]  # with a margin of 24 on each side
     assert len(tiles) == 3 * 4
@@ -119,8 +118,8 @@ def test_networks_that_cannot_be_tiled_exactly(monkeypatch: pytest.MonkeyPatch) 
     with pytest.warns(ApproximateWarning, match=message):
         tiled = predict(network, image, tile=16, logits=True)
     assert 1e-10 < np.abs(tiled - whole(network, image)).max() < 10
-    monkeypatch.setattr(running, "WHOLE_PIXELS", 1)
-    monkeypatch.setattr(running, "PROBE_SIDE", 8)
+    monkeypatch.setattr(tiler, "WHOLE_PIXELS", 1)
+    monkeypatch.setattr(costs, "PROBE_SIDE", 8)
     np.testing.assert_allclose(predict(network, image, logits=True), whole(network, image), rtol=0, atol=1e-10)
 
 
@@ -191,8 +190,8 @@ class Squeezing(nn.Module):
 def test_a_module_that_returns_another_size(tile: int | None) -> None:
     network = Cropping()
     message = (
-        r"the network returned 1 x 1 x \d x \d+ for 1 x 1 x \d x \d+; it must return logits N x classes x H x W, "
-        r"here 1 x classes x \d x \d+\."
+        r"for windows of 1 x 1 x \d x \d+ the network returned logits of 1 x 1 x \d x \d+; they must be N x K x H x W, "
+        r"here 1 x K x \d x \d+\."
     )
     with pytest.raises(ModelError, match=message):
         predict(network, make_image(9, 12), tile=tile)
@@ -263,15 +262,8 @@ def test_an_unknown_engine() -> None:
 
 
 def test_other_channels_than_the_network_takes() -> None:
-    with pytest.raises(ModelError, match="takes N x 1 x H x W images, but got 1 x 2 x 4 x 4"):
+    with pytest.raises(ModelError, match="takes N x 1 x H x W images, but got 1 x 2 x 8 x 8"):
         predict(SAME["plain"], np.zeros((4, 4, 2)))
-
-
-@given(st.integers(0, 2**32 - 1))
-@settings(deadline=None, max_examples=20)
-def test_softmax_equals_torch(seed: int) -> None:
-    logits = np.random.default_rng(seed).normal(0, 300, (4, 3, 5))  # beyond what exp can take
-    np.testing.assert_allclose(softmax(logits), torch.from_numpy(logits).softmax(0).numpy(), rtol=1e-10, atol=1e-300)
 
 
 # A network whose predictions are known beforehand.
@@ -307,6 +299,23 @@ def test_images_are_stretched_between_their_percentiles(factor: int) -> None:
 def test_16_bits_are_seen_as_8() -> None:
     image = noise(20, 20)
     np.testing.assert_allclose(bright().logits(image.astype(np.uint16) * 257), bright().logits(image), atol=1e-5)
+
+
+def test_parts_are_what_tiles_own() -> None:
+    predictor, image = bright(tile=8), noise(33, 47)
+    logits, seen = predictor.logits(image), np.zeros((33, 47), int)
+    for window, outputs in predictor.parts(image):
+        assert list(outputs) == ["logits"]
+        np.testing.assert_array_equal(outputs["logits"], logits[:, *window.slices])
+        seen[window.slices] += 1
+    assert (seen == 1).all()
+
+
+def test_what_is_made_of_the_parts_is_put_together() -> None:
+    predictor, image = bright(tile=8), noise(33, 47)
+    made = predictor.assembled(image, lambda outputs: outputs["logits"].astype(np.float64).max(0))
+    np.testing.assert_array_equal(made, predictor.logits(image).max(0))
+    assert made.dtype == np.float64
 
 
 def test_tiles_of_a_predictor() -> None:

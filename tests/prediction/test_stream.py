@@ -17,10 +17,10 @@ from pixelwise.core.errors import OutputError
 from pixelwise.data.files.readers import read_image, read_mask
 from pixelwise.data.pixels import pictures
 from pixelwise.models import UNet
-from pixelwise.prediction.canvas import Outputs
 from pixelwise.prediction.postprocess import PostProcess, clean
 from pixelwise.prediction.predictor import Predictor
-from pixelwise.prediction.stream import Progress, predict_files
+from pixelwise.prediction.requests import OutputOptions
+from pixelwise.prediction.stream import Listener, predict_files
 from streams import (
     Spy,
     bright,
@@ -42,7 +42,7 @@ def test_a_mask_is_an_index_image_with_the_colors_of_the_classes(tmp_path: Path,
     image = noise(21, 34)
     source = save(tmp_path / "a.b.png", image)
     predictor = bright()
-    summary = run(predictor, [source], Outputs(out))
+    summary = run(predictor, [source], OutputOptions(out))
     assert summary.outputs == [{"input": str(source), "mask": str(out / "a.b.png"), "width": 34, "height": 21}]
     assert summary.failed == []
     assert summary.pixels == 21 * 34
@@ -56,7 +56,7 @@ def test_a_mask_is_an_index_image_with_the_colors_of_the_classes(tmp_path: Path,
 
 def test_a_mask_as_tiff(tmp_path: Path, out: Path) -> None:
     image = noise(21, 34)
-    summary = run(bright(), [save(tmp_path / "a.png", image)], Outputs(out, "tiff"))
+    summary = run(bright(), [save(tmp_path / "a.png", image)], OutputOptions(out, "tiff"))
     assert summary.outputs[0]["mask"] == str(out / "a.tif")
     np.testing.assert_array_equal(read_mask(out / "a.tif")[0], image[..., 0] > 127)
     with tifffile.TiffFile(out / "a.tif") as file:
@@ -67,7 +67,7 @@ def test_a_mask_as_tiff(tmp_path: Path, out: Path) -> None:
 def test_a_stack_becomes_a_stack(tmp_path: Path, out: Path, form: Any) -> None:
     stack = save_stack(tmp_path / "s.tif", 3)
     predictor = Predictor(Brightness(-1.0, 1.0), make_settings(labels="instances", values=[]), engine="torch")
-    summary = run(predictor, [tmp_path / "s.tif"], Outputs(out, form, probabilities=True, overlay=True))
+    summary = run(predictor, [tmp_path / "s.tif"], OutputOptions(out, form, probabilities=True, overlay=True))
     entry = summary.outputs[0]
     assert (entry["pages"], entry["width"], entry["height"]) == (3, 20, 30)
     assert summary.pixels == 3 * 20 * 30
@@ -83,7 +83,7 @@ def test_probabilities_sum_to_one_and_agree_with_the_mask(tmp_path: Path, out: P
     config = make_settings(labels="index", classes=["a", "b", "c"], colors=[[0, 0, 0], [1, 1, 1], [2, 2, 2]], values=[])
     image = noise(40, 30)
     predictor = Predictor(Brightness(-1.0, 0.0, 1.5), config, engine="torch")
-    summary = run(predictor, [save(tmp_path / "x.png", image)], Outputs(out, probabilities=True))
+    summary = run(predictor, [save(tmp_path / "x.png", image)], OutputOptions(out, probabilities=True))
     path = out / "probabilities" / "x.tif"
     assert summary.outputs[0]["probabilities"] == str(path)
     with tifffile.TiffFile(path) as file:
@@ -101,7 +101,7 @@ def test_probabilities_sum_to_one_and_agree_with_the_mask(tmp_path: Path, out: P
 def test_overlays_are_pictures(tmp_path: Path, out: Path) -> None:
     image = noise(24, 16, 3)
     predictor = bright(channels=3)
-    summary = run(predictor, [save(tmp_path / "x.png", image)], Outputs(out, overlay=True))
+    summary = run(predictor, [save(tmp_path / "x.png", image)], OutputOptions(out, overlay=True))
     assert summary.outputs[0]["overlay"] == str(out / "overlays" / "x.png")
     expected = pictures.overlay(image, predictor.labels(image), predictor.classes)
     np.testing.assert_array_equal(read_image(out / "overlays" / "x.png")[0], expected)
@@ -113,7 +113,7 @@ def test_instances_are_connected_components(tmp_path: Path, out: Path) -> None:
     expected, count = ndimage.label(image)  # pixels that share a side
     assert count > 5
     predictor = bright(labels="instances", values=[])
-    summary = run(predictor, [save(tmp_path / "x.png", image)], Outputs(out))
+    summary = run(predictor, [save(tmp_path / "x.png", image)], OutputOptions(out))
     assert summary.outputs[0]["instances"] == str(out / "instances" / "x.png")
     ids = np.asarray(Image.open(out / "instances" / "x.png"))
     assert ids.dtype == np.uint16
@@ -126,7 +126,7 @@ def test_instances_are_connected_components(tmp_path: Path, out: Path) -> None:
 def test_more_instances_than_16_bits_hold(tmp_path: Path, out: Path) -> None:
     board = (np.indices((370, 370)).sum(0) % 2 * 255).astype(np.uint8)
     predictor = bright(labels="instances", values=[])
-    summary = run(predictor, [save(tmp_path / "x.png", board)], Outputs(out))
+    summary = run(predictor, [save(tmp_path / "x.png", board)], OutputOptions(out))
     assert summary.outputs[0]["instances"] == str(out / "instances" / "x.tif")
     ids = read_mask(out / "instances" / "x.tif")[0]
     assert ids.dtype == np.uint32
@@ -137,7 +137,7 @@ def test_more_instances_than_16_bits_hold(tmp_path: Path, out: Path) -> None:
 def test_names_that_collide_keep_their_folders(tmp_path: Path, out: Path) -> None:
     names = ["a/x.png", "b/x.png", "b/y.png", "b/deep/X.png"]
     paths = [save(tmp_path / "in" / name, noise(4, 5, seed=seed)) for seed, name in enumerate(names)]
-    summary = run(bright(), [*paths], Outputs(out, overlay=True))
+    summary = run(bright(), [*paths], OutputOptions(out, overlay=True))
     masks = [Path(str(entry["mask"])).relative_to(out).as_posix() for entry in summary.outputs]
     assert masks == ["a/x.png", "b/x.png", "y.png", "b/deep/X.png"]
     assert (out / "overlays" / "b" / "deep" / "X.png").is_file()
@@ -147,7 +147,7 @@ def test_names_that_collide_keep_their_folders(tmp_path: Path, out: Path) -> Non
 
 def test_names_that_differ_in_their_extension_keep_it(tmp_path: Path, out: Path) -> None:
     paths = [save(tmp_path / name, noise(4, 5)) for name in ("x.png", "x.tif", "x.png.bmp", "z.png")]
-    summary = run(bright(), [*paths], Outputs(out))
+    summary = run(bright(), [*paths], OutputOptions(out))
     assert summary.failed == []
     masks = [Path(str(entry["mask"])).name for entry in summary.outputs]
     assert len({name.casefold() for name in masks}) == 4
@@ -165,7 +165,7 @@ def test_links_are_called_by_their_own_names(tmp_path: Path, out: Path) -> None:
             links[-1].symlink_to(real)
         except OSError:
             pytest.skip("links may not be made here")
-    summary = run(bright(), [*links], Outputs(out))
+    summary = run(bright(), [*links], OutputOptions(out))
     assert [str(entry["mask"]) for entry in summary.outputs] == [str(out / "a" / "x.png"), str(out / "b" / "x.png")]
 
 
@@ -175,7 +175,7 @@ def test_a_path_that_goes_up_stays_inside_the_output_folder(
     for name in ("x.png", "here/x.png"):
         save(tmp_path / name, noise(4, 5))
     monkeypatch.chdir(tmp_path / "here")
-    summary = run(bright(), ["x.png", "../x.png"], Outputs(out))
+    summary = run(bright(), ["x.png", "../x.png"], OutputOptions(out))
     assert [str(entry["mask"]) for entry in summary.outputs] == [str(out / "here" / "x.png"), str(out / "x.png")]
 
 
@@ -187,8 +187,8 @@ def test_one_that_is_broken_does_not_stop_the_others(tmp_path: Path, out: Path) 
     missing = tmp_path / "4.png"
     calls: list[tuple[float, int]] = []
     inputs = [str(path) for path in (good[0], broken, color, missing, good[1])]
-    progress = Progress(show=lambda *call: calls.append(call))
-    summary = predict_files(bright(), inputs, Outputs(out), progress=progress)
+    listener = Listener(show=lambda *call: calls.append(call))
+    summary = predict_files(bright(), inputs, OutputOptions(out), listener=listener)
     assert [entry["input"] for entry in summary.outputs] == [str(path) for path in good]
     assert [failure["input"] for failure in summary.failed] == [str(broken), str(color), str(missing)]
     for failure, text in zip(summary.failed, ("truncated", "is a colour image", "no such file"), strict=True):
@@ -204,9 +204,9 @@ def test_one_that_is_broken_does_not_stop_the_others(tmp_path: Path, out: Path) 
 def test_a_stack_whose_axes_are_unclear_needs_their_names(tmp_path: Path, out: Path) -> None:
     path = tmp_path / "s.tif"
     tifffile.imwrite(path, np.zeros((2, 3, 5, 6), np.uint8), photometric="minisblack", metadata={"axes": "QQYX"})
-    summary = predict_files(bright(), [str(path)], Outputs(out))
+    summary = predict_files(bright(), [str(path)], OutputOptions(out))
     assert "--axes" in summary.failed[0]["message"]
-    summary = predict_files(bright(), [str(path)], Outputs(out), axes="TZYX")
+    summary = predict_files(bright(), [str(path)], OutputOptions(out), axes="TZYX")
     assert summary.outputs[0]["pages"] == 6
 
 
@@ -215,9 +215,9 @@ def test_an_image_is_never_replaced_by_its_mask(tmp_path: Path, form: Any) -> No
     source = save(tmp_path / ("x.png" if form == "png" else "x.tif"), noise(4, 5))
     before = source.read_bytes()
     with pytest.raises(OutputError, match=r"x\.(png|tif): is the image itself, which its mask would replace; choose"):
-        run(bright(), [source], Outputs(tmp_path, form))
+        run(bright(), [source], OutputOptions(tmp_path, form))
     assert source.read_bytes() == before
-    run(bright(), [source], Outputs(tmp_path, "tiff" if form == "png" else "png"))
+    run(bright(), [source], OutputOptions(tmp_path, "tiff" if form == "png" else "png"))
     assert source.read_bytes() == before
 
 
@@ -226,7 +226,7 @@ def test_a_place_that_cannot_be_written(tmp_path: Path) -> None:
     with pytest.raises(
         OutputError, match=r"x\.png: cannot be written \(.+\)\. Free some space or choose another folder"
     ):
-        run(bright(), [source], Outputs(source / "masks"))
+        run(bright(), [source], OutputOptions(source / "masks"))
 
 
 @pytest.mark.parametrize("padding", ["same", "valid"])
@@ -234,7 +234,7 @@ def test_a_network_of_either_form_labels_files(tmp_path: Path, out: Path, paddin
     source = save(tmp_path / "x.png", noise(37, 51))
     torch.manual_seed(0)
     predictor = Predictor(UNet(1, 2, width=2, depth=2, padding=padding), make_settings(), engine="torch")
-    run(predictor, [source], Outputs(out))
+    run(predictor, [source], OutputOptions(out))
     mask = read_mask(out / "x.png")[0]
     assert mask.shape == (37, 51)
     np.testing.assert_array_equal(mask, predictor.labels(read_image(source)[0]))
@@ -252,11 +252,11 @@ def test_every_format_holds_the_mask_of_the_whole_image(
     expected = tiled(None, network).labels(image[..., None])
     assert 0.02 < expected.mean() < 0.98
     for form in ("png", "tiff", "zarr"):
-        entry = only(run(tiled(32, network), [source], Outputs(out / form, form)))
+        entry = only(run(tiled(32, network), [source], OutputOptions(out / form, form)))
         assert entry["tiles"] == 7 * 6
         np.testing.assert_array_equal(mask_of(entry), expected)
     little_memory()
-    entry = only(run(tiled(32, network), [source], Outputs(out / "grown", "tiff")))
+    entry = only(run(tiled(32, network), [source], OutputOptions(out / "grown", "tiff")))
     assert entry["mask"] == str(out / "grown" / "x.tif")
     np.testing.assert_array_equal(mask_of(entry), expected)
     assert [path.name for path in (out / "grown").iterdir()] == ["x.tif"]
@@ -265,7 +265,7 @@ def test_every_format_holds_the_mask_of_the_whole_image(
 def test_a_zarr_stays_a_zarr(tmp_path: Path, out: Path) -> None:
     image = smooth(80, 90)
     zarr.create_array(store=str(tmp_path / "x.zarr"), data=image, chunks=(32, 32), dimension_names=["y", "x"])
-    entry = only(run(tiled(), [tmp_path / "x.zarr"], Outputs(out)))
+    entry = only(run(tiled(), [tmp_path / "x.zarr"], OutputOptions(out)))
     assert entry["mask"] == str(out / "x.zarr")
     np.testing.assert_array_equal(mask_of(entry), tiled(None).labels(image[..., None]))
 
@@ -276,7 +276,7 @@ def test_stacks_by_tiles(form: Any, grows: bool, tmp_path: Path, out: Path, litt
     stack = save_stack(tmp_path / "s.tif", 3, 40, 50)
     if grows:
         little_memory()
-    entry = only(run(tiled(16), [tmp_path / "s.tif"], Outputs(out, form, probabilities=True)))
+    entry = only(run(tiled(16), [tmp_path / "s.tif"], OutputOptions(out, form, probabilities=True)))
     assert (entry["pages"], entry["tiles"]) == (3, 3 * 12)
     np.testing.assert_array_equal(mask_of(entry), [tiled(None).labels(page[..., None]) for page in stack])
     shares = pixels_of(entry["probabilities"])
@@ -289,7 +289,7 @@ def test_stacks_by_tiles(form: Any, grows: bool, tmp_path: Path, out: Path, litt
 @pytest.mark.parametrize("form", ["tiff", "zarr"])
 def test_probabilities_by_tiles(form: Any, kind: Any, atol: float, tmp_path: Path, out: Path) -> None:
     image = smooth(70, 90)
-    outputs = Outputs(out, form, probabilities=True, probability_type=kind)
+    outputs = OutputOptions(out, form, probabilities=True, probability_type=kind)
     entry = only(run(tiled(), [save_tiled(tmp_path / "x.tif", image)], outputs))
     shares = pixels_of(entry["probabilities"])
     assert shares.dtype == kind
@@ -312,11 +312,11 @@ def test_post_processing_knows_no_tiles(
     assert (expected != tiled(None).labels(image[..., None])).any()
     for form in ("png", "tiff", "zarr"):
         for tile in (None, 16):
-            entry = only(run(tiled(tile), [source], Outputs(out / form, form, clean=options)))
+            entry = only(run(tiled(tile), [source], OutputOptions(out / form, form, clean=options)))
             np.testing.assert_array_equal(mask_of(entry), expected)
         assert len(list((out / form).iterdir())) == 1
     little_memory()
-    entry = only(run(tiled(16), [source], Outputs(out / "grown", "tiff", clean=options)))
+    entry = only(run(tiled(16), [source], OutputOptions(out / "grown", "tiff", clean=options)))
     np.testing.assert_array_equal(mask_of(entry), expected)
     assert [path.name for path in (out / "grown").iterdir()] == ["x.tif"]
 
@@ -328,7 +328,9 @@ def test_only_inside_of_a_mask(form: Any, tile: int | None, scale: float, tmp_pa
     region = np.zeros((32, 48), np.uint8)
     region[3:20, 5:17] = 7
     inside = save(tmp_path / "region.png", region)
-    entry = only(run(tiled(tile, scale=scale), [save(tmp_path / "x.png", image)], Outputs(out, form, inside=inside)))
+    entry = only(
+        run(tiled(tile, scale=scale), [save(tmp_path / "x.png", image)], OutputOptions(out, form, inside=inside))
+    )
     expected = tiled(None, scale=scale).labels(image[..., None]) * (region.repeat(2, 0).repeat(2, 1) > 0)
     assert expected.any()
     np.testing.assert_array_equal(mask_of(entry), expected)
@@ -342,7 +344,7 @@ def test_a_folder_of_masks_to_stay_inside_of(tmp_path: Path, out: Path) -> None:
     paths = [save(tmp_path / name, image) for name in ("a.png", "b.png", "c.png")]
     save(tmp_path / "regions" / "a.tif", region)
     save(tmp_path / "regions" / "b.png", region[:-4])
-    summary = run(tiled(None), [*paths], Outputs(out, inside=tmp_path / "regions"))
+    summary = run(tiled(None), [*paths], OutputOptions(out, inside=tmp_path / "regions"))
     np.testing.assert_array_equal(mask_of(summary.outputs[0]), tiled(None).labels(image[..., None]) * region)
     assert [failure["input"] for failure in summary.failed] == [str(path) for path in paths[1:]]
     assert "26 x 40" in summary.failed[0]["message"]
@@ -360,7 +362,7 @@ def test_empty_tiles_of_a_slide_are_skipped(tmp_path: Path, out: Path) -> None:
     for skip in (False, True):
         predictor = tiled(64, Brightness(1.0, -1.0))
         spy = Spy(predictor)
-        entry = only(run(predictor, [source], Outputs(out / str(skip), "zarr", skip_background=skip)))
+        entry = only(run(predictor, [source], OutputOptions(out / str(skip), "zarr", skip_background=skip)))
         masks.append(mask_of(entry))
         assert spy.windows == 16 * 16 - entry.get("skipped_tiles", 0)
         assert (entry.get("skipped_tiles", 0) > 150) == skip
@@ -374,7 +376,7 @@ def test_small_images_are_run_together(tmp_path: Path, out: Path) -> None:
     paths = [save(tmp_path / f"{number:02d}.png", image) for number, image in enumerate(images)]
     predictor = tiled("auto")
     spy = Spy(predictor)
-    summary = run(predictor, [*paths], Outputs(out))
+    summary = run(predictor, [*paths], OutputOptions(out))
     assert [shape[0] for shape in spy.shapes] == [9, 3, 2, 1]
     assert [entry["input"] for entry in summary.outputs] == [str(path) for path in paths]
     assert summary.pixels == sum(image.size for image in images)
@@ -385,7 +387,9 @@ def test_small_images_are_run_together(tmp_path: Path, out: Path) -> None:
 def test_percentiles_are_those_of_the_whole_image(tmp_path: Path, out: Path) -> None:
     image = smooth(150, 170).astype(np.uint16) * 3 + 50
     keywords: dict[str, Any] = {"normalization": "percentile", "mean": [0.0], "std": [1.0]}
-    entry = only(run(tiled(**keywords), [save_tiled(tmp_path / "x.tif", image)], Outputs(out, probabilities=True)))
+    entry = only(
+        run(tiled(**keywords), [save_tiled(tmp_path / "x.tif", image)], OutputOptions(out, probabilities=True))
+    )
     logits = tiled(None, **keywords).logits(image[..., None])
     shares = pixels_of(entry["probabilities"])
     np.testing.assert_allclose(shares / 255, torch.from_numpy(logits).softmax(0), atol=0.51 / 255)
@@ -397,7 +401,7 @@ def test_a_pixel_that_is_no_number_is_named_by_its_place(tmp_path: Path, out: Pa
     good = save_tiled(tmp_path / "good.tif", image)
     image[200, 100] = np.nan
     bad = save_tiled(tmp_path / "bad.tif", image)
-    summary = run(tiled(64), [bad, good], Outputs(out, "zarr"))
+    summary = run(tiled(64), [bad, good], OutputOptions(out, "zarr"))
     (failure,) = summary.failed
     assert failure["message"].startswith(f"{bad}: rows ")
     assert "values that are NaN or infinite" in failure["message"]
@@ -411,7 +415,7 @@ def test_an_image_that_breaks_off_half_way_fails_alone(tmp_path: Path, out: Path
     broken.write_bytes(broken.read_bytes()[: broken.stat().st_size * 2 // 3])
     predictor = tiled(64)
     spy = Spy(predictor)
-    summary = run(predictor, [before, broken, after], Outputs(out))
+    summary = run(predictor, [before, broken, after], OutputOptions(out))
     (failure,) = summary.failed
     assert failure["message"].startswith(f"{broken}: rows ")
     assert "truncated or damaged" in failure["message"]
@@ -429,7 +433,9 @@ def test_a_region_may_be_a_mask_with_a_palette(tmp_path: Path, out: Path) -> Non
     picture = Image.fromarray(region)
     picture.putpalette([0, 0, 0, 0, 160, 0] + [0, 0, 0] * 254)
     picture.save(tmp_path / "region.png")
-    entry = only(run(tiled(None), [save(tmp_path / "x.png", image)], Outputs(out, inside=tmp_path / "region.png")))
+    entry = only(
+        run(tiled(None), [save(tmp_path / "x.png", image)], OutputOptions(out, inside=tmp_path / "region.png"))
+    )
     np.testing.assert_array_equal(mask_of(entry), tiled(None).labels(image[..., None]) * region)
 
 
@@ -438,7 +444,7 @@ def test_a_region_may_be_a_mask_with_a_palette(tmp_path: Path, out: Path) -> Non
 def test_outside_of_a_region_background_is_certain(tile: int | None, form: Any, tmp_path: Path, out: Path) -> None:
     image, region = smooth(48, 48), np.zeros((48, 48), np.uint8)
     region[20:40, 3:9] = 1
-    outputs = Outputs(out, form, probabilities=True, inside=save(tmp_path / "region.png", region))
+    outputs = OutputOptions(out, form, probabilities=True, inside=save(tmp_path / "region.png", region))
     entry = only(run(tiled(tile), [save(tmp_path / "x.png", image)], outputs))
     background, other = pixels_of(entry["probabilities"])
     assert (background[region == 0] == 255).all()

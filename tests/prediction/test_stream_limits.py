@@ -6,22 +6,17 @@ from typing import Any
 
 import numpy as np
 import pytest
-import tifffile
 import torch
 from torch import Tensor, nn
 
 from networks import Brightness, make_settings
 from pixelwise.core.errors import ModelError, SettingError
-from pixelwise.core.memory import growth, release_free_memory
-from pixelwise.data.files.sources import open_source
 from pixelwise.geometry.reach import Geometry
-from pixelwise.prediction.canvas import MemoryCanvas, Outputs, Task
-from pixelwise.prediction.inputs import Input
 from pixelwise.prediction.postprocess import PostProcess
 from pixelwise.prediction.predictor import Predictor
-from pixelwise.prediction.stream import Progress, predict_files
-from pixelwise.prediction.tiling import plan_tiles
-from streams import Spy, bright, make_network, mask_of, noise, only, run, save, save_tiled, smooth, tiled
+from pixelwise.prediction.requests import OutputOptions
+from pixelwise.prediction.stream import Listener, predict_files
+from streams import Spy, make_network, mask_of, noise, only, run, save, save_tiled, smooth, tiled
 
 
 class Averaging(nn.Module):
@@ -43,12 +38,14 @@ def test_what_is_blended_says_so(kind: str, form: Any, tmp_path: Path, out: Path
     source = save_tiled(tmp_path / "x.tif", image)
     notes: list[str] = []
     predictor = tiled(64, network)
-    entry = only(predict_files(predictor, [str(source)], Outputs(out, form), progress=Progress(note=notes.append)))
+    entry = only(
+        predict_files(predictor, [str(source)], OutputOptions(out, form), listener=Listener(note=notes.append))
+    )
     assert entry["approximate"] is True
     assert any("are blended, which only comes near" in note for note in notes)
     np.testing.assert_array_equal(mask_of(entry), predictor.labels(image[..., None]))  # blended there as well
     assert (mask_of(entry) == tiled(None, network).labels(image[..., None])).mean() > 0.8
-    whole = only(run(tiled("auto", network), [source], Outputs(out / "whole", form)))
+    whole = only(run(tiled("auto", network), [source], OutputOptions(out / "whole", form)))
     assert "approximate" not in whole
     np.testing.assert_array_equal(mask_of(whole), tiled(None, network).labels(image[..., None]))
 
@@ -56,48 +53,15 @@ def test_what_is_blended_says_so(kind: str, form: Any, tmp_path: Path, out: Path
 def test_what_does_not_fit_the_memory(tmp_path: Path, out: Path, little_memory: Callable[[], None]) -> None:
     source = save_tiled(tmp_path / "x.tif", smooth(64, 64))
     little_memory()
-    (failure,) = run(tiled(16), [source], Outputs(out, "png")).failed
+    (failure,) = run(tiled(16), [source], OutputOptions(out, "png")).failed
     assert failure["message"].startswith(f"{source}: a PNG holds the whole mask of 64 x 64 pixels in memory")
     assert "0 MiB are left; take --format tiff or zarr, or allow more" in failure["message"]
-
-
-@pytest.mark.parametrize(
-    ("form", "pages", "instances", "options"),
-    [
-        ("png", 1, False, {}),
-        ("png", 1, True, {"overlay": True}),
-        ("tiff", 3, True, {"clean": PostProcess(None, 40, 30)}),
-        ("tiff", 3, False, {"probabilities": True}),
-    ],
-)
-def test_a_mask_in_memory_takes_no_more_than_is_counted(
-    form: Any, pages: int, instances: bool, options: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(tifffile.TIFF, "MAXWORKERS", 4)  # as on a larger machine
-    stack = np.stack([smooth(800, 800, seed=page) for page in range(pages)])
-    tifffile.imwrite(tmp_path / "x.tif", stack, tile=(256, 256), photometric="minisblack", metadata={"axes": "ZYX"})
-    job, outputs = Input(tmp_path / "x.tif", Path("x")), Outputs(tmp_path / "out", form, **options)
-    plan = plan_tiles((800, 800), 100, 1, 0)
-    logits = np.random.default_rng(0).normal(size=(2, 100, 100)).astype(np.float32)
-    with open_source(tmp_path / "x.tif") as source:
-
-        def write(task: Task) -> None:
-            canvas = MemoryCanvas(task, source, outputs, bright().classes, instances)
-            for page in range(pages):
-                for tile in plan.tiles:
-                    canvas.put(page, page, tile, logits, None)
-            canvas.finish({}, lambda text: None, lambda done, total: None)
-
-        write(Task(job, {}))  # what libraries keep from now on
-        release_free_memory()
-        grown = growth(lambda: write(Task(job, {})), seconds=0.0005)
-        assert grown <= MemoryCanvas.bytes_needed(source, outputs, 2, instances)
 
 
 def test_a_network_of_other_classes_than_the_run(tmp_path: Path, out: Path) -> None:
     source = save(tmp_path / "x.png", smooth(16, 16))
     predictor = tiled("auto", Brightness(-1.0, 0.0, 1.0))
-    (failure,) = run(predictor, [source], Outputs(out)).failed
+    (failure,) = run(predictor, [source], OutputOptions(out)).failed
     assert failure["message"] == f"{source}: the network returned 3 classes, and the run has 2."
 
 
@@ -105,15 +69,15 @@ def test_a_threshold_is_for_two_classes(tmp_path: Path, out: Path) -> None:
     config = make_settings(labels="index", classes=["a", "b", "c"], colors=[[0, 0, 0], [1, 1, 1], [2, 2, 2]], values=[])
     predictor = Predictor(Brightness(-1.0, 0.0, 1.5), config, engine="torch")
     with pytest.raises(SettingError, match="threshold"):
-        run(predictor, [save(tmp_path / "x.png", smooth(8, 8))], Outputs(out, clean=PostProcess(0.4)))
+        run(predictor, [save(tmp_path / "x.png", smooth(8, 8))], OutputOptions(out, clean=PostProcess(0.4)))
 
 
 def test_what_takes_long_is_announced(tmp_path: Path, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pixelwise.prediction.stream.LONG_SECONDS", 0.0)
-    monkeypatch.setattr("pixelwise.prediction.stream.LONG_PIXELS", 0)
+    monkeypatch.setattr("pixelwise.prediction.reading.LONG_SECONDS", 0.0)
+    monkeypatch.setattr("pixelwise.prediction.reading.LONG_PIXELS", 0)
     notes: list[str] = []
     source = save_tiled(tmp_path / "x.tif", smooth(64, 64))
-    predict_files(tiled(32), [str(source)], Outputs(out), progress=Progress(note=notes.append))
+    predict_files(tiled(32), [str(source)], OutputOptions(out), listener=Listener(note=notes.append))
     assert "0 megapixels in 4 windows of" in notes[0]
     assert "minutes; the mask takes at most" in notes[0]
 
@@ -122,7 +86,7 @@ def test_without_room_for_a_png_auto_takes_tiff(tmp_path: Path, out: Path, littl
     image = smooth(64, 64)
     source = save_tiled(tmp_path / "x.tif", image)
     little_memory()
-    entry = only(run(tiled(16), [source], Outputs(out)))
+    entry = only(run(tiled(16), [source], OutputOptions(out)))
     assert entry["mask"].endswith("x.tif")
     np.testing.assert_array_equal(mask_of(entry), tiled(None).labels(image[..., None]))
 
@@ -138,7 +102,7 @@ def test_an_engine_that_fails_once_fails_what_it_was_given(tmp_path: Path, out: 
 
     predictor = tiled("auto")
     Spy(predictor, fail_second)
-    summary = run(predictor, [*sources], Outputs(out))
+    summary = run(predictor, [*sources], OutputOptions(out))
     assert [failure["message"] for failure in summary.failed] == [f"{sources[1]}: it is too much"]
     assert [entry["input"] for entry in summary.outputs] == [str(sources[0]), str(sources[2])]
 
@@ -147,8 +111,8 @@ def test_a_file_larger_than_the_memory_that_must_be_read_whole(tmp_path: Path, o
     predictor = tiled("auto")
     sources = [save(tmp_path / "x.png", noise(64, 64)), save(tmp_path / "y.png", noise(4, 4))]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("pixelwise.prediction.stream.held_bytes", lambda: predictor.limit - 1000)
-        summary = run(predictor, [*sources], Outputs(out))
+        patch.setattr("pixelwise.prediction.reading.held_bytes", lambda: predictor.memory.limit - 1000)
+        summary = run(predictor, [*sources], OutputOptions(out))
     assert [entry["input"] for entry in summary.outputs] == [str(sources[1])]
     assert "can only be read as a whole" in summary.failed[0]["message"]
     assert "Save it as a tiled TIFF or a Zarr" in summary.failed[0]["message"]

@@ -15,12 +15,12 @@ from networks import Brightness, make_settings
 from pixelwise.core.memory import growth, held_bytes
 from pixelwise.core.windows import Window
 from pixelwise.data.files.sources import open_source
-from pixelwise.prediction import runner as running
-from pixelwise.prediction.canvas import Outputs
+from pixelwise.prediction import costs, tiler
+from pixelwise.prediction.costs import Costs, Memory
 from pixelwise.prediction.page import Page
 from pixelwise.prediction.postprocess import PostProcess, clean
 from pixelwise.prediction.predictor import Predictor
-from pixelwise.prediction.runner import Runner
+from pixelwise.prediction.requests import OutputOptions
 from streams import (
     Spy,
     interrupted_after,
@@ -58,26 +58,26 @@ def test_every_format_holds_the_mask_of_the_whole_image(
     expected = tiled(None, network, scale=scale).labels(image[..., None])
     assert 0.4 < expected.mean() < 0.6
     for form in ("png", "tiff", "zarr"):
-        entry = only(run(tiled(16, network, scale=scale), [source], Outputs(out / form, form)))
+        entry = only(run(tiled(16, network, scale=scale), [source], OutputOptions(out / form, form)))
         assert (entry["width"], entry["height"]) == (150, 131)
         assert entry["tiles"] >= 3 * 4
         np.testing.assert_array_equal(mask_of(entry), expected)
     little_memory()
-    entry = only(run(tiled(16, network, scale=scale), [source], Outputs(out / "grown", "tiff")))
+    entry = only(run(tiled(16, network, scale=scale), [source], OutputOptions(out / "grown", "tiff")))
     np.testing.assert_array_equal(mask_of(entry), expected)
 
 
 def test_a_zarr_becomes_a_zarr(tmp_path: Path, out: Path) -> None:
     image = smooth(90, 70)
-    store = only(run(tiled(), [save_tiled(tmp_path / "x.tif", image)], Outputs(tmp_path / "in", "zarr")))["mask"]
-    entry = only(run(tiled(16, scale=0.5), [store], Outputs(out)))
+    store = only(run(tiled(), [save_tiled(tmp_path / "x.tif", image)], OutputOptions(tmp_path / "in", "zarr")))["mask"]
+    entry = only(run(tiled(16, scale=0.5), [store], OutputOptions(out)))
     assert entry["mask"] == str(out / "x.zarr")
     np.testing.assert_array_equal(mask_of(entry), tiled(None, scale=0.5).labels(pixels_of(store)[..., None]))
 
 
 def test_stacks(tmp_path: Path, out: Path) -> None:
     stack = save_stack(tmp_path / "s.tif", 3, 40, 50)
-    entry = only(run(tiled(8, scale=0.5), [tmp_path / "s.tif"], Outputs(out, "zarr")))
+    entry = only(run(tiled(8, scale=0.5), [tmp_path / "s.tif"], OutputOptions(out, "zarr")))
     assert (entry["pages"], entry["tiles"]) == (3, 3 * 12)
     np.testing.assert_array_equal(mask_of(entry), [tiled(None, scale=0.5).labels(page[..., None]) for page in stack])
 
@@ -86,7 +86,7 @@ def test_stacks(tmp_path: Path, out: Path) -> None:
 @pytest.mark.parametrize("scale", SCALES)
 def test_probabilities(scale: float, form: Any, tmp_path: Path, out: Path) -> None:
     image = smooth(70, 90)
-    outputs = Outputs(out, form, probabilities=True, probability_type="float16")
+    outputs = OutputOptions(out, form, probabilities=True, probability_type="float16")
     entry = only(run(tiled(16, scale=scale), [save_tiled(tmp_path / "x.tif", image)], outputs))
     expected = torch.from_numpy(tiled(None, scale=scale).logits(image[..., None])).softmax(0).numpy()
     np.testing.assert_allclose(pixels_of(entry["probabilities"]), expected, atol=5e-4)
@@ -97,23 +97,23 @@ def test_post_processing_is_that_of_the_mask(form: Any, tmp_path: Path, out: Pat
     image, options = noise(90, 110)[..., 0] // 2 + smooth(90, 110) // 2, PostProcess(0.4, 40, 30)
     chances = torch.from_numpy(tiled(None, scale=0.5).logits(image[..., None])).softmax(0).numpy()
     expected = clean((chances[1] >= 0.4).astype(np.uint8), options)
-    entry = only(run(tiled(16, scale=0.5), [save_tiled(tmp_path / "x.tif", image)], Outputs(out, form, clean=options)))
+    entry = only(
+        run(tiled(16, scale=0.5), [save_tiled(tmp_path / "x.tif", image)], OutputOptions(out, form, clean=options))
+    )
     np.testing.assert_array_equal(mask_of(entry), expected)
 
 
 def test_percentiles_are_those_of_the_image_before_it_is_scaled(tmp_path: Path, out: Path) -> None:
     image = smooth(90, 110).astype(np.uint16) * 3 + 50
     keywords: dict[str, Any] = {"normalization": "percentile", "mean": [0.0], "std": [1.0], "scale": 0.37}
-    entry = only(run(tiled(16, **keywords), [save_tiled(tmp_path / "x.tif", image)], Outputs(out, "zarr")))
+    entry = only(run(tiled(16, **keywords), [save_tiled(tmp_path / "x.tif", image)], OutputOptions(out, "zarr")))
     np.testing.assert_array_equal(mask_of(entry), tiled(None, **keywords).labels(image[..., None]))
 
 
 def test_views(tmp_path: Path, out: Path) -> None:
     image = smooth(90, 110)
-    one, many = tiled(None, scale=0.5), tiled(16, scale=0.5)
-    for predictor in (one, many):
-        predictor.runner = replace(predictor.runner, views="flips")
-    entry = only(run(many, [save_tiled(tmp_path / "x.tif", image)], Outputs(out, "zarr")))
+    one, many = (Predictor(make_network(), make_settings(scale=0.5), "torch", tile, "flips") for tile in (None, 16))
+    entry = only(run(many, [save_tiled(tmp_path / "x.tif", image)], OutputOptions(out, "zarr")))
     np.testing.assert_array_equal(mask_of(entry), one.labels(image[..., None]))
 
 
@@ -125,7 +125,7 @@ def test_empty_tiles_of_a_slide_are_skipped(tmp_path: Path, out: Path) -> None:
     source = save_tiled(tmp_path / "x.tif", slide.clip(0, 255).astype(np.uint8))
     predictor = tiled(32, scale=0.5)
     spy = Spy(predictor)
-    entry = only(run(predictor, [source], Outputs(out, "zarr", skip_background=True)))
+    entry = only(run(predictor, [source], OutputOptions(out, "zarr", skip_background=True)))
     assert 150 < entry["skipped_tiles"] < 16 * 16
     assert spy.windows == 16 * 16 - entry["skipped_tiles"]
     expected = tiled(None, scale=0.5).labels(tifffile.imread(source)[..., None])
@@ -140,7 +140,7 @@ def test_what_was_interrupted_goes_on(
     little_memory()
     image = smooth(150, 120)
     source = save_tiled(tmp_path / "x.tif", image)
-    tile, outputs = int(64 * scale) // 4 * 4, Outputs(out, "zarr", probabilities=True)
+    tile, outputs = int(64 * scale) // 4 * 4, OutputOptions(out, "zarr", probabilities=True)
     first = tiled(tile, scale=scale)
     Spy(first, interrupted_after(3))
     with pytest.raises(KeyboardInterrupt):
@@ -158,7 +158,7 @@ def test_small_images_are_run_together(tmp_path: Path, out: Path) -> None:
     paths = [save(tmp_path / f"{number}.png", image) for number, image in enumerate(images)]
     predictor = tiled("auto", scale=0.5)
     spy = Spy(predictor)
-    summary = run(predictor, [*paths], Outputs(out))
+    summary = run(predictor, [*paths], OutputOptions(out))
     assert [shape[0] for shape in spy.shapes] == [5]
     for image, entry in zip(images, summary.outputs, strict=True):
         np.testing.assert_array_equal(mask_of(entry), tiled(None, scale=0.5).labels(image[..., None]))
@@ -169,7 +169,7 @@ def test_small_images_are_run_together(tmp_path: Path, out: Path) -> None:
 def test_what_is_blended(form: Any, tmp_path: Path, out: Path) -> None:
     image, network = smooth(130, 200), make_network(norm="group")
     predictor = tiled(32, network, scale=0.5)
-    entry = only(run(predictor, [save_tiled(tmp_path / "x.tif", image)], Outputs(out, form)))
+    entry = only(run(predictor, [save_tiled(tmp_path / "x.tif", image)], OutputOptions(out, form)))
     assert entry["approximate"] is True
     np.testing.assert_array_equal(mask_of(entry), predictor.labels(image[..., None]))
 
@@ -184,7 +184,7 @@ def test_an_image_is_read_by_window(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     for height, width in ((600, 500), (1200, 1500)):
         largest = 0
         with open_source(save_tiled(tmp_path / "x.tif", smooth(height, width))) as source:
-            page = Page(predictor, source, 0)
+            page = Page.of_source(source, 0, predictor.config.data)
             read = source.read
 
             def watched(number: int, window: Window) -> np.ndarray:
@@ -193,26 +193,25 @@ def test_an_image_is_read_by_window(tmp_path: Path, monkeypatch: pytest.MonkeyPa
                 return read(number, window)  # noqa: B023
 
             monkeypatch.setattr(source, "read", watched)
-            plan = predictor.runner.plan(height, width, 32, predictor.limit)
-            windows = [page.window(plan, tile).shape for tile in plan.tiles]
-        assert set(windows) == {(1, *plan.window_shape)}
+            tiling = predictor.runner.tiler.choose((height, width), 32, predictor.memory)
+            windows = [page.window(tiling, tile).shape for tile in tiling.tiles]
+        assert set(windows) == {(1, *tiling.window_shape)}
         assert 2500 < largest <= 5000
 
 
 def test_tiles_leave_room_for_logits_at_the_image_s_size(monkeypatch: pytest.MonkeyPatch) -> None:
     """Logits of 2 classes, 4 bytes each; at a quarter of the size a pixel of the network has 16 of the image."""
-    monkeypatch.setattr(running, "WHOLE_PIXELS", 0)
-    monkeypatch.setattr(running, "PROBE_SIDE", 64)
-    runners = [tiled(network=make_network(), scale=scale).runner for scale in (1.0, 0.25)]
-    assert [runner.bytes_scaled_back for runner in runners] == [0, running.SCALED_BACK * 2 * 4 * 16]
-    monkeypatch.setattr(Runner, "bytes_per_pixel", property(lambda runner: 100 + runner.bytes_scaled_back))
-    limit = runners[1].base + running.FIXED_BYTES + (100 + running.SCALED_BACK * 2 * 4 * 16) * 150**2
-    plan = runners[1].plan(40_000, 40_000, "auto", limit)
-    assert np.prod(plan.window_shape) <= 150**2
-    assert plan.tile is not None
-    assert plan.tile >= 64
-    assert runners[1]._surely_fits(100, limit)
-    assert not runners[1]._surely_fits(150**2, limit)
+    monkeypatch.setattr(tiler, "WHOLE_PIXELS", 0)
+    tilers = [tiled(network=make_network(), scale=scale).runner.tiler for scale in (1.0, 0.25)]
+    assert [one.costs.bytes_scaled_back for one in tilers] == [0, costs.SCALED_BACK * 2 * 4 * 16]
+    monkeypatch.setattr(Costs, "bytes_per_pixel", property(lambda one: 100 + one.bytes_scaled_back))
+    memory = Memory(costs.FIXED_BYTES + (100 + costs.SCALED_BACK * 2 * 4 * 16) * 150**2, held=0)
+    tiling = tilers[1].choose((40_000, 40_000), "auto", memory)
+    assert np.prod(tiling.window_shape) <= 150**2
+    assert tiling.tile is not None
+    assert tiling.tile >= 64
+    assert tilers[1].costs.surely_fits(100, memory)
+    assert not tilers[1].costs.surely_fits(150**2, memory)
 
 
 def test_a_large_image_under_a_small_limit(tmp_path: Path, out: Path) -> None:
@@ -220,11 +219,11 @@ def test_a_large_image_under_a_small_limit(tmp_path: Path, out: Path) -> None:
     image = np.tile(smooth(500, 500), (16, 16))
     source = save_tiled(tmp_path / "x.tif", image, compression="zlib")
     network = Brightness(-0.1, 0.1)
-    limit = held_bytes() + running.FIXED_BYTES + 100 * 2**20
+    limit = held_bytes() + costs.FIXED_BYTES + 100 * 2**20
     predictor = Predictor(network, make_settings(scale=0.5), engine="torch", limit=limit)
     entries: list[dict[str, Any]] = []
-    grown = growth(lambda: entries.append(only(run(predictor, [source], Outputs(out, "zarr")))))
-    assert grown < running.FIXED_BYTES + 100 * 2**20
+    grown = growth(lambda: entries.append(only(run(predictor, [source], OutputOptions(out, "zarr")))))
+    assert grown < costs.FIXED_BYTES + 100 * 2**20
     assert entries[0]["tiles"] > 9
     mask = mask_of(entries[0])
     assert 0.1 < mask.mean() < 0.9

@@ -142,8 +142,8 @@ def test_a_crop_where_the_memory_is_short(tmp_path: Path, monkeypatch: pytest.Mo
 def with_room(monkeypatch: pytest.MonkeyPatch, pixels: int) -> Predictor:
     """A predictor that has memory for so many pixels."""
     made = predictor(make_network())
-    monkeypatch.setattr("pixelwise.prediction.verify.held_bytes", lambda: made.limit - pixels * 1000)
-    monkeypatch.setattr("pixelwise.prediction.runner.Runner.bytes_per_pixel", 1000.0)
+    monkeypatch.setattr("pixelwise.prediction.verify.held_bytes", lambda: made.memory.limit - pixels * 1000)
+    monkeypatch.setattr("pixelwise.prediction.costs.Costs.bytes_per_pixel", 1000.0)
     return made
 
 

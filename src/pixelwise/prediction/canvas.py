@@ -3,135 +3,86 @@
 P pages, K classes, H x W pixels of the image.
 """
 
-import hashlib
-import json
 import math
 import shutil
-from collections.abc import Callable, Mapping
-from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Protocol
 
 import numpy as np
 
 from pixelwise.core.classes import ClassMap
-from pixelwise.core.errors import DataError, OutputError
+from pixelwise.core.config import Config
+from pixelwise.core.errors import DataError, ModelError
 from pixelwise.core.memory import size_text
 from pixelwise.core.progress import Progress
 from pixelwise.core.windows import Window
 from pixelwise.data.files.sinks import MaskForm, ZarrMask, write_pyramid_tiff
-from pixelwise.data.files.sources import Source, is_zarr, open_source
-from pixelwise.data.files.writers import TIFF_BUFFER, record_of, write_image, write_mask, write_probabilities
+from pixelwise.data.files.sources import Source
+from pixelwise.data.files.writers import TIFF_BUFFER, write_image, write_mask, write_probabilities
 from pixelwise.data.pixels.pictures import overlay, to_display
 from pixelwise.data.pixels.targets import objects
-from pixelwise.prediction.inputs import Input
-from pixelwise.prediction.postprocess import PostProcess, choose_classes, clean, clean_tiles
-from pixelwise.prediction.runner import softmax
+from pixelwise.engines import Arrays
+from pixelwise.prediction.postprocess import choose_classes, clean, clean_tiles
+from pixelwise.prediction.requests import PNG_PIXELS, Entry, OutputOptions, Request
+from pixelwise.prediction.runner import logits_of
 from pixelwise.prediction.tiling import Tile, Tiling
 
-PNG_PIXELS = 2**26  # a larger mask is written as TIFF, unless the user wants otherwise
 CHUNKS = (1024, 512)  # sides of a Zarr's chunks: the first that fits the tiles evenly, else the last
-Entry = dict[str, Any]
-Note = Callable[[str], None]
 CERTAIN = float(np.log(1e6))  # the logit of class 0, beside zeros, where nothing is predicted
 
 
 @dataclass(frozen=True)
-class Outputs:
-    """What is written, and how."""
+class Blank:
+    """What a canvas is made for.
 
-    folder: Path
-    format: Literal["auto", "png", "tiff", "zarr"] = "auto"
-    probabilities: bool = False
-    overlay: bool = False
-    probability_type: Literal["uint8", "float16"] = "uint8"
-    clean: PostProcess = field(default_factory=PostProcess)
-    inside: Path | None = None  # mask of the part to predict, or a folder of masks with the images' stems
-    skip_background: bool = False
-    resume: bool = False
+    Fields:
+        request: the input with all that its outputs depend on.
+        source: the open image.
+        options: what is written.
+        tiling: of a page.
+        room: bytes that the canvas may hold in memory.
+        config: of the run.
+        note: tells the user something.
+    """
 
-    def format_of(self, job: Input, source: Source) -> str:
-        """png, tiff or zarr; "auto" takes PNG for one page that a viewer can show, a Zarr for a Zarr, else TIFF."""
-        if self.format != "auto":
-            return self.format
-        if is_zarr(job.source):
-            return "zarr"
-        return "png" if source.pages == 1 and source.height * source.width <= PNG_PIXELS else "tiff"
+    request: Request
+    source: Source
+    options: OutputOptions
+    tiling: Tiling
+    room: int
+    config: Config
+    note: Callable[[str], None] = lambda text: None
 
-    def target(self, job: Input, suffix: str, kind: str = "") -> Path:
-        """Where an output of a job goes; `kind` names a folder for those beside the mask."""
-        target = self.folder / kind / job.name.parent / (job.name.name + suffix)
-        if target.exists() and target.resolve() == job.source.resolve():
-            raise OutputError(f"{target}: is the image itself, which its mask would replace; choose another folder.")
-        return target
-
-
-@dataclass(frozen=True)
-class Task:
-    """An image, and all that its outputs depend on, for JSON; the tile does not count, since it changes nothing."""
-
-    job: Input
-    settings: Mapping[str, Any]
+    @cached_property
+    def classes(self) -> ClassMap:
+        """Names and colours of the classes."""
+        return ClassMap.of(self.config.data)
 
     @property
-    def description(self) -> dict[str, Any]:
-        """What a Zarr that is resumed must have been begun with."""
-        return {**self.settings, "image": identity(self.job.source)}
+    def instances(self) -> bool:
+        """Whether the objects of a mask are numbered."""
+        return self.config.data.labels == "instances"
 
     @property
-    def name(self) -> str:
-        """A hash of it, which finished masks carry."""
-        return hashlib.sha256(json.dumps(self.description, sort_keys=True).encode()).hexdigest()[:16]
+    def format(self) -> str:
+        """png, tiff or zarr."""
+        return self.options.format_of(self.request.input, self.source)
 
-    def is_begun(self, outputs: Outputs) -> bool:
-        """Whether a Zarr of an earlier process lies where one would grow."""
-        target = outputs.target(self.job, ".zarr")
-        return any(ZarrMask.description_of(path) is not None for path in (target, growing(target)))
+    @property
+    def pages(self) -> tuple[int, int, int]:
+        """Number, height and width of the image's pages."""
+        return self.source.pages, self.source.height, self.source.width
 
-    def record(self, details: Entry) -> str:
-        """What a finished PNG or TIFF carries: its name, and what its entry says beside paths and sizes."""
-        return json.dumps({"name": self.name, **details})
-
-    def finished(self, outputs: Outputs) -> Entry | None:
-        """What an earlier process wrote for this image and these settings, if it came to an end."""
-        if not self.job.source.exists():
-            return None
-        targets = [outputs.target(self.job, suffix) for suffix in (".png", ".tif", ".zarr")]
-        masks = {path: record for path in targets if (record := _record_of(path)).get("name") == self.name}
-        if not masks:
-            return None
-        path, record = next(iter(masks.items()))
-        entry: Entry = {"input": str(self.job.source), "mask": str(path)}
-        for kind, folder in (("instances", "instances"), ("probabilities", "probabilities"), ("overlay", "overlays")):
-            paths = [outputs.target(self.job, suffix, folder) for suffix in (".png", ".tif", ".zarr")]
-            if there := [path for path in paths if path.exists()]:
-                entry[kind] = str(there[0])
-        with open_source(path) as mask:
-            entry |= {"width": mask.width, "height": mask.height}
-        return entry | {key: value for key, value in record.items() if key != "name"}
-
-
-def _record_of(path: Path) -> Entry:
-    """What `Task.record` left in a finished mask; nothing in what is none of ours, or not finished."""
-    if path.suffix == ".zarr":
-        begun = ZarrMask.description_of(path)
-        if begun is None or not (found := ZarrMask.resume(path, begun)).complete:
-            return {}
-        return {"name": begun.get("name"), **found.details}
-    with suppress(ValueError):
-        record = json.loads(record_of(path) or "{}")
-        return record if isinstance(record, dict) else {}
-    return {}
-
-
-def growing(target: Path) -> Path:
-    """Where a Zarr grows that is not the output itself."""
-    return target.with_name(f".{target.stem}.growing.zarr")
+    def target(self, suffix: str, kind: str = "") -> Path:
+        """Where an output goes; `kind` names a folder for those beside the mask."""
+        return self.options.target(self.request.input, suffix, kind)
 
 
 class Canvas(Protocol):
-    """Takes the logits of one image's tiles, in any order, and makes its outputs of them."""
+    """Takes the outputs of one image's tiles, in any order, and makes its files of them."""
 
     def is_done(self, number: int) -> bool:
         """Whether an earlier process wrote this tile."""
@@ -141,14 +92,14 @@ class Canvas(Protocol):
         """Leave a tile as background."""
         ...
 
-    def put(self, number: int, page: int, tile: Tile, logits: np.ndarray, region: np.ndarray | None) -> None:
-        """Take in K x h x w logits of what a tile owns; outside of `region` (h x w bool) they count as background."""
+    def put(self, number: int, page: int, tile: Tile, outputs: Arrays, region: np.ndarray | None) -> None:
+        """Take in what a tile owns, K x h x w each; outside of `region` (h x w bool) it counts as background."""
         ...
 
-    def finish(self, details: Entry, note: Note, tick: Progress) -> Entry:
-        """Write what is to be written; the paths, by what they are.
+    def finish(self, details: Entry, tick: Progress) -> Entry:
+        """Write the files; returns their paths, by what they are.
 
-        `details` are what else an entry says, which is kept with the mask; `tick` is called often, and may raise.
+        `details` are what else the entry says, which is kept with the mask; `tick` is called often, and may raise.
         """
         ...
 
@@ -156,37 +107,27 @@ class Canvas(Protocol):
 class MemoryCanvas:
     """Holds the whole mask, and writes its files when the last tile is in."""
 
-    def __init__(
-        self,
-        task: Task,
-        source: Source,
-        outputs: Outputs,
-        classes: ClassMap,
-        instances: bool = False,
-    ) -> None:
-        self._task, self._job, self._outputs, self._classes = task, task.job, outputs, classes
-        self._shape = source.pages, source.height, source.width
-        self._instances = instances
-        self._suffix = ".png" if outputs.format_of(task.job, source) == "png" and source.pages == 1 else ".tif"
-        self._target = outputs.target(task.job, self._suffix)
-        self._pixel_size = source.pixel_size
-        self._masks = np.zeros(self._shape, np.uint8)
+    def __init__(self, blank: Blank) -> None:
+        self._blank = blank
+        self._suffix = ".png" if blank.format == "png" and blank.source.pages == 1 else ".tif"
+        self._target = blank.target(self._suffix)
+        options, (pages, height, width) = blank.options, blank.pages
+        self._masks = np.zeros(blank.pages, np.uint8)
         self._probabilities: np.ndarray | None = None
-        if outputs.probabilities:
-            count = len(classes)
-            self._probabilities = np.zeros((source.pages, count, *self._shape[1:]), outputs.probability_type)
-        whole = Window.whole(source.height, source.width)
-        self._picture = to_display(source.read(0, whole)) if outputs.overlay else None
+        if options.probabilities:
+            self._probabilities = np.zeros((pages, len(blank.classes), height, width), options.probability_type)
+        self._picture = to_display(blank.source.read(0, Window.whole(height, width))) if options.overlay else None
 
     @staticmethod
-    def bytes_needed(source: Source, outputs: Outputs, classes: int, instances: bool) -> int:
+    def bytes_needed(blank: Blank) -> int:
         """What it holds at most: masks and what is beside them of all pages, and what is needed to write them."""
-        pixels = source.height * source.width
-        each = 1 + (8 if instances else 0)
-        each += classes * np.dtype(outputs.probability_type).itemsize if outputs.probabilities else 0
-        working = 16 + (48 if outputs.overlay else 0)
-        encoder = min(2 * TIFF_BUFFER, 2 * source.pages * pixels * each)  # what is compressed, and was
-        return source.pages * pixels * each + pixels * working + encoder
+        options, (pages, height, width) = blank.options, blank.pages
+        pixels = height * width
+        each = 1 + (8 if blank.instances else 0)
+        each += len(blank.classes) * np.dtype(options.probability_type).itemsize if options.probabilities else 0
+        working = 16 + (48 if options.overlay else 0)
+        encoder = min(2 * TIFF_BUFFER, 2 * pages * pixels * each)  # data before and after compression
+        return pages * pixels * each + pixels * working + encoder
 
     def is_done(self, number: int) -> bool:
         """Nothing is kept from an earlier process."""
@@ -194,45 +135,42 @@ class MemoryCanvas:
 
     def skip(self, number: int, page: int, tile: Tile) -> None:
         """Leave a tile as background."""
-        logits = np.zeros((len(self._classes), tile.owned.height, tile.owned.width), np.float32)
-        self.put(number, page, tile, _only_inside(logits, np.zeros(logits.shape[1:], bool)), None)
+        self.put(number, page, tile, _background(self._blank, tile), None)
 
-    def put(self, number: int, page: int, tile: Tile, logits: np.ndarray, region: np.ndarray | None) -> None:
+    def put(self, number: int, page: int, tile: Tile, outputs: Arrays, region: np.ndarray | None) -> None:
         """Take in what a tile owns."""
-        if region is not None:
-            logits = _only_inside(logits, region)
-        self._masks[page][tile.owned.slices] = choose_classes(logits, self._outputs.clean)
+        logits, options = _logits(self._blank, outputs, region), self._blank.options
+        self._masks[page][tile.owned.slices] = choose_classes(logits, options.clean)
         if self._probabilities is not None:
-            stored = _stored_probabilities(logits, self._outputs.probability_type)
-            self._probabilities[page][:, *tile.owned.slices] = stored
+            self._probabilities[page][:, *tile.owned.slices] = _stored_probabilities(logits, options.probability_type)
 
-    def finish(self, details: Entry, note: Note, tick: Progress) -> Entry:
+    def finish(self, details: Entry, tick: Progress) -> Entry:
         """Write the mask and what was asked for beside it."""
-        outputs = self._outputs
-        if outputs.clean.changes_mask:
+        blank, options = self._blank, self._blank.options
+        if options.clean.changes_mask:
             for mask in self._masks:
-                mask[:] = clean(mask, outputs.clean)
+                mask[:] = clean(mask, options.clean)
         entry: Entry = {"mask": str(self._target)}
-        if self._instances:
+        if blank.instances:
             entry["instances"] = str(self._write_instances())
         if self._probabilities is not None:
-            target = outputs.target(self._job, ".tif", "probabilities")
+            target = blank.target(".tif", "probabilities")
             write_probabilities(target, _flat(self._probabilities))
             entry["probabilities"] = str(target)
         if self._picture is not None:
-            target = outputs.target(self._job, ".png", "overlays")
-            write_image(target, overlay(self._picture, self._masks[0], self._classes))
+            target = blank.target(".png", "overlays")
+            write_image(target, overlay(self._picture, self._masks[0], blank.classes))
             entry["overlay"] = str(target)
         # Last, because it says that all is done.
-        record = self._task.record(details)
-        write_mask(self._target, _flat(self._masks), self._classes.palette, self._pixel_size, record)
+        record = blank.request.record(details)
+        write_mask(self._target, _flat(self._masks), blank.classes.palette, blank.source.pixel_size, record)
         return entry
 
     def _write_instances(self) -> Path:
         """Objects are the connected components of the class; 16 bits, or 32 in a TIFF where they are too many."""
         ids = np.stack([objects(mask) for mask in self._masks])
         wide = int(ids.max(initial=0)) > np.iinfo(np.uint16).max
-        target = self._outputs.target(self._job, ".tif" if wide else self._suffix, "instances")
+        target = self._blank.target(".tif" if wide else self._suffix, "instances")
         write_mask(target, _flat(ids.astype(np.uint32 if wide else np.uint16)))
         return target
 
@@ -240,41 +178,32 @@ class MemoryCanvas:
 class ZarrCanvas:
     """Writes each tile to a Zarr as it comes; what is on disk stays valid whenever the process ends.
 
-    The Zarr is the output itself, or, where a TIFF is wanted or the mask is to be cleaned, grows under a hidden name
-    beside it, to be turned into the output in the end.
+    The Zarr is the output itself. Where a TIFF is wanted or the mask is to be cleaned, it grows under a hidden name
+    beside the output, which is made of it in the end.
     """
 
-    def __init__(self, task: Task, source: Source, outputs: Outputs, classes: ClassMap, plan: Tiling) -> None:
-        job = task.job
-        self._task, self._job, self._outputs, self._classes, self._plan = task, job, outputs, classes, plan
-        self._wants_tiff = outputs.format_of(job, source) == "tiff"
-        self._pixel_size = source.pixel_size
-        self._size = source.pages, source.height, source.width
-        self._target = outputs.target(job, ".tif" if self._wants_tiff else ".zarr")
-        self._grows = self.growing_path(job, source, outputs)
-        description = {**task.description, "name": task.name, "tile": plan.tile}
-        self._description = description
-        self._mask = self._open(self._grows, description, "uint8", None)
+    def __init__(self, blank: Blank) -> None:
+        self._blank, options = blank, blank.options
+        self._wants_tiff = blank.format == "tiff"
+        self._target = blank.target(".tif" if self._wants_tiff else ".zarr")
+        request = blank.request
+        self._description = {**request.description, "name": request.name, "tile": blank.tiling.tile}
+        self._mask = self._open(options.growing_path(request.input, blank.source), self._form("uint8"))
         self._probabilities: ZarrMask | None = None
-        if outputs.probabilities:
-            target = outputs.target(job, ".zarr", "probabilities")
-            self._probabilities = self._open(target, description, outputs.probability_type, len(classes))
+        if options.probabilities:
+            form = self._form(options.probability_type, len(blank.classes))
+            self._probabilities = self._open(blank.target(".zarr", "probabilities"), form)
 
-    @staticmethod
-    def growing_path(job: Input, source: Source, outputs: Outputs) -> Path:
-        """The Zarr that tiles are written to."""
-        if outputs.format_of(job, source) == "zarr" and not outputs.clean.changes_mask:
-            return outputs.target(job, ".zarr")
-        target = outputs.target(job, ".zarr")
-        return growing(target)
-
-    def _open(self, path: Path, description: Mapping[str, Any], dtype: str, channels: int | None) -> ZarrMask:
-        if self._outputs.resume and ZarrMask.description_of(path) is not None:
-            return ZarrMask.resume(path, description)
-        return ZarrMask.create(path, self._form(dtype, channels), description, replace=True)
+    def _open(self, path: Path, form: MaskForm) -> ZarrMask:
+        if self._blank.options.resume and ZarrMask.description_of(path) is not None:
+            return ZarrMask.resume(path, self._description)
+        return ZarrMask.create(path, form, self._description, replace=True)
 
     def _form(self, dtype: str, channels: int | None = None) -> MaskForm:
-        return MaskForm(*self._size, dtype, _chunk(self._plan), channels, self._pixel_size, self._classes)
+        blank = self._blank
+        return MaskForm(
+            *blank.pages, dtype, _chunk(blank.tiling), channels, blank.source.pixel_size, blank.classes
+        )  # fmt: skip
 
     def is_done(self, number: int) -> bool:
         """Whether an earlier process wrote this tile."""
@@ -282,47 +211,47 @@ class ZarrCanvas:
 
     def skip(self, number: int, page: int, tile: Tile) -> None:
         """Leave a tile as background."""
-        logits = np.zeros((len(self._classes), tile.owned.height, tile.owned.width), np.float32)
-        self.put(number, page, tile, logits, np.zeros(logits.shape[1:], bool))
+        self.put(number, page, tile, _background(self._blank, tile), None)
 
-    def put(self, number: int, page: int, tile: Tile, logits: np.ndarray, region: np.ndarray | None) -> None:
+    def put(self, number: int, page: int, tile: Tile, outputs: Arrays, region: np.ndarray | None) -> None:
         """Write what a tile owns."""
-        if region is not None:
-            logits = _only_inside(logits, region)
+        logits, options = _logits(self._blank, outputs, region), self._blank.options
         if self._probabilities is not None:
-            stored = _stored_probabilities(logits, self._outputs.probability_type)
+            stored = _stored_probabilities(logits, options.probability_type)
             self._probabilities.write(number, page, tile.owned, stored)
-        classes = choose_classes(logits, self._outputs.clean)
+        classes = choose_classes(logits, options.clean)
         self._mask.write(number, page, tile.owned, classes)  # last: its record says that the tile is done
 
-    def finish(self, details: Entry, note: Note, tick: Progress) -> Entry:
+    def finish(self, details: Entry, tick: Progress) -> Entry:
         """Clean the mask, add its pyramid, assemble the TIFF."""
+        blank = self._blank
         entry: Entry = {"mask": str(self._target)}
         if self._probabilities is not None:
             self._probabilities.finish(tick)
             entry["probabilities"] = str(self._probabilities.path)
-        mask = self._cleaned(note, tick) if self._outputs.clean.changes_mask else self._mask
+        mask = self._cleaned(tick) if blank.options.clean.changes_mask else self._mask
         mask.finish(tick, details)
         if self._wants_tiff:
-            note(f"{self._target}: assembling the TIFF")
-            write_pyramid_tiff(self._target, mask, self._classes.palette, self._task.record(details), tick)
-        for path in {self._grows, mask.path} - {self._target}:
+            blank.note(f"{self._target}: assembling the TIFF")
+            write_pyramid_tiff(self._target, mask, blank.classes.palette, blank.request.record(details), tick)
+        for path in {self._mask.path, mask.path} - {self._target}:
             shutil.rmtree(path, ignore_errors=True)
         return entry
 
-    def _cleaned(self, note: Note, tick: Progress) -> ZarrMask:
+    def _cleaned(self, tick: Progress) -> ZarrMask:
         """The mask after its post-processing, page by page, in a Zarr of its own."""
-        note(f"{self._target}: post-processing")
-        path = self._target if not self._wants_tiff else self._grows.with_name(f".{self._job.name.name}.clean.zarr")
+        blank = self._blank
+        blank.note(f"{self._target}: post-processing")
+        path = self._target
+        if self._wants_tiff:
+            path = self._mask.path.with_name(f".{blank.request.input.name.name}.clean.zarr")
         cleaned = ZarrMask.create(path, self._form("uint8"), self._description, replace=True)
-        chunk = _chunk(self._plan)
-        side = max(1, 2048 // chunk) * chunk
-        for page in range(self._size[0]):
-            self._clean_page(page, cleaned, side, tick)
+        for page in range(blank.source.pages):
+            self._clean_page(page, cleaned, tick)
         return cleaned
 
-    def _clean_page(self, page: int, cleaned: ZarrMask, side: int, tick: Progress) -> None:
-        pages, height, width = self._size
+    def _clean_page(self, page: int, cleaned: ZarrMask, tick: Progress) -> None:
+        (pages, height, width), chunk = self._blank.pages, _chunk(self._blank.tiling)
 
         def read(window: Window) -> np.ndarray:
             return np.asarray(self._mask.levels[0][window.slices if pages == 1 else (page, *window.slices)])
@@ -330,41 +259,36 @@ class ZarrCanvas:
         def write(window: Window, block: np.ndarray) -> None:
             cleaned.write(0, page, window, block)
 
-        clean_tiles(read, write, (height, width), side, self._outputs.clean, tick)
+        side = max(1, 2048 // chunk) * chunk
+        clean_tiles(read, write, (height, width), side, self._blank.options.clean, tick)
 
 
-def open_canvas(
-    task: Task,
-    source: Source,
-    outputs: Outputs,
-    classes: ClassMap,
-    plan: Tiling,
-    room: int,
-    instances: bool,
-    note: Note,
-) -> Canvas:
-    """A canvas in memory where the format and the memory let one, else a Zarr.
+def open_canvas(blank: Blank) -> Canvas:
+    """A canvas for a mask: in memory where the format and the memory let one, else a Zarr.
 
     Raises:
         DataError: a PNG is wanted, whose mask must be held in memory, and is too large.
     """
-    job = task.job
-    kind = outputs.format_of(job, source)
-    needed = MemoryCanvas.bytes_needed(source, outputs, len(classes), instances)
-    if outputs.format == "auto" and kind == "png" and needed > room:
-        outputs, kind = replace(outputs, format="tiff"), "tiff"
-    if kind == "png":
+    options, source, room = blank.options, blank.source, blank.room
+    needed = MemoryCanvas.bytes_needed(blank)
+    if options.format == "auto" and blank.format == "png" and needed > room:
+        blank = replace(blank, options=replace(options, format="tiff"))
+    if blank.format == "png":
         if needed > room:
             raise _too_large(source, needed, room)
-        return MemoryCanvas(task, source, outputs, classes, instances)
+        return MemoryCanvas(blank)
     # What was begun by tiles goes on so; what takes long can only be resumed if it is written by tiles.
-    begun = outputs.resume and ZarrMask.description_of(ZarrCanvas.growing_path(job, source, outputs)) is not None
-    is_long = source.pages * source.height * source.width > PNG_PIXELS and not (instances or outputs.overlay)
-    if kind == "tiff" and needed <= room and not begun and not is_long:
-        return MemoryCanvas(task, source, outputs, classes, instances)
-    if instances or outputs.overlay:
-        note(f"{job.source}: is written by tiles; instances and overlays are made of images in memory alone.")
-    return ZarrCanvas(task, source, outputs, classes, plan)
+    begun = blank.options.begun(blank.request.input, source) is not None
+    only_in_memory = blank.instances or options.overlay
+    is_long = math.prod(blank.pages) > PNG_PIXELS and not only_in_memory
+    if blank.format == "tiff" and needed <= room and not begun and not is_long:
+        return MemoryCanvas(blank)
+    if only_in_memory:
+        blank.note(
+            f"{blank.request.input.source}: is written by tiles; instances and overlays are made of images in memory "
+            "alone."
+        )
+    return ZarrCanvas(blank)
 
 
 def _too_large(source: Source, needed: int, room: int) -> DataError:
@@ -374,11 +298,29 @@ def _too_large(source: Source, needed: int, room: int) -> DataError:
     )
 
 
-def _only_inside(logits: np.ndarray, region: np.ndarray) -> np.ndarray:
-    """Logits that are sure of class 0 outside of the region."""
-    sure = np.zeros((len(logits), 1, 1), logits.dtype)
-    sure[0] = CERTAIN
-    return np.where(region, logits, sure)
+def _logits(blank: Blank, outputs: Arrays, region: np.ndarray | None) -> np.ndarray:
+    """The logits, sure of class 0 outside of the region.
+
+    Raises:
+        ModelError: they are of another number of classes.
+    """
+    logits, count = logits_of(outputs), len(blank.classes)
+    if len(logits) != count:
+        raise ModelError(f"the network returned {len(logits)} classes, and the run has {count}.")
+    return logits if region is None else np.where(region, logits, _certain(count, logits.dtype))
+
+
+def _background(blank: Blank, tile: Tile) -> Arrays:
+    """Outputs that are sure of class 0 for all that a tile owns."""
+    certain = _certain(len(blank.classes), np.dtype(np.float32))
+    return {"logits": np.broadcast_to(certain, (len(certain), tile.owned.height, tile.owned.width))}
+
+
+def _certain(count: int, dtype: np.dtype) -> np.ndarray:
+    """K x 1 x 1 logits that are sure of class 0."""
+    logits = np.zeros((count, 1, 1), dtype)
+    logits[0] = CERTAIN
+    return logits
 
 
 def _stored_probabilities(logits: np.ndarray, dtype: str) -> np.ndarray:
@@ -389,24 +331,23 @@ def _stored_probabilities(logits: np.ndarray, dtype: str) -> np.ndarray:
     return probabilities.astype(np.float16)
 
 
+def softmax(logits: np.ndarray) -> np.ndarray:
+    """K x ... logits -> probabilities that sum to 1 over K.
+
+    >>> softmax(np.zeros((2, 1, 1))).ravel().tolist()
+    [0.5, 0.5]
+    """
+    shares = logits - logits.max(0, keepdims=True)
+    np.exp(shares, out=shares)
+    shares /= shares.sum(0, keepdims=True)
+    return shares
+
+
 def _flat(pages: np.ndarray) -> np.ndarray:
     return pages[0] if len(pages) == 1 else pages
 
 
-def _chunk(plan: Tiling) -> int:
+def _chunk(tiling: Tiling) -> int:
     """Side of a Zarr's chunks: one that divides the tiles, so that none is written twice, else a small one."""
-    sides = math.gcd(plan.tiles[0].owned.y1, plan.tiles[0].owned.x1) if len(plan.tiles) > 1 else 0
+    sides = math.gcd(tiling.tiles[0].owned.y1, tiling.tiles[0].owned.x1) if len(tiling.tiles) > 1 else 0
     return next((chunk for chunk in CHUNKS if sides % chunk == 0), CHUNKS[-1])
-
-
-def identity(path: Path) -> dict[str, Any]:
-    """What tells whether a file or folder is still the one that it was.
-
-    Raises:
-        DataError: it is not there.
-    """
-    try:
-        status = path.stat()
-    except OSError as error:
-        raise DataError(f"{path}: no such file or folder.") from error
-    return {"path": str(path), "bytes": status.st_size, "changed": status.st_mtime_ns}

@@ -11,7 +11,7 @@ pixels of the image itself: `of_scaled`.
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -66,7 +66,7 @@ class Tiling:
 
     height: int  # of the image
     width: int
-    tiles: tuple[Tile, ...]
+    tiles: tuple[Tile, ...] = field(repr=False)
     tile: int | None  # the longest side of an owned part that was asked for; None: the whole image
     lost: int = 0  # pixels that the logits are smaller than the window, on each side
     border: str = "edge"  # or "reflect"

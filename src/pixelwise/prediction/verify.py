@@ -1,7 +1,6 @@
 """The proof of seamless prediction on a user's own image: its tiles against one plain forward of the whole image."""
 
 import math
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +9,13 @@ import numpy as np
 from pixelwise.core.errors import DataError
 from pixelwise.core.memory import held_bytes, size_text
 from pixelwise.data.files.sources import open_source
-from pixelwise.engines import EngineChoice, TorchEngine, depends_on_rounding
+from pixelwise.engines import EngineChoice, depends_on_rounding
 from pixelwise.prediction.page import Page
 from pixelwise.prediction.postprocess import argmax
 from pixelwise.prediction.predictor import Predictor
-from pixelwise.prediction.runner import Runner, TileSize, assembled
+from pixelwise.prediction.runner import Runner, assembled, logits_of, make_runner
+from pixelwise.prediction.tiler import TileSize
+from pixelwise.prediction.tiling import Shape, Tiling
 
 TOLERANCE = 1e-4  # of the largest logit: how far float32 may differ
 
@@ -40,53 +41,60 @@ def verify_seams(predictor: Predictor, path: Path, tile: TileSize = "auto", axes
         DataError, ModelError, SettingError: the image cannot be used, or the tile does not suit the network.
     """
     with open_source(path, axes) as source:
-        page = Page(predictor, source, 0)
-        eager = TorchEngine(predictor.network, EngineChoice("torch", predictor.engine.device))
-        plain = replace(predictor.runner, engine=eager)
-        height, width = _crop(plain, page, predictor.limit)
-        runner = predictor.runner
-        plan = runner.plan(height, width, _several(runner, height, width) if tile == "auto" else tile, predictor.limit)
-        whole_plan = plain.tiles(height, width, None)
-        whole = whole_plan.part(whole_plan.tiles[0], plain(page.window(whole_plan, whole_plan.tiles[0])[None])[0])
-        tiled = assembled(runner.run(lambda tile: page.window(plan, tile), plan), plan)
-    name, reason = runner.engine.name, runner.geometry.reason
+        settings, runner = predictor.config.data, predictor.runner
+        page = Page.of_source(source, 0, settings)
+        eager = EngineChoice("torch", predictor.engine.device)
+        plain = make_runner(predictor.network, settings.channels, eager, predictor.views, settings.scale)
+        shape = _crop(plain, page, predictor.memory.limit)
+        tiling = runner.tiler.choose(shape, _several(runner, shape) if tile == "auto" else tile, predictor.memory)
+        whole = _logits(plain, page, plain.tiler.cut(shape, None))
+        tiled = _logits(runner, page, tiling)
+    name, geometry = runner.engine.name, runner.sizes.geometry
+    reason = geometry.reason
     if name != "torch" and depends_on_rounding(predictor.network):
         reason = reason or f"it puts values where maxima stood, and {name} rounds otherwise than torch; use torch"
     return {
         **_differences(whole, tiled),
         "tolerance": TOLERANCE,
-        "halo": runner.geometry.halo,
-        "margin": runner.geometry.margin,
-        "stride": runner.geometry.stride,
+        "halo": geometry.halo,
+        "margin": geometry.margin,
+        "stride": geometry.stride,
         "exact": not reason,
         "reason": reason,
-        "whole": (height, width) == (page.height, page.width),
-        "height": height,
-        "width": width,
-        "tiles": len(plan.tiles),
-        "window": list(plan.window_shape),
+        "whole": shape == page.shape,
+        "height": shape[0],
+        "width": shape[1],
+        "tiles": len(tiling.tiles),
+        "window": list(tiling.window_shape),
         "engine": name,
     }
 
 
-def _crop(plain: Runner, page: Page, limit: int) -> tuple[int, int]:
+def _logits(runner: Runner, page: Page, tiling: Tiling) -> np.ndarray:
+    """K x H x W."""
+    parts = runner.run(lambda tile: page.window(tiling, tile), tiling)
+    return assembled(((tile.owned, logits_of(outputs)) for tile, outputs in parts), tiling.height, tiling.width)
+
+
+def _crop(plain: Runner, page: Page, limit: int) -> Shape:
     """Height and width of the image, or of what one forward in the memory can take of it."""
-    pixels = page.height * page.width
+    pixels = math.prod(page.shape)
     if pixels <= 512 * 512:
-        return page.height, page.width
-    room = (limit - held_bytes()) / (plain.bytes_per_pixel * plain.scale**2)
+        return page.shape
+    room = (limit - held_bytes()) / (plain.costs.bytes_per_pixel * plain.costs.scale**2)
     if pixels <= room:
-        return page.height, page.width
-    side = int(math.sqrt(max(room, 0))) // plain.geometry.stride * plain.geometry.stride
+        return page.shape
+    stride = plain.sizes.geometry.stride
+    side = int(math.sqrt(max(room, 0))) // stride * stride
     if side == 0:
         raise DataError(f"{size_text(limit)} of memory is not enough for one forward of any part of the image.")
-    height = min(page.height, side)
-    return height, min(page.width, int(room / height))
+    height = min(page.shape[0], side)
+    return height, min(page.shape[1], int(room / height))
 
 
-def _several(runner: Runner, height: int, width: int) -> int:
+def _several(runner: Runner, shape: Shape) -> int:
     """A tile that cuts the image at least twice along its longer side, if the stride lets it."""
-    stride, longest = runner.geometry.stride, int(max(height, width) * runner.scale)
+    stride, longest = runner.sizes.geometry.stride, int(max(shape) * runner.costs.scale)
     return max(stride, min(512, longest // 3) // stride * stride)
 
 

@@ -28,7 +28,6 @@ from pixelwise.geometry.modes import evaluation_mode
 from pixelwise.geometry.tracing import Layer, trace_layers
 from pixelwise.prediction.page import Page
 from pixelwise.prediction.predictor import Predictor
-from pixelwise.prediction.runner import cut, planes_of
 
 SIDE = 512  # pixels, after scaling, to which a larger image is cropped
 COLUMNS = 8  # feature maps of a layer
@@ -99,32 +98,22 @@ def _some(text: str, most: int = 300) -> str:
 
 def _crop(predictor: Predictor, source: Source) -> Crop:
     """The middle of an image, prepared as for a prediction."""
-    page = Page(predictor, source, 0)
-    side = round(SIDE / predictor.runner.scale)
-    height, width = min(side, page.height), min(side, page.width)
-    top, left = (page.height - height) // 2, (page.width - width) // 2
-
-    def read(window: Window) -> np.ndarray:
-        return page.read(window.moved(top, left))
-
-    plan = predictor.runner.tiles(height, width, None)
-    figures = predictor.normalization.figures(
-        page.read, page.height, page.width, predictor.config.data.channels, source.dtype
-    )
-    gain, offset = figures
-    window = planes_of(cut(read, plan, plan.tiles[0]).astype(np.float32) * gain + offset)
-    whole = (height, width) == (page.height, page.width)
-    text = (
-        f"{height} x {width} pixels"
-        if whole
-        else f"the middle {height} x {width} of {page.height} x {page.width} pixels"
-    )
-    return Crop(to_display(read(Window.whole(height, width))), window, text)
+    page = Page.of_source(source, 0, predictor.config.data)
+    rows, columns = page.shape
+    side = round(SIDE / predictor.config.data.scale)
+    height, width = min(side, rows), min(side, columns)
+    crop = page.crop(Window.whole(height, width).moved((rows - height) // 2, (columns - width) // 2))
+    tiling = predictor.runner.tiler.cut(crop.shape, None)
+    text = f"{height} x {width} pixels"
+    if crop.shape != page.shape:
+        text = f"the middle {height} x {width} of {rows} x {columns} pixels"
+    picture = to_display(crop.read(Window.whole(height, width)))
+    return Crop(picture, crop.window(tiling, tiling.tiles[0]), text)
 
 
 def _layers(predictor: Predictor, crop: Crop) -> list[Layer]:
     channels, height, width = crop.window.shape
-    stride = predictor.runner.geometry.stride
+    stride = predictor.runner.sizes.geometry.stride
     return trace_layers(predictor.network, channels, height, width, stride, nested=True)
 
 

@@ -32,10 +32,10 @@ from pixelwise.metrics.boundary import boundary_counts, boundary_f
 from pixelwise.metrics.confusion import confusion_matrix, mean_iou, summary
 from pixelwise.metrics.instances import instance_scores, match_counts, sum_counts
 from pixelwise.models import MODELS, checkpoint
-from pixelwise.prediction.canvas import Outputs
 from pixelwise.prediction.predictor import Predictor
-from pixelwise.prediction.runner import TileSize
-from pixelwise.prediction.stream import Progress, Summary, predict_files
+from pixelwise.prediction.requests import OutputOptions
+from pixelwise.prediction.stream import Listener, Outcome, predict_files
+from pixelwise.prediction.tiler import TileSize
 from pixelwise.task import Figure, Record
 from pixelwise.training.plan import GRID, holds_little, patch_pixels, typical_size
 
@@ -165,8 +165,8 @@ class Segmentation:
         }
 
     def predict_files(
-        self, predictor: Predictor, inputs: Sequence[str], options: Outputs, axes: str | None, listener: Progress
-    ) -> Summary:
+        self, predictor: Predictor, inputs: Sequence[str], options: OutputOptions, axes: str | None, listener: Listener
+    ) -> Outcome:
         """A mask for each image, and what else the options ask for."""
         return predict_files(predictor, inputs, options, axes, listener)
 

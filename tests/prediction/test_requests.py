@@ -14,9 +14,9 @@ import torch
 from pixelwise.core.errors import OutputError, RunError
 from pixelwise.data.files.sinks import ZarrMask
 from pixelwise.data.files.writers import write_mask
-from pixelwise.prediction.canvas import Outputs
 from pixelwise.prediction.postprocess import PostProcess, clean
-from pixelwise.prediction.stream import Summary
+from pixelwise.prediction.requests import OutputOptions
+from pixelwise.prediction.stream import Outcome
 from streams import Spy, interrupted_after, make_network, mask_of, only, pixels_of, run, save, save_tiled, smooth, tiled
 
 
@@ -29,7 +29,7 @@ def test_a_prediction_goes_on_where_it_was_interrupted(
     little_memory()
     image = smooth(512, 384)
     source = save_tiled(tmp_path / "x.tif", image)
-    outputs = Outputs(out, form, probabilities=True, clean=options)
+    outputs = OutputOptions(out, form, probabilities=True, clean=options)
     first = tiled(128)
     Spy(first, interrupted_after(7))
     with pytest.raises(KeyboardInterrupt):
@@ -64,11 +64,11 @@ def test_an_end_while_the_file_is_assembled_costs_no_tile(
     with monkeypatch.context() as patch:
         patch.setattr("pixelwise.prediction.canvas.write_pyramid_tiff", interrupt)
         with pytest.raises(KeyboardInterrupt):
-            run(tiled(32), [source], Outputs(out, "tiff", clean=options))
+            run(tiled(32), [source], OutputOptions(out, "tiff", clean=options))
     assert not (out / "x.tif").exists()
     predictor = tiled(32)
     spy = Spy(predictor)
-    entry = only(run(predictor, [source], Outputs(out, "tiff", clean=options, resume=True)))
+    entry = only(run(predictor, [source], OutputOptions(out, "tiff", clean=options, resume=True)))
     assert spy.windows == 0
     np.testing.assert_array_equal(mask_of(entry), clean(tiled(None).labels(image[..., None]), options))
     assert [path.name for path in out.iterdir()] == ["x.tif"]
@@ -82,15 +82,15 @@ def test_what_is_blended_goes_on_too(tmp_path: Path, out: Path) -> None:
     first = tiled(64, network)
     Spy(first, interrupted_after(3))
     with pytest.raises(KeyboardInterrupt):
-        run(first, [source], Outputs(out, "zarr"))
+        run(first, [source], OutputOptions(out, "zarr"))
     predictor = tiled("auto", network)
-    entry = only(run(predictor, [source], Outputs(out, "zarr", resume=True)))
+    entry = only(run(predictor, [source], OutputOptions(out, "zarr", resume=True)))
     np.testing.assert_array_equal(mask_of(entry), tiled(64, network).labels(image[..., None]))
 
 
 def test_of_many_images_only_those_that_are_left_are_predicted(tmp_path: Path, out: Path) -> None:
     paths = [save(tmp_path / f"{number}.png", smooth(20 + number, 30, number)) for number in range(4)]
-    outputs = Outputs(out, probabilities=True, overlay=True)
+    outputs = OutputOptions(out, probabilities=True, overlay=True)
     first = run(tiled("auto"), [*paths[:2]], outputs)
     predictor = tiled("auto")
     spy = Spy(predictor)
@@ -113,7 +113,7 @@ def test_what_is_finished_keeps_what_is_known_of_it(tmp_path: Path, out: Path) -
     region[20:30, 20:30] = 1
     inside, source = save(tmp_path / "region.png", region), save_tiled(tmp_path / "x.tif", image)
     for form, network in (("png", None), ("tiff", None), ("zarr", None), ("zarr", make_network(norm="group"))):
-        outputs = Outputs(out / f"{form}{network is None}", form, inside=inside)
+        outputs = OutputOptions(out / f"{form}{network is None}", form, inside=inside)
         entry = only(run(tiled(16, network), [source], outputs))
         assert entry.get("approximate", False) is (network is not None)
         assert (entry["tiles"], entry.get("skipped_tiles")) == ((24, 23) if network is None else (24, None))
@@ -126,7 +126,7 @@ def test_what_is_finished_keeps_what_is_known_of_it(tmp_path: Path, out: Path) -
 def test_tiles_that_were_left_out_before_an_interruption_count(tmp_path: Path, out: Path) -> None:
     region = np.zeros((128, 128), np.uint8)
     region[:, :64] = 1
-    outputs = Outputs(out, "zarr", inside=save(tmp_path / "region.png", region))
+    outputs = OutputOptions(out, "zarr", inside=save(tmp_path / "region.png", region))
     source, first = save_tiled(tmp_path / "x.tif", smooth(128, 128)), tiled(32)
     Spy(first, interrupted_after(5))
     with pytest.raises(KeyboardInterrupt):
@@ -138,11 +138,11 @@ def test_tiles_that_were_left_out_before_an_interruption_count(tmp_path: Path, o
 @pytest.mark.parametrize("record", ["", "0123456789abcdef", "7", '["x"]', "{}"])
 def test_a_mask_of_something_else_is_not_finished(record: str, tmp_path: Path, out: Path) -> None:
     paths = [save(tmp_path / name, smooth(20, 30)) for name in ("a.png", "b.png")]
-    run(tiled(None), [*paths], Outputs(out))
+    run(tiled(None), [*paths], OutputOptions(out))
     write_mask(out / "a.png", np.zeros((20, 30), np.uint8), record=record)
     predictor = tiled(None)
     spy = Spy(predictor)
-    summary = run(predictor, [*paths], Outputs(out, resume=True))
+    summary = run(predictor, [*paths], OutputOptions(out, resume=True))
     assert len(summary.outputs) == 2
     assert spy.windows == 1
 
@@ -150,7 +150,7 @@ def test_a_mask_of_something_else_is_not_finished(record: str, tmp_path: Path, o
 def test_nothing_to_resume(tmp_path: Path, out: Path) -> None:
     source = save(tmp_path / "x.png", smooth(20, 30))
     with pytest.raises(RunError, match=r"out: holds no prediction that could be resumed\. Start without --resume\."):
-        run(tiled(), [source], Outputs(out, resume=True))
+        run(tiled(), [source], OutputOptions(out, resume=True))
 
 
 @pytest.mark.usefixtures("one_by_one")
@@ -159,14 +159,14 @@ def test_other_settings_do_not_go_on(tmp_path: Path, out: Path) -> None:
     first = tiled(32)
     Spy(first, interrupted_after(5))
     with pytest.raises(KeyboardInterrupt):
-        run(first, [source], Outputs(out, "zarr"))
+        run(first, [source], OutputOptions(out, "zarr"))
     with pytest.raises(RunError, match=r"x\.zarr: was started with another .*: skip_background was False and is True"):
-        run(tiled(32), [source], Outputs(out, "zarr", skip_background=True, resume=True))
+        run(tiled(32), [source], OutputOptions(out, "zarr", skip_background=True, resume=True))
     other = make_network()
     with torch.no_grad():
         next(other.parameters()).add_(1)
     with pytest.raises(RunError, match=r"x\.zarr: was started with another .*: network was"):
-        run(tiled(32, other), [source], Outputs(out, "zarr", resume=True))
+        run(tiled(32, other), [source], OutputOptions(out, "zarr", resume=True))
 
 
 KILLED = """
@@ -174,12 +174,12 @@ import os, signal, sys
 sys.path.insert(0, {tests!r})
 from pathlib import Path
 import streams
-from pixelwise.prediction import stream
-from pixelwise.prediction.canvas import Outputs
-stream.BATCH_PIXELS = 1
+from pixelwise.prediction import items
+from pixelwise.prediction.requests import OutputOptions
+items.BATCH_PIXELS = 1
 predictor = streams.tiled(64)
 streams.Spy(predictor, lambda count: count >= 20 and os.kill(os.getpid(), signal.SIGKILL))
-streams.run(predictor, [Path({source!r})], Outputs(Path({out!r}), "zarr"))
+streams.run(predictor, [Path({source!r})], OutputOptions(Path({out!r}), "zarr"))
 """
 
 
@@ -195,7 +195,7 @@ def test_a_process_that_was_killed_leaves_whole_tiles(tmp_path: Path, out: Path)
     assert ((left == expected) | (left == 0)).all()
     predictor = tiled(64)
     spy = Spy(predictor)
-    entry = only(run(predictor, [source], Outputs(out, "zarr", resume=True)))
+    entry = only(run(predictor, [source], OutputOptions(out, "zarr", resume=True)))
     assert 64 - 20 <= spy.windows < 64
     np.testing.assert_array_equal(mask_of(entry), expected)
 
@@ -213,23 +213,25 @@ def test_a_full_disk_stops_with_what_is_written(tmp_path: Path, out: Path, monke
 
     monkeypatch.setattr(ZarrMask, "write", full)
     with pytest.raises(OutputError, match="No space left on device"):
-        run(tiled(64), [source], Outputs(out, "zarr"))
+        run(tiled(64), [source], OutputOptions(out, "zarr"))
     monkeypatch.undo()
     left, expected = pixels_of(out / "x.zarr"), tiled(None).labels(image[..., None])
     np.testing.assert_array_equal(left[:64], expected[:64])
     assert not left[128:].any()
     predictor = tiled(64)
     spy = Spy(predictor)
-    np.testing.assert_array_equal(mask_of(only(run(predictor, [source], Outputs(out, "zarr", resume=True)))), expected)
+    np.testing.assert_array_equal(
+        mask_of(only(run(predictor, [source], OutputOptions(out, "zarr", resume=True)))), expected
+    )
     assert spy.windows == 16 - 6
 
 
 def test_a_foreign_zarr_in_the_way_is_one_image_s_failure(tmp_path: Path, out: Path) -> None:
     """Begun with other settings, it cannot be resumed; the other image can."""
     sources = [save_tiled(tmp_path / name, smooth(32, 32)) for name in ("a.tif", "b.tif")]
-    run(tiled(16), [sources[0]], Outputs(out, "zarr"))
-    again = Outputs(out, "zarr", clean=PostProcess(0.3), resume=True)
+    run(tiled(16), [sources[0]], OutputOptions(out, "zarr"))
+    again = OutputOptions(out, "zarr", clean=PostProcess(0.3), resume=True)
     summary = run(tiled(16), [*sources], again)
     assert [failure["input"] for failure in summary.failed] == [str(sources[0])]
     assert "was started with another input or other settings" in summary.failed[0]["message"]
-    assert only(Summary(outputs=summary.outputs))["input"] == str(sources[1])
+    assert only(Outcome(outputs=summary.outputs))["input"] == str(sources[1])

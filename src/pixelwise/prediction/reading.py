@@ -1,0 +1,183 @@
+"""The reading part of a prediction: opens images, chooses their tiles and canvases, and reads window after window."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from threading import Event, Lock
+
+import numpy as np
+
+from pixelwise.core.errors import DataError, ModelError, RunError, SettingError
+from pixelwise.core.memory import held_bytes, size_text
+from pixelwise.core.windows import Window
+from pixelwise.data.files.sources import Source, open_source
+from pixelwise.prediction.background import RegionMask, empty_tiles, thumbnail
+from pixelwise.prediction.canvas import Blank, Canvas
+from pixelwise.prediction.inputs import Input
+from pixelwise.prediction.items import End, Failure, Image, Listener, Part, Passed, Step
+from pixelwise.prediction.page import Page
+from pixelwise.prediction.predictor import Predictor
+from pixelwise.prediction.requests import OutputOptions, Request
+from pixelwise.prediction.runner import approximation
+from pixelwise.prediction.tiling import Tiling
+
+LONG_PIXELS = 2**24  # with fewer there is no need to ask how long it takes
+LONG_SECONDS = 20.0  # what takes longer is announced
+MOST_CACHE = 256 * 2**20  # bytes of decoded chunks that are kept
+SMALL_CACHE = 16 * 2**20
+
+
+class StoppedError(Exception):
+    """Ends a thread that is in the midst of something long when the others have ended."""
+
+
+class Stop:
+    """Tells threads to end."""
+
+    def __init__(self) -> None:
+        self._event = Event()
+
+    def set(self) -> None:
+        """From now on `check` raises."""
+        self._event.set()
+
+    def check(self) -> None:
+        """Raise a StoppedError if the thread is to end."""
+        if self._event.is_set():
+            raise StoppedError
+
+
+@dataclass(frozen=True)
+class Reader:
+    """Reads what is asked for.
+
+    Fields:
+        predictor: the network and its preprocessing.
+        options: what is written.
+        axes: of TIFF and Zarr files whose metadata do not tell.
+        listener: hears how it goes.
+        open_canvas: makes the place where an image's outputs go.
+        stop: ends it.
+        engine_lock: is held while the engine works; it is measured here where the memory is short.
+    """
+
+    predictor: Predictor
+    options: OutputOptions
+    axes: str | None
+    listener: Listener
+    open_canvas: Callable[[Blank], Canvas]
+    stop: Stop = field(default_factory=Stop)
+    engine_lock: Lock = field(default_factory=Lock)
+
+    def items(self, requests: Sequence[Request]) -> Iterator[Step]:
+        """Windows for the engine, and items to be written, image after image."""
+        for request in requests:
+            image: Image | None = None
+            try:
+                with ExitStack() as stack:
+                    cache = min(MOST_CACHE, self.predictor.memory.limit // 16)
+                    left = self.predictor.memory.limit - held_bytes()
+                    source = stack.enter_context(open_source(request.input.source, self.axes, cache, left))
+                    region = self._region(request.input, source, stack)
+                    image = self._begin(request, source)
+                    for number in range(source.pages):
+                        yield from self._read_page(image, source, number, region)
+                yield End(image)
+            except (DataError, ModelError) as error:
+                yield Failure(request.input, image, error)
+            except (RunError, SettingError) as error:  # of one image among many it is that one's failure
+                if len(requests) == 1:
+                    raise
+                yield Failure(request.input, image, error)
+
+    def _region(self, image: Input, source: Source, stack: ExitStack) -> RegionMask | None:
+        """The part of this image that the user wants predicted, if not all of it."""
+        path = self.options.inside
+        if path is None:
+            return None
+        if path.is_dir():
+            found = sorted(other for other in path.iterdir() if other.stem == image.source.stem)
+            if not found:
+                raise DataError(f"{path}: holds no mask named {image.source.stem}; each image needs one.")
+            path = found[0]
+        mask = stack.enter_context(open_source(path, cache_bytes=SMALL_CACHE))
+        return RegionMask(
+            lambda window: np.max(mask.read(0, window), axis=2),
+            (mask.height, mask.width),
+            source.height,
+            source.width,
+        )
+
+    def _begin(self, request: Request, source: Source) -> Image:
+        """Cut the image into tiles, and make the place for its outputs."""
+        predictor, runner = self.predictor, self.predictor.runner
+        memory = predictor.memory.less(source.bytes_needed)
+        # A prediction that is resumed goes on with the tile that it began with.
+        tile = (self.options.begun(request.input, source) or {}).get("tile", predictor.tile)
+        with self.engine_lock:
+            tiling = runner.tiler.choose((source.height, source.width), tile, memory)
+            room = self._room_for_masks(memory.free - runner.costs.cost(tiling))
+        blank = Blank(request, source, self.options, tiling, room, predictor.config, self.listener.note)
+        is_approximate = len(tiling.tiles) > 1 and not runner.sizes.geometry.exact
+        image = Image(request.input, source.pages, tiling, self.open_canvas(blank), is_approximate)
+        if is_approximate:
+            self.listener.note(f"{request.input.source}: {approximation(predictor.network, runner.sizes)}")
+        self._announce(image)
+        return image
+
+    def _room_for_masks(self, free: int) -> int:
+        """Bytes that one image's mask and what belongs to it may take: a few images are on their way at once."""
+        return free // 2
+
+    def _announce(self, image: Image) -> None:
+        """Say what a long prediction will take, before it begins."""
+        tiling = image.tiling
+        if tiling.window_pixels * image.pages < LONG_PIXELS:
+            return
+        with self.engine_lock:
+            seconds = self.predictor.runner.costs.seconds_per_pixel * tiling.window_pixels * image.pages
+        if seconds > LONG_SECONDS:
+            pixels = image.pages * tiling.height * tiling.width
+            height, width = tiling.window_shape
+            self.listener.note(
+                f"{image.input.source}: {pixels / 1e6:,.0f} megapixels in {image.tiles} windows of {height} x {width}, "
+                f"about {seconds / 60:.0f} minutes; the mask takes at most {size_text(1.4 * pixels)} on disk"
+            )
+
+    def _read_page(self, image: Image, source: Source, number: int, region: RegionMask | None) -> Iterator[Step]:
+        tiling = image.tiling
+        page = self._page(source, number)
+        wanted = self._wanted(image, page, region)
+        for index, tile in enumerate(tiling.tiles):
+            place = number * len(tiling.tiles) + index
+            if image.is_failed:
+                return
+            # A blended tile depends on the windows around it, so it is done again.
+            is_done = image.canvas.is_done(place) and not tiling.overlap
+            if is_done or not wanted[index]:
+                yield Passed(image, place, is_done, not wanted[index])
+                continue
+            inside = None if region is None else region.window(tile.owned)
+            yield Part(image, place, page.window(tiling, tile), inside)
+
+    def _page(self, source: Source, number: int) -> Page:
+        def read(window: Window) -> np.ndarray:
+            self.stop.check()
+            return source.read(number, window)
+
+        return Page(read, (source.height, source.width), source.dtype, self.predictor.config.data)
+
+    def _wanted(self, image: Image, page: Page, region: RegionMask | None) -> np.ndarray:
+        """Which tiles are to be predicted."""
+        tiling: Tiling = image.tiling
+        wanted = np.ones(len(tiling.tiles), bool)
+        if len(tiling.tiles) == 1 or tiling.overlap:
+            if self.options.skip_background:
+                self.listener.note(f"{image.input.source}: is predicted whole; --skip-background works by tiles alone.")
+            return wanted
+        if region is not None:
+            wanted &= [region.touches(tile.owned) for tile in tiling.tiles]
+        if self.options.skip_background:
+            small = thumbnail(page.read, *page.shape)
+            wanted &= ~empty_tiles(small, [tiling.source(tile) for tile in tiling.tiles])
+        return wanted
