@@ -427,7 +427,7 @@ def test_images_to_evaluate_with_other_channels_than_the_run(
 
 def test_a_batch_that_batch_norm_cannot_train_on(data: Path, tmp_path: Path) -> None:
     one_cell = ("--set", "train.batch=1", "--set", "train.patch=[4,4]")
-    refused(tmp_path, train(data, *one_cell), "batch norm cannot train on a single image of at most 4 pixels a side")
+    refused(tmp_path, train(data, *one_cell), "batch norm cannot train on a single image of at most 4 x 4 pixels")
 
 
 def test_labels_that_the_masks_do_not_have(data: Path, tmp_path: Path) -> None:
@@ -517,7 +517,7 @@ def test_a_wrong_config(data: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (("--model", "unett"), "there is no network 'unett'; did you mean unet?"),
+        (("--model", "unett"), "unknown network 'unett'; did you mean unet?"),
         (("--device", "tpu"), "device tpu: is not there; this machine has: "),
         (("--allow", "everything"), "--allow everything: no problem has this code"),
         (("--seed", "-1"), "--seed"),
