@@ -327,7 +327,7 @@ def test_tiles_of_a_predictor() -> None:
 def test_a_wrong_tile_is_refused_before_any_image() -> None:
     with pytest.raises(SettingError, match="tile: 6 is not a multiple of the network's stride 4"):
         Predictor(SAME["plain"], make_settings(), tile=6)
-    with pytest.raises(SettingError, match="tile: 6 is no multiple"):
+    with pytest.raises(SettingError, match="tile: 6 is not a multiple"):
         Predictor(VALID, make_settings(), tile=6)
     with pytest.raises(SettingError, match="tile = 'x': must be a positive number"):
         Predictor(SAME["plain"], make_settings(), tile="x")  # type: ignore[arg-type]
