@@ -537,7 +537,7 @@ def test_options_of_train_that_make_no_sense(data: Path, tmp_path: Path, options
         (("--engine", "touch"), "engine touch: is not an engine; did you mean torch?"),
         (("--device", "tpu"), "device tpu: is not there; this machine has: "),
         (("--format", "jpeg"), "--format jpeg: unknown format; "),
-        (("--tile", "6"), "tile: 6 is no multiple of the network's stride 4; take 4 or 8"),
+        (("--tile", "6"), "tile: 6 is not a multiple of the network's stride 4; take 4 or 8"),
         (("--tile", "0"), "--tile"),
     ],
 )

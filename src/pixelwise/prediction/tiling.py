@@ -133,7 +133,7 @@ def plan_tiles(shape: Shape, tile: int | None, stride: int, margin: int, any_siz
 
     Raises:
         DataError: the image has no pixel.
-        SettingError: the tile is no multiple of the stride.
+        SettingError: the tile is not a multiple of the stride.
 
     >>> tiling = plan_tiles((5, 70), tile=32, stride=16, margin=10)
     >>> [(*tile.owned[2:], *tile.window[2:]) for tile in tiling.tiles]
@@ -199,7 +199,7 @@ def _check(shape: Shape, tile: int | None, stride: int) -> None:
     if tile is not None and (tile < 1 or tile % stride):
         below, above = tile // stride * stride, round_up(max(tile, 1), stride)
         choices = f"{below} or {above}" if below > 0 else f"{stride}, the smallest"
-        raise SettingError(f"tile: {tile} is no multiple of the network's stride {stride}; take {choices}.")
+        raise SettingError(f"tile: {tile} is not a multiple of the network's stride {stride}; take {choices}.")
 
 
 def _even(length: int, tile: int, stride: int) -> int:
