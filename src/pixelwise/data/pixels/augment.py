@@ -83,7 +83,7 @@ def draw_map(
 
 def _whole(offsets: np.ndarray, centre: float) -> np.ndarray:
     """Offsets moved to about `centre`, such that they are whole numbers."""
-    moved: np.ndarray = offsets + (round(centre + offsets.flat[0]) - offsets.flat[0])
+    moved: np.ndarray = offsets + round(centre + offsets.flat[0]) - offsets.flat[0]
     return moved.astype(np.float32)
 
 
