@@ -109,7 +109,7 @@ def test_images_that_cannot_be_used(folder: Path, tmp_path: Path) -> None:
         run.predict(np.array([[0.0, np.nan]]))
     with pytest.raises(DataError, match=r"no\.png: no such file"):
         run.predict(tmp_path / "no.png")
-    with pytest.raises(SettingError, match="tile: 5 is no multiple of the network's stride 4; take 4 or 8"):
+    with pytest.raises(SettingError, match="tile: 5 is not a multiple of the network's stride 4; take 4 or 8"):
         run.predict(noise(), tile=5)
     with pytest.raises(SettingError, match=r"device tpu: is not there; this machine has: .*cpu"):
         run.predict(noise(), device="tpu")

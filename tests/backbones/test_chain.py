@@ -187,6 +187,6 @@ def test_a_width_below_one() -> None:
 
 
 def test_an_output_stride_that_lenet_does_not_reach() -> None:
-    message = r"^model\.output_stride: 8 is beyond the largest stride of lenet, which is 4: leave it out\.$"
+    message = r"^model\.output_stride: 8 is more than the largest stride of lenet, 4: leave it out\.$"
     with pytest.raises(SettingError, match=message):
         ChainBackbone(LENET, output_stride=8)

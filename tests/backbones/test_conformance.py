@@ -64,7 +64,7 @@ def test_depth_leaves_out_what_follows(name: str) -> None:
     features[-1].sum().backward()
     assert [key for key, value in part.named_parameters() if value.grad is None] == []
     count = len(whole.strides) - 1
-    message = rf"^model\.depth: {name} has features .* are {count} halvings, not {count + 1}: take 1 to {count}"
+    message = rf"^model\.depth: the features of {name}, .* halve {count} times, not {count + 1}: use 1 to {count},"
     with pytest.raises(SettingError, match=message):
         make_backbone(name, width=4 if name in SMALL else None, depth=count + 1)
 
@@ -119,7 +119,7 @@ def test_export_with_sizes_that_vary(name: str) -> None:
 )
 def test_images_that_do_not_fit(shape: tuple[int, ...], found: str) -> None:
     message = (
-        rf"^the backbone vgg16 takes N x 1 x H x W images, but got {found}: bring the images to 1 channel\(s\), or "
+        rf"^the backbone vgg16 takes N x 1 x H x W images, but got {found}: convert them to 1 channel\(s\), or "
         r"build it with another in_channels\.$"
     )
     with pytest.raises(ModelError, match=message):

@@ -82,7 +82,7 @@ def test_an_encoder_in_training_keeps_training() -> None:
 )
 def test_an_encoder_without_a_pyramid(name: str, reason: str) -> None:
     message = (
-        rf"^model\.backbone: '{name}' gives no features that halve from one to the next for images of any size "
+        rf"^model\.backbone: the features of '{name}' do not halve from one to the next for images of every size "
         rf"\({reason}\): use a convolutional encoder, such as resnet18, resnet50, mobilenetv2_100, "
         r"mobilenetv3_small_100, inception_resnet_v2, darknet53\.$"
     )

@@ -79,9 +79,7 @@ def test_importing_the_package_does_not_import_timm() -> None:
     ],
 )
 def test_a_name_that_nothing_has(make: object, name: str, hint: str) -> None:
-    with pytest.raises(
-        SettingError, match=rf"^model\.backbone: there is no backbone '{name.replace('?', '[?]')}'; {hint}"
-    ):
+    with pytest.raises(SettingError, match=rf"^model\.backbone: unknown backbone '{name.replace('?', '[?]')}'; {hint}"):
         make(name)
 
 
@@ -89,7 +87,7 @@ def test_a_name_that_nothing_has(make: object, name: str, hint: str) -> None:
 @pytest.mark.parametrize("name", ["googlenet", "resnet18"])
 def test_a_width_where_there_is_none(make: object, name: str) -> None:
     message = (
-        rf"^model\.width: {name} comes in its published width only: leave it out, or use one of lenet, alexnet, "
+        rf"^model\.width: {name} has only its published width: leave it out, or use one of lenet, alexnet, "
         r"alexnet_paper, vgg16\.$"
     )
     with pytest.raises(SettingError, match=message):
@@ -100,7 +98,7 @@ def test_a_width_where_there_is_none(make: object, name: str) -> None:
     ("settings", "message"),
     [
         ({"in_channels": 0}, r"^model\.in_channels: must be at least 1, not 0\.$"),
-        ({"norm": "bach"}, r"^model\.norm: there is no normalisation 'bach'; did you mean batch\?$"),
+        ({"norm": "bach"}, r"^model\.norm: unknown normalisation 'bach'; did you mean batch\?$"),
         ({"output_stride": 4}, r"^model\.output_stride: must be 8, 16 or 32 pixels, not 4\.$"),
     ],
 )
@@ -110,6 +108,6 @@ def test_arguments_that_no_backbone_takes(settings: dict[str, object], message: 
 
 
 def test_a_classifier_needs_channels_and_classes() -> None:
-    message = r"^a classifier needs at least one channel and class, not 3 and 0\.$"
+    message = r"^a classifier needs at least one channel and one class, not 3 and 0\.$"
     with pytest.raises(SettingError, match=message):
         make_classifier("lenet", 3, 0)

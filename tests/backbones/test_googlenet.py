@@ -43,9 +43,9 @@ def test_group_norm() -> None:
     assert sum(isinstance(module, nn.GroupNorm) for module in backbone.modules()) == 57
 
 
-def test_it_has_no_dilated_form() -> None:
+def test_it_cannot_be_dilated() -> None:
     message = (
-        r"^model\.output_stride: googlenet has no dilated form, so 8 is not possible: leave it out, or use a backbone "
+        r"^model\.output_stride: googlenet cannot be dilated to an output stride of 8: leave it out, or use a backbone "
         r"such as vgg16 or resnet50\.$"
     )
     with pytest.raises(SettingError, match=message):

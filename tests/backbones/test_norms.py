@@ -33,7 +33,7 @@ def test_an_activation_inside_a_batch_norm_stays() -> None:
 
 def test_without_any_it_would_not_train() -> None:
     message = (
-        r"^model\.norm: resnet18 does not train without a normalisation, which keeps its sums and branches in range: "
+        r"^model\.norm: resnet18 cannot train without a normalisation, which keeps its sums and branches in range: "
         r'use "batch" or "group", or one of lenet, alexnet, alexnet_paper and vgg16\.$'
     )
     with pytest.raises(SettingError, match=message):

@@ -195,7 +195,7 @@ def test_an_encoder_that_was_cut_short_before(tmp_path: Path) -> None:
     _, content = published_encoder()
     path = tmp_path / "test_resnet.r160_in1k.safetensors"
     path.write_bytes(content[: len(content) // 2])
-    message = rf"^model\.pretrained: {path} is no whole file of weights: .+\. Remove it and try again\.$"
+    message = rf"^model\.pretrained: {path} is not a complete file of weights: .+\. Remove it and try again\.$"
     refused(make_backbone(ENCODER), message, folder=tmp_path)
 
 
@@ -210,7 +210,7 @@ def test_an_encoder_that_was_cut_short_before(tmp_path: Path) -> None:
 def test_an_encoder_with_other_tensors(changes: Any, reason: str, host: Host, tmp_path: Path) -> None:
     _, host.files[HUB_PATH] = published_encoder(**changes)
     message = (
-        rf"^model\.pretrained: the weights of {REPOSITORY} are not those of {ENCODER}: {reason}\. Use another "
+        rf"^model\.pretrained: the weights of {REPOSITORY} do not fit {ENCODER}: {reason}\. Use another "
         r"backbone, or leave model\.pretrained out\.$"
     )
     refused(make_backbone(ENCODER), message, endpoint=host.url, folder=tmp_path)
@@ -350,7 +350,7 @@ def test_nothing_but_tensors_is_unpickled(
     function(*arguments)  # so it would be seen
     assert capsys.readouterr().out == "unpickled\n"
     file = serve(host, {"features.0.weight": Unwanted()}, monkeypatch, "alexnet")
-    message = rf"^model\.pretrained: {tmp_path / file} is no whole file of weights: .+ Remove it and try again\.$"
+    message = rf"^model\.pretrained: {tmp_path / file} is not a complete file of weights: .+ Remove it and try again\.$"
     refused(make_backbone("alexnet", norm="none"), message, folder=tmp_path)
     assert "unpickled" not in capsys.readouterr().out
 
@@ -369,7 +369,7 @@ def test_alexnet_with_other_tensors(
 ) -> None:
     file = serve(host, published_alexnet(**changes), monkeypatch, "alexnet")
     message = (
-        rf"^model\.pretrained: the weights of {host.url}/{file} are not those of alexnet: {reason}\. Use another "
+        rf"^model\.pretrained: the weights of {host.url}/{file} do not fit alexnet: {reason}\. Use another "
         r"backbone, or leave model\.pretrained out\.$"
     )
     refused(make_backbone("alexnet", norm="none"), message, folder=tmp_path)

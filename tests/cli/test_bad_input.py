@@ -112,7 +112,7 @@ def test_no_images_and_no_masks(make_dataset: MakeDataset, tmp_path: Path, part:
     data = make_dataset(tmp_path / "data", count=3, split=[split] if split else None)
     for path in (data / split / part).iterdir():
         path.unlink()
-    refused(tmp_path, train(data), f"{data / split / part}: holds no {part}")
+    refused(tmp_path, train(data), f"{data / split / part}: contains no {part}")
     (data / split / part).rmdir()
     text = f"{data / split}: has no folder '{part}'" if part == "masks" or not split else "has no folder 'images'"
     refused(tmp_path, train(data), text)
@@ -136,7 +136,9 @@ def test_an_image_or_a_mask_alone(data: Path, tmp_path: Path, part: str, code: s
 def test_no_image_has_its_mask(data: Path, tmp_path: Path) -> None:
     for number, path in enumerate(sorted((data / "train" / "masks").iterdir())):
         path.rename(path.with_name(f"other{number}.png"))
-    refused(tmp_path, train(data), first(data, "images"), "has no mask of the same stem", "has no image of the same")
+    refused(
+        tmp_path, train(data), first(data, "images"), "has no mask with the same stem", "has no image with the same"
+    )
     both = ("--allow", "image-without-mask", "--allow", "mask-without-image")
     refused(tmp_path, train(data, *both), f"{data}: the split 'train' is empty", "splits with images: val")
 
@@ -251,7 +253,7 @@ def test_other_mixtures_of_channels(data: Path, tmp_path: Path) -> None:
     four = np.zeros((4, 48, 40), np.uint8)
     tifffile.imwrite(image.with_suffix(".tif"), four, photometric="minisblack", metadata={"axes": "CYX"})
     image.unlink()
-    text = "has another number of channels than the 1 of most images"
+    text = "has another number of channels than most images, which have 1"
     refused(tmp_path, train(data), image.with_suffix(".tif"), text, "--allow channels-differ")
 
 
@@ -267,7 +269,7 @@ def test_an_empty_split(make_dataset: MakeDataset, tmp_path: Path, run: Path) ->
 
 def test_one_image_cannot_be_split(make_dataset: MakeDataset, tmp_path: Path) -> None:
     data = make_dataset(tmp_path / "data", count=1)
-    refused(tmp_path, train(data), f"{data}: holds a single image or group, which cannot be both trained on")
+    refused(tmp_path, train(data), f"{data}: contains a single image or group, which cannot serve for both training")
 
 
 @pytest.mark.parametrize(
@@ -425,7 +427,7 @@ def test_images_to_evaluate_with_other_channels_than_the_run(
 
 def test_a_batch_that_batch_norm_cannot_train_on(data: Path, tmp_path: Path) -> None:
     one_cell = ("--set", "train.batch=1", "--set", "train.patch=[4,4]")
-    refused(tmp_path, train(data, *one_cell), "batch norm cannot train on a single image of at most 4 pixels a side")
+    refused(tmp_path, train(data, *one_cell), "batch norm cannot train on a single image of at most 4 x 4 pixels")
 
 
 def test_labels_that_the_masks_do_not_have(data: Path, tmp_path: Path) -> None:
@@ -515,9 +517,9 @@ def test_a_wrong_config(data: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (("--model", "unett"), "there is no network 'unett'; did you mean unet?"),
+        (("--model", "unett"), "unknown network 'unett'; did you mean unet?"),
         (("--device", "tpu"), "device tpu: is not there; this machine has: "),
-        (("--allow", "everything"), "--allow everything: is not a code of a problem"),
+        (("--allow", "everything"), "--allow everything: no problem has this code"),
         (("--seed", "-1"), "--seed"),
         (("--epochs", "0"), "--epochs"),
         (("--epochs", "many"), "--epochs"),
@@ -534,8 +536,8 @@ def test_options_of_train_that_make_no_sense(data: Path, tmp_path: Path, options
     [
         (("--engine", "touch"), "engine touch: is not an engine; did you mean torch?"),
         (("--device", "tpu"), "device tpu: is not there; this machine has: "),
-        (("--format", "jpeg"), "--format jpeg: is not a format; "),
-        (("--tile", "6"), "tile: 6 is no multiple of the network's stride 4; take 4 or 8"),
+        (("--format", "jpeg"), "--format jpeg: unknown format; "),
+        (("--tile", "6"), "tile: 6 is not a multiple of the network's stride 4; take 4 or 8"),
         (("--tile", "0"), "--tile"),
     ],
 )
@@ -548,8 +550,10 @@ def test_options_of_predict_that_make_no_sense(
 def test_nothing_to_predict(run: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     out = ("--out", tmp_path / "masks")
-    refused(tmp_path, ("predict", run, tmp_path / "empty", *out), f"{tmp_path / 'empty'}: holds no images")
-    refused(tmp_path, ("predict", run, tmp_path / "*.tif", *out), f"{tmp_path / '*.tif'}: no file matches this pattern")
+    refused(tmp_path, ("predict", run, tmp_path / "empty", *out), f"{tmp_path / 'empty'}: contains no images")
+    refused(
+        tmp_path, ("predict", run, tmp_path / "*.tif", *out), f"{tmp_path / '*.tif'}: no image matches this pattern"
+    )
     result = invoke("predict", run, tmp_path / "no.png", *out)
     assert result.exit_code == 2
     assert f"error: {tmp_path / 'no.png'}: no such file" in result.stderr

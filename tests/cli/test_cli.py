@@ -301,13 +301,13 @@ def test_predict_in_little_memory_to_zarr_and_on(tmp_path: Path, trained: Callab
     ("options", "message"),
     [
         (("--tta", "flip"), r"views flip: is not a test-time augmentation; .*flips"),
-        (("--format", "jpeg"), r"--format jpeg: is not a format; .*png"),
-        (("--probability-type", "float32"), r"--probability-type float32: is not a type of probabilities; .*float16"),
+        (("--format", "jpeg"), r"--format jpeg: unknown format; .*png"),
+        (("--probability-type", "float32"), r"--probability-type float32: unknown type of probabilities; .*float16"),
         (("--max-ram", "plenty"), r'"plenty" is not a size. Write a number and a unit, as in 2GiB'),
         (("--max-ram", "1MB"), r"1 MiB of memory is not enough: the process holds [\d.]+ [MG]iB before"),
         (("--threshold", "1.5"), r"threshold"),
         (("--engine", "onyx"), r"engine onyx: is not an engine"),
-        (("--resume",), r"masks: holds no prediction that could be resumed\. Start without --resume"),
+        (("--resume",), r"masks: contains no prediction to resume\. Start without --resume"),
     ],
 )
 def test_options_of_predict_that_cannot_be(
@@ -350,7 +350,7 @@ def test_seams_where_there_should_be_none_are_our_failure(
     shown = invoke("verify-seams", run, data / "x.png", "--engine", "torch")
     assert shown.exit_code == 1
     assert "the largest crop that fits the memory (3 x 4)" in shown.stdout
-    assert "error: the tiles of a network that is exact differ" in shown.stderr
+    assert "error: the tiles differ, although the network is exact" in shown.stderr
     found |= {"exact": False, "reason": "it averages"}
     shown = invoke("verify-seams", run, data / "x.png", "--engine", "torch")
     assert shown.exit_code == 0

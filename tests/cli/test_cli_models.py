@@ -88,7 +88,7 @@ def test_the_picture_of_features(run: Path, image: Path, tmp_path: Path) -> None
 
 
 def test_bad_usage(run: Path, image: Path, tmp_path: Path) -> None:
-    assert refused("unt") == "error: model.name: there is no network 'unt'; did you mean unet?\n"
+    assert refused("unt") == "error: model.name: unknown network 'unt'; did you mean unet?\n"
     assert "model.widht is not a setting; did you mean model.width" in refused("unet", "--set", "model.widht=3")
     assert "only settings of the network, model.*" in refused("unet", "--set", "train.batch=3")
     assert "--set: name the network" in refused("--set", "model.width=3")

@@ -310,3 +310,9 @@ def test_a_run_with_half_a_config_names_the_file(tmp_path: Path, names: Sequence
     path.write_text("\n".join(names))
     with pytest.raises(SettingError, match=rf"config\.toml: .*{problem}"):
         read_config(path)
+
+
+def test_a_config_reads_well_at_the_prompt() -> None:
+    told = repr(make_config(whole_tree({"train.patch": 64, "train.batch": 3, "train.epochs": 7}), "here"))
+    assert told.startswith("Config(segment: unet")
+    assert told.endswith("; 3 patches of 64 x 64 a step; 7 epochs)")

@@ -22,6 +22,7 @@ def test_a_window_is_its_four_numbers() -> None:
 def test_the_part_within_an_image() -> None:
     assert Window(-3, 9, 2, 4).within(5, 3) == (0, 5, 2, 3)
     assert Window(1, 2, 0, 3).within(5, 3) == (1, 2, 0, 3)
+    assert Window(-4, -2, 5, 9).within(5, 3) == (0, 0, 3, 3)
 
 
 @given(SIZES, SIZES, st.integers(1, 50))

@@ -274,10 +274,10 @@ def test_instances_are_matched_to_connected_components(tmp_path: Path) -> None:
 
 def test_problems_of_the_data_stop_it_unless_they_are_allowed(binary: Path, run: Run) -> None:
     (binary / "val" / "masks" / "3.png").unlink()
-    with pytest.raises(DataError, match=r"val/images/3\.png: has no mask of the same stem"):
+    with pytest.raises(DataError, match=r"val/images/3\.png: has no mask with the same stem"):
         run.evaluate(binary)
     assert run.evaluate(binary, allow=["image-without-mask"])["images"] == 2
-    with pytest.raises(SettingError, match=r"--allow nothing: is not a code of a problem"):
+    with pytest.raises(SettingError, match=r"--allow nothing: no problem has this code"):
         run.evaluate(binary, allow=["nothing"])
 
 

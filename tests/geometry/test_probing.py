@@ -268,7 +268,7 @@ def test_a_unet_that_refuses_sizes_is_padded_by_its_caller() -> None:
 
 
 EVERYWHERE = "an output pixel depends on every input pixel, across an image of 256 pixels"
-WHERE = "an output pixel depends on where in the image it is: no shift of the image by 1 to 64 pixels shifts the output"
+WHERE = "the output depends on the place in the image: no shift of the image by 1 to 64 pixels shifts the output"
 
 
 def attention(images: Tensor) -> Tensor:

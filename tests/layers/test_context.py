@@ -114,7 +114,7 @@ def test_any_size_and_a_batch_of_one_in_training(size: tuple[int, int], norm: st
         (lambda: AtrousSpatialPyramidPooling(4, rates=(6, 0)), "rates: must be at least 1 pixel each, not 6, 0."),
         (lambda: PyramidPooling(4, bins=()), "bins: must be one or more numbers of at least 1, not ()."),
         (lambda: PyramidPooling(4, bins=(0, 1)), "bins: must be one or more numbers of at least 1, not (0, 1)."),
-        (lambda: PyramidPooling(3), "bins: 4 grids need as many channels, but there are 3."),
+        (lambda: PyramidPooling(3), "bins: 4 grids need at least 4 channels, but there are 3."),
     ],
 )
 def test_settings_that_make_no_sense(call: Callable[[], nn.Module], message: str) -> None:

@@ -154,15 +154,15 @@ def test_the_residual_block_adds_its_shortcut() -> None:
     [
         (
             {"kernel": 4},
-            "a padded convolution needs an odd kernel, whose middle is a pixel, not 4: take 3 or 5, or no padding.",
+            "a padded convolution needs an odd kernel, whose middle is a pixel, not 4: use 3 or 5, or no padding.",
         ),
         (
             {"groups": 4},
-            "4 groups do not divide 6 input and 8 output channels: take a number that divides both, such as 2.",
+            "4 groups do not divide 6 input and 8 output channels: use a number that divides both, such as 2.",
         ),
         (
             {"groups": 0},
-            "0 groups do not divide 6 input and 8 output channels: take a number that divides both, such as 2.",
+            "0 groups do not divide 6 input and 8 output channels: use a number that divides both, such as 2.",
         ),
     ],
 )
@@ -197,7 +197,7 @@ def test_a_bias_only_without_normalisation(norm: str) -> None:
 
 
 def test_an_unknown_normalisation_is_named() -> None:
-    with pytest.raises(SettingError, match=r"model.norm: there is no normalisation 'bach'; did you mean batch\?"):
+    with pytest.raises(SettingError, match=r"model.norm: unknown normalisation 'bach'; did you mean batch\?"):
         ConvNormAct(1, 1, norm="bach")
 
 

@@ -38,6 +38,6 @@ def test_a_closed_gate_leaves_the_features_and_an_open_one_doubles_them(bias: fl
 
 def test_the_streams_need_one_size() -> None:
     module = GatedConvolution(3, 5, 2)
-    message = r"^a gate needs two streams of one size, but got 4 x 5 and 2 x 3: enlarge the smaller first\.$"
+    message = r"^a gate needs two streams of one size, but got 4 x 5 and 2 x 3: enlarge the smaller one\.$"
     with pytest.raises(ModelError, match=message):
         module(torch.zeros(1, 3, 4, 5), torch.zeros(1, 5, 2, 3))

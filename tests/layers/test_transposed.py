@@ -188,8 +188,8 @@ def test_coverage_may_be_cropped() -> None:
         (
             {"stride": 2, "output_padding": 2},
             SettingError,
-            "output_padding: must be from 0 to below the stride of 2, not 2: at a stride or more the convolution "
-            "that is transposed would have another size.",
+            "output_padding: must be from 0 to below the stride of 2, not 2, since a larger one belongs to "
+            "another size of the features.",
         ),
         (
             {"kernel": torch.zeros(3, 1, 2, 2)},

@@ -91,8 +91,8 @@ def test_of_equal_values_the_first_counts() -> None:
         (
             torch.zeros(1, 2, 2, 2),
             4,
-            "max unpooling needs a position for each value, but got shapes of 1 x 2 x 2 x 2 and 1 x 1 x 2 x 2: bring "
-            "the values to the channels and the size of the map that was pooled.",
+            "max unpooling needs a position for each value, but got shapes of 1 x 2 x 2 x 2 and 1 x 1 x 2 x 2: give "
+            "the values the channels and the size of the map that was pooled.",
         ),
         (
             torch.zeros(1, 1, 2, 2),

@@ -176,17 +176,17 @@ def test_a_bilinear_start_without_a_bias() -> None:
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: enlarge(torch.zeros(1, 1, 1, 1), 2, "biliner"), "mode: 'biliner' is no way of upsampling; did you"),
+        (lambda: enlarge(torch.zeros(1, 1, 1, 1), 2, "biliner"), "mode: unknown mode 'biliner'; did you"),
         (lambda: enlarge(torch.zeros(1, 1, 1, 1), 0), "factor: must be at least 1, not 0."),
         (lambda: bilinear_kernel(0), "factor: must be at least 1, not 0."),
         (
             lambda: bilinear_start(nn.ConvTranspose2d(1, 1, 3, stride=2)),
-            "bilinear start: a stride of (2, 2) needs the same on both axes and a kernel of 4 pixels a side without "
-            "dilation, not (3, 3).",
+            "bilinear start: needs one stride for both axes, a kernel of 4 x 4 pixels and no dilation, but got a "
+            "stride of (2, 2), a kernel of (3, 3) and a dilation of (1, 1).",
         ),
         (
             lambda: bilinear_start(nn.ConvTranspose2d(1, 2, 4, stride=2)),
-            "bilinear start: each channel becomes itself, so 1 input channels cannot give 2: use as many.",
+            "bilinear start: enlarges each channel by itself, so 1 input channels cannot become 2: use equal numbers.",
         ),
     ],
 )

@@ -132,8 +132,7 @@ def test_focal_loss_looks_at_hard_pixels() -> None:
 @pytest.mark.parametrize("loss", [cross_entropy, focal_loss])
 def test_a_wrong_number_of_class_weights_is_refused(loss) -> None:  # type: ignore[no-untyped-def]
     message = (
-        r"^loss\.class_weights: one weight for each of the 3 classes is needed, but 2 were given\. "
-        r"Give 3, or leave the setting out\.$"
+        r"^class_weights: there must be one weight for each of the 3 classes, but 2 were given\. Give 3, or None\.$"
     )
     with pytest.raises(SettingError, match=message):
         loss(torch.zeros(1, 3, 2, 2), torch.zeros(1, 2, 2, dtype=torch.int64), class_weights=torch.ones(2))

@@ -137,7 +137,7 @@ def test_factors_that_make_no_loss_are_no_settings(name: str, value: float) -> N
 
 
 def test_a_wrong_number_of_class_weights_is_refused() -> None:
-    with pytest.raises(SettingError, match=r"^loss\.class_weights: one weight for each of the 3 classes is needed"):
+    with pytest.raises(SettingError, match=r"^class_weights: there must be one weight for each of the 3 classes"):
         SegmentationLoss(class_weights=[1.0, 2.0])(torch.zeros(1, 3, 2, 2), torch.zeros(1, 2, 2, dtype=torch.int64))
 
 

@@ -115,7 +115,7 @@ def test_counts_add_up_over_images() -> None:
 
 @pytest.mark.parametrize("threshold", [0.3, 1.1, float("nan")])
 def test_thresholds_below_a_half_are_refused(threshold: float) -> None:
-    message = f"thresholds: an IoU threshold must be 0.5 to 1, but {threshold} was given"
+    message = f"thresholds: an IoU threshold must be from 0.5 to 1, but {threshold} was given"
     with pytest.raises(SettingError, match=message):
         metrics.match_counts(np.zeros((2, 2), int), np.zeros((2, 2), int), (0.5, threshold))
 

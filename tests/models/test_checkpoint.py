@@ -192,7 +192,7 @@ def test_a_model_comes_back_whole(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"model": {"name": "vnet"}}, "there is no network 'vnet'"),
+        ({"model": {"name": "vnet"}}, "unknown network 'vnet'"),
         ({"model": {"name": "unet", "depth": 99}}, "must be between 1 and 10 poolings, not 99"),
         ({"model": {"wings": 2}}, "model.wings is not a setting"),
         ({"data": None}, "data = None"),
@@ -202,14 +202,14 @@ def test_settings_that_make_no_network_are_refused(model_file: Path, change: dic
     config = {**make_settings().model_dump(mode="json"), **change}
     rewrite(model_file, {"format": "pixelwise", "version": "2", "content": json.dumps({"config": config})})
     with pytest.raises(
-        RunError, match=rf"model\.safetensors: its settings are not usable here: .*{re.escape(message)}"
+        RunError, match=rf"model\.safetensors: its settings cannot be used here: .*{re.escape(message)}"
     ):
         checkpoint.load_model(model_file)
 
 
 def test_a_training_state_is_no_model(tmp_path: Path) -> None:
     checkpoint.save(tmp_path / "state.safetensors", {"a": torch.zeros(1)}, {"state": {}})
-    with pytest.raises(RunError, match=r"state\.safetensors: its settings are not usable here: 'config'"):
+    with pytest.raises(RunError, match=r"state\.safetensors: its settings cannot be used here: 'config'"):
         checkpoint.load_model(tmp_path / "state.safetensors")
 
 
@@ -241,7 +241,7 @@ def test_weights_that_do_not_fit_change_nothing() -> None:
 
 
 def test_an_unknown_network_is_refused() -> None:
-    with pytest.raises(SettingError, match=r"model\.name: there is no network 'nut'; "):
+    with pytest.raises(SettingError, match=r"model\.name: unknown network 'nut'; "):
         checkpoint.build_network(make_settings(name="nut"))
 
 
@@ -271,13 +271,13 @@ def test_what_is_left_out_is_up_to_the_network() -> None:
 
 def test_the_settings_of_a_network_are_those_of_its_constructor() -> None:
     assert set(checkpoint.settings_of("unet")) >= {"width", "depth", "padding", "norm", "dropout", "stem", "residual"}
-    with pytest.raises(SettingError, match=r"^model\.name: there is no network 'nut'; "):
+    with pytest.raises(SettingError, match=r"^model\.name: unknown network 'nut'; "):
         checkpoint.settings_of("nut")
 
 
 @pytest.mark.usefixtures("bare")
 def test_published_weights_need_a_backbone() -> None:
-    message = r"^model\.pretrained: bare, width 4 has no backbone that weights are published for; choose a network with"
+    message = r"^model\.pretrained: bare, width 4 has no backbone with published weights; choose a network that has"
     with pytest.raises(SettingError, match=message):
         checkpoint.build_network(make_settings(name="bare", depth=None, pretrained=True))
     checkpoint.build_network(make_settings(name="bare", depth=None, pretrained=True, backbone="resnet18"))

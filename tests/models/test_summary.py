@@ -61,7 +61,7 @@ def test_multiply_adds_are_those_of_torch() -> None:
 @pytest.mark.parametrize(
     ("name", "settings", "message"),
     [
-        ("unt", {}, "model.name: there is no network 'unt'; did you mean unet?"),
+        ("unt", {}, "model.name: unknown network 'unt'; did you mean unet?"),
         ("unet", {"width": "x"}, "model.width = 'x': input should be a valid integer"),
         ("unet", {"widht": 3}, "model.widht is not a setting; did you mean width?"),
         ("unet", {"depth": 0}, "model.depth"),
@@ -75,7 +75,7 @@ def test_bad_settings(name: str, settings: dict[str, Any], message: str) -> None
 
 
 def test_a_size_that_is_not_taken() -> None:
-    with pytest.raises(ModelError, match="cannot take 512 pixels a side: take 508 or 524"):
+    with pytest.raises(ModelError, match="cannot take a side of 512 pixels: use 508 or 524"):
         summarize("unet", {"padding": "valid", "width": 2})
 
 

@@ -218,7 +218,7 @@ def test_a_thumbnail_is_read_by_windows() -> None:
 
 
 def test_what_cannot_be_a_window_is_refused() -> None:
-    with pytest.raises(DataError, match="an image of 0 x 5 pixels has no background to look for"):
+    with pytest.raises(DataError, match="an image of 0 x 5 pixels cannot contain any background"):
         thumbnail(reader(np.zeros((0, 5))), 0, 5)
     with pytest.raises(DataError, match=r"a window of the image has the shape \(4, 5\); 6 x 5 pixels are expected"):
         thumbnail(reader(np.zeros((4, 5))), 6, 5)
@@ -243,11 +243,11 @@ def test_a_region_of_any_scale(height: int, width: int, factor: int, down: bool,
 
 
 def test_a_region_of_another_shape_is_refused() -> None:
-    message = "the region mask has 5 x 9 pixels and the image 10 x 10: the mask must have the image's size, or that"
+    message = "the region mask has 5 x 9 pixels, but the image has 10 x 10. Give a mask of the image's size, or of"
     with pytest.raises(DataError, match=message):
         RegionMask(reader(np.zeros((5, 9))), (5, 9), 10, 10)
     region = RegionMask(reader(np.zeros((5, 5, 3))), (5, 5), 10, 10)
-    with pytest.raises(DataError, match="the region mask has 3 channels; one is expected, where nonzero"):
+    with pytest.raises(DataError, match="the region mask has 3 channels, but must have one, whose nonzero"):
         region.window(Window.whole(4, 4))
     region = RegionMask(reader(np.zeros((4, 5))), (5, 5), 10, 10)
     with pytest.raises(DataError, match=r"a window of the region mask has the shape \(4, 5\); 5 x 5 pixels"):

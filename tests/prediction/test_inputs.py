@@ -38,9 +38,9 @@ def test_files_folders_and_patterns(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 def test_nothing_to_predict(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
-    with pytest.raises(DataError, match=r"empty: holds no images\."):
+    with pytest.raises(DataError, match=r"empty: contains no images\."):
         find_inputs([str(tmp_path / "empty")])
-    with pytest.raises(DataError, match=r"\*\.tif: no file matches this pattern\."):
+    with pytest.raises(DataError, match=r"\*\.tif: no image matches this pattern\."):
         find_inputs([str(tmp_path / "*.tif")])
 
 

@@ -97,6 +97,23 @@ def change_in_place(network: Own) -> None:
         network.layers[0].weight[0, 0, 1, 1] += 1
 
 
+def change_by_numpy(network: Own) -> None:
+    network.layers[0].weight.detach().numpy()[0, 0, 0, 0] += 1
+
+
+def replace_by_other_code(network: Own) -> None:
+    """A part of the same name, with the same weights, that computes something else."""
+
+    class Negative(nn.Conv2d):
+        def forward(self, images: Tensor) -> Tensor:
+            return -super().forward(images)
+
+    Negative.__name__, Negative.__qualname__, Negative.__module__ = "Conv2d", "Conv2d", nn.Conv2d.__module__
+    part = Negative(3, 2, 3, padding=1)
+    part.load_state_dict(network.layers[3].state_dict())
+    network.layers[3] = part
+
+
 def change_through_data(network: Own) -> None:
     network.layers[3].bias.data[1] += 1
 
@@ -116,6 +133,9 @@ def change_running_figures(network: Own) -> None:
 CHANGES: dict[str, Callable[[Own], object]] = {
     "in place": change_in_place,
     "through .data": change_through_data,
+    "by numpy": change_by_numpy,
+    "other code": replace_by_other_code,
+    "a setting of a part": lambda network: setattr(network.layers[1], "eps", 0.5),
     "by load_state_dict": lambda network: network.load_state_dict(make_own(1).state_dict()),
     "by an optimiser": take_a_step,
     "running figures of batch norm": change_running_figures,
@@ -234,6 +254,7 @@ def test_an_export_that_failed_is_not_tried_again(monkeypatch: pytest.MonkeyPatc
     for _ in range(3):
         np.testing.assert_allclose(logits(network, engine="auto"), expected(network), atol=1e-6)
     assert len(tried) == 1
+    assert kept._KEPT[network].runners == {}  # torch's engine would hold the network
     network.layers[0].weight.data += 1
     logits(network, engine="auto")
     assert len(tried) == 2

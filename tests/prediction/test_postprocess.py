@@ -301,7 +301,7 @@ def test_the_likeliest_of_many_classes() -> None:
 
 
 def test_a_threshold_needs_two_classes() -> None:
-    message = "threshold: needs a network of 2 classes .* this one has 3; leave the threshold out"
+    message = r"threshold: needs a network with 2 classes .* this has 3\. Leave the threshold out"
     with pytest.raises(SettingError, match=message):
         choose_classes(np.zeros((3, 2, 2)), PostProcess(threshold=0.4))
     PostProcess().require_classes(3)
@@ -309,7 +309,9 @@ def test_a_threshold_needs_two_classes() -> None:
 
 @pytest.mark.parametrize("value", [0, 1, -0.1, 1.5, float("nan"), True, "0.5"])
 def test_a_threshold_is_between_0_and_1(value: float) -> None:
-    with pytest.raises(SettingError, match=r"threshold: must be a probability between 0 and 1 .* but it is .*; 0\.5"):
+    with pytest.raises(
+        SettingError, match=r"threshold: must be a probability between 0 and 1 .* but it is .*\. With 0\.5"
+    ):
         PostProcess(threshold=value)
 
 

@@ -237,8 +237,8 @@ def test_arrays_that_are_not_normalised(kind: type) -> None:
 @pytest.mark.parametrize(
     ("network", "tile", "message"),
     [
-        (SAME["plain"], 6, r"tile: 6 is no multiple of the network's stride 4; take 4 or 8"),
-        (VALID, 6, r"tile: 6 is no multiple of the network's stride 4; take 4 or 8"),
+        (SAME["plain"], 6, r"tile: 6 is not a multiple of the network's stride 4; take 4 or 8"),
+        (VALID, 6, r"tile: 6 is not a multiple of the network's stride 4; take 4 or 8"),
         (SAME["plain"], 0, r'tile = 0: must be a positive number of pixels, "auto" or None'),
         (VALID, -8, r"tile = -8: must be a positive number"),
         (SAME["plain"], True, r"tile = True: must be a positive number"),
@@ -325,9 +325,9 @@ def test_tiles_of_a_predictor() -> None:
 
 
 def test_a_wrong_tile_is_refused_before_any_image() -> None:
-    with pytest.raises(SettingError, match="tile: 6 is no multiple of the network's stride 4"):
+    with pytest.raises(SettingError, match="tile: 6 is not a multiple of the network's stride 4"):
         Predictor(SAME["plain"], make_settings(), tile=6)
-    with pytest.raises(SettingError, match="tile: 6 is no multiple"):
+    with pytest.raises(SettingError, match="tile: 6 is not a multiple"):
         Predictor(VALID, make_settings(), tile=6)
     with pytest.raises(SettingError, match="tile = 'x': must be a positive number"):
         Predictor(SAME["plain"], make_settings(), tile="x")  # type: ignore[arg-type]

@@ -149,7 +149,7 @@ def test_a_mask_of_something_else_is_not_finished(record: str, tmp_path: Path, o
 
 def test_nothing_to_resume(tmp_path: Path, out: Path) -> None:
     source = save(tmp_path / "x.png", smooth(20, 30))
-    with pytest.raises(RunError, match=r"out: holds no prediction that could be resumed\. Start without --resume\."):
+    with pytest.raises(RunError, match=r"out: contains no prediction to resume\. Start without --resume\."):
         run(tiled(), [source], OutputOptions(out, resume=True))
 
 

@@ -1,6 +1,7 @@
 """What counts as a change of a network, and what does not."""
 
 import copy
+import time
 from collections.abc import Callable
 
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from pixelwise.models import UNet
 from pixelwise.prediction.state import form_of, state_of
 
 
@@ -105,3 +107,11 @@ def test_the_form_is_the_parts_without_their_values() -> None:
         CHANGES[change](part)
         assert form_of(part) != before
         before = form_of(part)
+
+
+def test_looking_costs_little() -> None:
+    """31 million parameters, in far less time than an image takes."""
+    network = UNet(1, 2, width=64, depth=4)
+    begin = time.perf_counter()
+    state_of(network)
+    assert time.perf_counter() - begin < 5  # a hundredth of it alone; the machine may be busy

@@ -140,7 +140,8 @@ def test_the_windows_of_scaled_tiles_hold_the_margin_of_one_pixel_more() -> None
     [(100, "96 or 112"), (7, "16, the smallest"), (0, "16, the smallest"), (-32, "16, the s")],
 )
 def test_a_tile_off_the_grid_is_refused(tile: int, choices: str) -> None:
-    with pytest.raises(SettingError, match=f"tile: {tile} is no multiple of the network's stride 16; take {choices}"):
+    message = f"tile: {tile} is not a multiple of the network's stride 16; take {choices}"
+    with pytest.raises(SettingError, match=message):
         plan_tiles((100, 100), tile, stride=16, margin=94)
 
 

@@ -150,7 +150,7 @@ def with_room(monkeypatch: pytest.MonkeyPatch, pixels: int) -> Predictor:
 def test_images_and_tiles_that_cannot_be(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no such file"):
         verify_seams(predictor(make_network()), tmp_path / "no.tif")
-    with pytest.raises(SettingError, match="tile: 6 is no multiple of the network's stride 4"):
+    with pytest.raises(SettingError, match="tile: 6 is not a multiple of the network's stride 4"):
         verify_seams(predictor(make_network()), save(tmp_path / "x.tif"), 6)
 
 

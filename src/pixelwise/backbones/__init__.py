@@ -1,4 +1,4 @@
-"""Networks that turn an image into a pyramid of features, by name; torchvision and timm are imported when needed."""
+"""Networks that turn an image into a pyramid of features, by name; torchvision and timm are imported only if needed."""
 
 from pixelwise.backbones.base import Backbone
 from pixelwise.backbones.factory import BACKBONES, make_backbone, make_classifier

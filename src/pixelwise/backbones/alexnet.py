@@ -1,10 +1,10 @@
-"""AlexNet, in the form of the paper and in the slimmer form that torchvision publishes weights for.
+"""AlexNet, in the form of the paper and in the slimmer form for which torchvision publishes weights.
 
 Papers: Krizhevsky, Sutskever and Hinton 2012, "ImageNet Classification with Deep Convolutional Neural Networks",
 https://doi.org/10.1145/3065386, section 3 (`ALEXNET_PAPER`); Krizhevsky 2014, arXiv:1404.5997 (`ALEXNET`).
 
-Our deviations: no local response normalisation (section 3.3), which holds no parameters; one device instead of two,
-whose halves are groups of the convolutions; 227 x 227 pixels, as the 224 of the paper do not give its 55 x 55 maps.
+Our deviations: no local response normalisation (section 3.3), which has no parameters; one device instead of two, whose
+halves are groups of the convolutions; 227 x 227 pixels, since the paper's 224 do not give its 55 x 55 maps.
 
 The paper's form has 60,965,224 parameters; torchvision's 61,100,840.
 """

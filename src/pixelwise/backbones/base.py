@@ -1,4 +1,4 @@
-"""What every backbone shares: an image of any size in, a pyramid of features out.
+"""What every backbone shares: images of any size in, a pyramid of features out.
 
 Shapes: N images, C channels, H x W pixels; feature i has channels[i] channels of
 ceil(H / strides[i]) x ceil(W / strides[i]) cells.
@@ -16,11 +16,11 @@ from pixelwise.layers.conv import check_norm
 
 OUTPUT_STRIDES = (8, 16, 32)
 ENCODERS = ("resnet18", "resnet50", "mobilenetv2_100", "mobilenetv3_small_100", "inception_resnet_v2", "darknet53")
-"""Those of timm's encoders that lists and messages name."""
+"""The encoders of timm that lists and messages name."""
 
 
 class Backbone(nn.Module, ABC):
-    """Base of the backbones: subclasses say what `features_on_grid` does with sides that are multiples of the stride.
+    """Base of the backbones: subclasses say what they do with images whose sides are multiples of the stride.
 
     Takes N x in_channels x H x W float images of any size from 1 x 1, already normalised, and gives a list of features,
     finest first: feature i is N x channels[i] x ceil(H / strides[i]) x ceil(W / strides[i]). The image is padded at the
@@ -29,7 +29,7 @@ class Backbone(nn.Module, ABC):
     Args:
         name: as `make_backbone` knows it.
         in_channels: C of the image.
-        strides: input pixels of a cell of each feature; each twice the one before, until they stay at an output stride.
+        strides: input pixels along a cell of each feature; they double until they stay at an output stride.
         channels: of each feature.
         norm: the name of its normalisation.
 
@@ -55,8 +55,8 @@ class Backbone(nn.Module, ABC):
         if images.ndim != 4 or images.shape[1] != self.in_channels or 0 in images.shape:
             shape = " x ".join(map(str, images.shape))
             raise ModelError(
-                f"the backbone {self.name} takes N x {self.in_channels} x H x W images, but got {shape}: bring the "
-                f"images to {self.in_channels} channel(s), or build it with another in_channels."
+                f"the backbone {self.name} takes N x {self.in_channels} x H x W images, but got {shape}: convert "
+                f"them to {self.in_channels} channel(s), or build it with another in_channels."
             )
         padded = pad_to_stride(images, self.stride)
         features = self.features_on_grid(padded)
@@ -74,7 +74,7 @@ class Backbone(nn.Module, ABC):
 
 
 def check_depth(name: str, strides: Sequence[int], depth: int | None) -> int:
-    """The number of halvings from the first feature to the last that is used: those asked for, or all there are.
+    """The number of halvings from the first feature to the last one that is used: `depth`, or all that there are.
 
     Raises:
         SettingError: there are fewer.
@@ -87,17 +87,17 @@ def check_depth(name: str, strides: Sequence[int], depth: int | None) -> int:
         return available
     if not 1 <= depth <= available:
         raise SettingError(
-            f"model.depth: {name} has features at the strides {', '.join(map(str, strides))}, which are {available} "
-            f"halvings, not {depth}: take 1 to {available}, or leave it out."
+            f"model.depth: the features of {name}, at strides {', '.join(map(str, strides))}, halve {available} times, "
+            f"not {depth}: use 1 to {available}, or leave it out."
         )
     return depth
 
 
 def check_backbone(in_channels: int, norm: str, output_stride: int | None) -> None:
-    """Name the first argument that no backbone takes.
+    """Refuse arguments that no backbone takes.
 
     Raises:
-        SettingError: no channels, no such normalisation or output stride.
+        SettingError: there are no channels, or the normalisation or the output stride does not exist.
 
     >>> check_backbone(3, "batch", 16)
     """

@@ -1,18 +1,18 @@
-"""Networks that are one chain of convolutions and poolings (LeNet, AlexNet, VGG): as a backbone and as a classifier.
+"""Networks that are one chain of convolutions and poolings (LeNet, AlexNet, VGG), as a backbone and as a classifier.
 
 Shapes: N images, C channels, H x W pixels, K classes.
 
-The backbones' deviations from the published chains:
+How the backbones deviate from the published chains:
 
 - every convolution and pooling is padded by dilation (kernel - 1) / 2, so that a feature has exactly
   ceil(H / stride) x ceil(W / stride) cells; the papers pad some of them less, or not at all;
-- a normalisation stands before each ReLU (batch norm unless told otherwise; "none" is the published form), and
-  the convolutions have no bias then;
+- a normalisation precedes each ReLU (batch norm unless set otherwise; "none" is the published form), and the
+  convolutions then have no bias;
 - the dense layers are left out.
 
-With an output stride the poolings that would pass it keep the resolution, and what follows is dilated: the hole
-algorithm of Chen et al. 2018, arXiv:1606.00915, section 3.1. Every output_stride-th part of the result is what the
-network without it gives.
+With an output stride, poolings that would exceed it keep the resolution, and later layers are dilated: the hole
+algorithm of Chen et al. 2018, arXiv:1606.00915, section 3.1. Subsampled to the chain's own stride, the result is that
+of the network without an output stride.
 """
 
 import math
@@ -28,7 +28,7 @@ from pixelwise.core.errors import ModelError, SettingError
 from pixelwise.layers import NORMS, he_start
 
 PUBLISHED_WIDTH = 64
-"""The width that stands for the published number of filters."""
+"""The width at which the chains have the published numbers of filters."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Pool:
 
 @dataclass(frozen=True)
 class Chain:
-    """A published network: its chain of layers, and the dense layers after it."""
+    """A published network: its chain of layers, and the dense layers that follow."""
 
     name: str
     layers: tuple[Conv | Pool, ...]
@@ -60,7 +60,7 @@ class Chain:
     dropout: Literal["before", "after", "no"]  # of half the values, around each dense layer but the last
 
     def scaled(self, filters: int, width: int) -> int:
-        """So many filters at this width: a multiple of the largest group count, and at least that.
+        """The published `filters`, scaled to a width: a positive multiple of the largest number of groups.
 
         >>> Chain("example", (Conv(96, groups=2),), side=8, dense=(), dropout="no").scaled(96, width=8)
         12
@@ -69,7 +69,7 @@ class Chain:
         return groups * max(1, round(filters * width / PUBLISHED_WIDTH / groups))
 
     def strides(self) -> list[int]:
-        """Input pixels of a cell before each pooling, and at the end.
+        """Input pixels along a cell before each pooling, and at the end.
 
         >>> Chain("example", (Conv(96, 11, stride=4), Pool(3)), side=227, dense=(), dropout="no").strides()
         [4, 8]
@@ -83,7 +83,7 @@ class Chain:
         return strides
 
     def shortened(self, depth: int) -> "Chain":
-        """The chain up to where it has been pooled so many times, without the next pooling and what follows.
+        """The chain up to its pooling number `depth` and the convolutions after it.
 
         >>> Chain("example", (Conv(8), Pool(), Conv(8), Pool()), side=8, dense=(), dropout="no").shortened(1).strides()
         [1, 2]
@@ -92,7 +92,7 @@ class Chain:
         return replace(self, layers=self.layers[: poolings[depth]]) if depth < len(poolings) else self
 
     def sides(self) -> Iterator[int]:
-        """Pixels of a side after each layer of the classifier: (N - F + 2P) / S + 1, rounded down.
+        """Pixels on each side after each layer of the classifier: (N - F + 2P) / S + 1, rounded down.
 
         >>> list(Chain("example", (Conv(96, 11, stride=4), Pool(3)), side=227, dense=(), dropout="no").sides())
         [55, 27]
@@ -110,13 +110,13 @@ class ChainBackbone(Backbone):
     Args:
         chain: the published network.
         in_channels: C.
-        width: of its layers; 64 has the published number of filters, 32 half of it.
+        width: 64 has the published numbers of filters, 32 half as many.
         norm: a name in `NORMS`.
-        output_stride: the largest stride, where it is to be below the chain's own.
-        depth: halvings from the first feature to the last; the chain ends there. None: all.
+        output_stride: the largest stride, if it should be smaller than the chain's own.
+        depth: halvings from the first feature to the last, where the chain ends. None: all.
 
     Raises:
-        SettingError: the width is below 1, the chain has no larger stride than the output stride, or fewer halvings.
+        SettingError: the width is below 1, the chain does not reach the output stride, or it has fewer halvings.
 
     >>> import torch
     >>> chain = Chain("example", (Conv(64), Pool(), Conv(128)), side=8, dense=(), dropout="no")
@@ -164,7 +164,7 @@ class _Tap:
 def _padded(
     chain: Chain, in_channels: int, width: int, norm: str, output_stride: float
 ) -> tuple[list[nn.Module], list[_Tap]]:
-    """The modules of the backbone, and where its features are."""
+    """The modules of the backbone, and where to take its features."""
     modules: list[nn.Module] = []
     taps: list[_Tap] = []
     channels, stride, dilation = in_channels, 1, 1
@@ -188,7 +188,7 @@ def _padded(
 def _convolution(
     layer: Conv, in_channels: int, filters: int, norm: str, padding: int, dilation: int = 1
 ) -> list[nn.Module]:
-    """Convolution, normalisation and ReLU; without a normalisation two modules, so that published names fit."""
+    """Convolution, normalisation and ReLU; only two modules without a normalisation, so that published names fit."""
     modules: list[nn.Module] = [
         nn.Conv2d(
             in_channels, filters, layer.kernel, layer.stride, padding, dilation, layer.groups, bias=norm == "none"
@@ -200,10 +200,10 @@ def _convolution(
 
 
 def _dense_pooling(kernel: int, dilation: int) -> nn.Module:
-    """The windows of a pooling of stride 2 at every pixel: an odd one around it, an even one from it on.
+    """The windows of a pooling of stride 2, but at every pixel: an odd window around it, an even one starting from it.
 
-    The border repeats itself. Zeros would do, but engines merge them into the pooling, which then pads too much for
-    some of them.
+    Border pixels are repeated. Zeros would do, but engines merge them into the pooling, and some of them do not allow
+    it that much padding.
     """
     before, after = dilation * ((kernel - 1) // 2), dilation * (kernel // 2)
     return nn.Sequential(
@@ -215,14 +215,14 @@ def _dense_pooling(kernel: int, dilation: int) -> nn.Module:
 class DenseClassifier(nn.Module):
     """A published chain with its dense layers: one image, one row of logits.
 
-    Takes N x in_channels x side x side images, gives N x K logits. The dense layers have a weight for each pixel of
-    the last features, so that no other size fits.
+    Takes N x in_channels x side x side images, gives N x K logits. No other size fits, since the dense layers have a
+    weight for each pixel of the last features.
 
     Args:
         chain: the published network.
         in_channels: C.
         num_classes: K.
-        width: 64 has the published number of filters and of dense outputs.
+        width: 64 has the published numbers of filters and of dense outputs.
 
     Raises:
         SettingError: a number is below 1.
@@ -282,10 +282,10 @@ def _dense(chain: Chain, in_features: int, num_classes: int, width: int) -> list
 
 
 def check_width(width: int) -> None:
-    """Say that a width is too small.
+    """Refuse a width below 1.
 
     Raises:
-        SettingError: it is below 1.
+        SettingError: it is.
 
     >>> check_width(8)
     """
@@ -294,10 +294,10 @@ def check_width(width: int) -> None:
 
 
 def _check_reached(chain: Chain, output_stride: int | None) -> None:
-    """Say that a chain has no such stride."""
+    """Refuse an output stride that a chain does not reach."""
     largest = math.prod(layer.stride if isinstance(layer, Conv) else 2 for layer in chain.layers)
     if output_stride is not None and output_stride > largest:
         raise SettingError(
-            f"model.output_stride: {output_stride} is beyond the largest stride of {chain.name}, which is {largest}: "
-            f"leave it out."
+            f"model.output_stride: {output_stride} is more than the largest stride of {chain.name}, {largest}: leave "
+            f"it out."
         )

@@ -1,4 +1,4 @@
-"""Any encoder of timm as a backbone: ResNet, Inception-ResNet-v2, MobileNet, DarkNet-53 and hundreds more.
+"""Encoders of timm as backbones: ResNet, Inception-ResNet-v2, MobileNet, DarkNet-53 and hundreds more.
 
 Shapes: N images, C channels, H x W pixels.
 
@@ -8,8 +8,8 @@ Papers: He et al. 2016, arXiv:1512.03385 (resnet18 to resnet152); Szegedy et al.
 
 Our deviations from timm: where convolutions and poolings without padding make a feature smaller than
 ceil(H / stride) x ceil(W / stride), as in inception_resnet_v2, they are padded by dilation (kernel - 1) / 2. The
-weights start as timm's do, except that no batch norm starts at zero, where the layers before it would get no
-gradient at first.
+weights are initialised as in timm, except that no batch norm starts at zero, which would at first keep the gradient
+from the layers before it.
 """
 
 from collections.abc import Sequence
@@ -33,13 +33,13 @@ class Encoder(Backbone):
     Args:
         name: in `timm.list_models()`, with or without the name of its weights ("resnet18" or "resnet18.a1_in1k").
         in_channels: C.
-        norm: "batch" leaves the encoder as it is; "group" puts group norm where it has batch norm.
-        output_stride: the largest stride, where it is to be below the encoder's own.
-        depth: from the first feature to the last; what follows is left out. None: all.
+        norm: "batch" leaves the encoder as it is; "group" replaces its batch norms by group norms.
+        output_stride: the largest stride, if it should be smaller than the encoder's own.
+        depth: halvings from the first feature to the last; later layers are left out. None: all.
 
     Raises:
-        SettingError: timm knows no such encoder, it has no features whose strides double, or no such output stride or
-            depth.
+        SettingError: timm does not know the encoder, the strides of its features do not double, or it does not have the
+            output stride or the depth.
     """
 
     def __init__(
@@ -72,7 +72,7 @@ class Encoder(Backbone):
         return list(self.network(images))
 
     def _fault(self) -> str:
-        """What is wrong with the features of a small image; "" where they are as promised."""
+        """What is wrong with the features of a small image; "" if they are as promised."""
         height, width = 2 * self.stride, 3 * self.stride
         device = next(self.network.parameters()).device
         try:
@@ -89,7 +89,7 @@ class Encoder(Backbone):
 
 
 def _leave_out_unused(network: nn.Module, images: Tensor) -> None:
-    """Put nothing in the place of what no feature depends on: not every encoder of timm ends with its last feature."""
+    """Remove layers on which no feature depends: some encoders of timm do not end with their last feature."""
     parameters = list(network.parameters())
     with evaluation_mode(network), torch.enable_grad():
         total = torch.stack([feature.sum() for feature in network(images)]).sum()
@@ -99,7 +99,7 @@ def _leave_out_unused(network: nn.Module, images: Tensor) -> None:
 
 
 def _leave_out(network: nn.Module, used: set[int]) -> None:
-    """Put nothing in the place of the parts none of whose parameters, given by their ids, is used."""
+    """Replace parts by an identity if none of their parameters is among the used ones, given by their ids."""
     for name, part in list(network.named_children()):
         own = {id(parameter) for parameter in part.parameters()}
         if own and used.isdisjoint(own):
@@ -109,7 +109,7 @@ def _leave_out(network: nn.Module, used: set[int]) -> None:
 
 
 def _wake(network: nn.Module) -> None:
-    """Let each batch norm begin with a factor of 1."""
+    """Let each batch norm start with a factor of 1."""
     for module in network.modules():
         if isinstance(module, nn.BatchNorm2d) and module.affine:
             nn.init.ones_(module.weight)
@@ -122,7 +122,7 @@ def create_features(
     weights: dict[str, Tensor] | None = None,
     features: int | None = None,
 ) -> nn.Module:
-    """timm's feature extractor, of all features or of the first of them, started by timm or from the encoder's weights.
+    """timm's extractor of all features, or of the first few, initialised by timm or with the encoder's weights.
 
     Raises:
         SettingError: timm cannot build it, or not with that output stride.
@@ -139,14 +139,14 @@ def create_features(
 
 
 def given(weights: dict[str, Tensor] | None) -> dict[str, Any]:
-    """What timm's create_model takes to start from weights that are already here, or from none."""
+    """The arguments with which timm's create_model takes weights that are already here, or none."""
     if weights is None:
         return {"pretrained": False}
     return {"pretrained": True, "pretrained_cfg_overlay": {"state_dict": dict(weights)}}
 
 
 def _check_strides(name: str, strides: Sequence[int], output_stride: int | None) -> None:
-    """Say that the features are no pyramid."""
+    """Refuse features that do not form a pyramid."""
     if output_stride is not None and strides[-1] != output_stride:
         raise _no_output_stride(name, output_stride, f"it stays at a stride of {strides[-1]}")
     for finer, coarser in pairwise(strides):
@@ -156,7 +156,7 @@ def _check_strides(name: str, strides: Sequence[int], output_stride: int | None)
 
 def _no_pyramid(name: str, why: str) -> SettingError:
     return SettingError(
-        f"model.backbone: {name!r} gives no features that halve from one to the next for images of any size "
+        f"model.backbone: the features of {name!r} do not halve from one to the next for images of every size "
         f"({why}): use a convolutional encoder, such as {', '.join(ENCODERS)}."
     )
 
@@ -169,15 +169,15 @@ def _no_output_stride(name: str, output_stride: int, why: str) -> SettingError:
 
 
 def _pad_the_unpadded(network: nn.Module) -> None:
-    """Give padding to convolutions and poolings that overlap and have none."""
+    """Pad the convolutions and poolings whose windows overlap and that have no padding."""
     for module in network.modules():
-        # Not those of derived classes, which may pad by themselves.
+        # Derived classes are left alone, as they may pad by themselves.
         if type(module) in (nn.Conv2d, nn.MaxPool2d, nn.AvgPool2d) and not isinstance(module.padding, str):
             _pad(module)
 
 
 def _pad(layer: Any) -> None:
-    """Along each axis where its windows overlap and nothing is padded yet."""
+    """Pad a layer along each axis where its windows overlap and nothing is padded yet."""
     kernel, stride, padding, dilation = (
         _pair(getattr(layer, name, 1)) for name in ("kernel_size", "stride", "padding", "dilation")
     )

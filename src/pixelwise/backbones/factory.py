@@ -14,7 +14,7 @@ from pixelwise.core.errors import SettingError, near
 CHAINS = {chain.name: chain for chain in (LENET, ALEXNET, ALEXNET_PAPER, VGG16)}
 OWN = (*CHAINS, "googlenet")
 BACKBONES = (*OWN, *ENCODERS)
-"""Names to show in lists: the backbones of the lectures. Any other name is looked for in timm."""
+"""Names to show in lists: the backbones of the lectures. Any other name is looked up in timm."""
 
 
 def make_backbone(
@@ -32,13 +32,13 @@ def make_backbone(
         name: lenet, alexnet (torchvision's form), alexnet_paper, vgg16, googlenet, or an encoder of timm that gives
             features, such as resnet50, inception_resnet_v2, mobilenetv2_100 or darknet53.
         in_channels: C.
-        width: scales lenet, alexnet, alexnet_paper and vgg16: 64 (or None) has the published number of filters.
+        width: scales lenet, alexnet, alexnet_paper and vgg16: 64 (or None) has the published numbers of filters.
         norm: "batch" (what the encoders of timm have), "group", or "none" where the published network has none.
         output_stride: 8, 16 or 32: the largest stride; deeper features keep it by dilation.
-        depth: from the first feature to the last; the layers behind that one are left out. None: all of them.
+        depth: halvings from the first feature to the last; later layers are left out. None: all.
 
     Raises:
-        SettingError: there is no such backbone, or it has no such width, normalisation, output stride or depth.
+        SettingError: the backbone is unknown, or does not have the width, normalisation, output stride or depth.
 
     >>> backbone = make_backbone("vgg16", in_channels=1, width=4, output_stride=16)
     >>> backbone.strides, backbone.channels
@@ -63,23 +63,26 @@ def make_backbone(
 def make_classifier(name: str, in_channels: int = 3, num_classes: int = 1000, *, width: int | None = None) -> nn.Module:
     """A network in its published form, which classifies whole images: N x C x H x W images to N x K logits.
 
-    Those with dense layers take one size: lenet 32 x 32 pixels, alexnet and vgg16 224 x 224, alexnet_paper 227 x 227.
+    Those with dense layers take only one size: lenet 32 x 32 pixels, alexnet and vgg16 224 x 224, alexnet_paper
+    227 x 227.
 
     Args:
         name: as for `make_backbone`.
         in_channels: C.
         num_classes: K.
-        width: scales lenet, alexnet, alexnet_paper and vgg16, their dense layers too; 64 (or None) is published.
+        width: scales lenet, alexnet, alexnet_paper and vgg16, including their dense layers; 64 (or None) is published.
 
     Raises:
-        SettingError: there is no such network, or a number is below 1.
-        ModelError: (forward) dense layers get images of another size.
+        SettingError: the network is unknown, or a number is below 1.
+        ModelError: (forward) the dense layers do not fit the size of the images.
 
     >>> sum(parameter.numel() for parameter in make_classifier("lenet", in_channels=1, num_classes=10).parameters())
     61706
     """
     if min(in_channels, num_classes) < 1:
-        raise SettingError(f"a classifier needs at least one channel and class, not {in_channels} and {num_classes}.")
+        raise SettingError(
+            f"a classifier needs at least one channel and one class, not {in_channels} and {num_classes}."
+        )
     if name in CHAINS:
         return DenseClassifier(CHAINS[name], in_channels, num_classes, PUBLISHED_WIDTH if width is None else width)
     _check_known(name)
@@ -97,7 +100,7 @@ def make_classifier(name: str, in_channels: int = 3, num_classes: int = 1000, *,
 
 
 def _check_known(name: str) -> None:
-    """Say which names are near one that nothing has."""
+    """Refuse an unknown name, and name similar ones."""
     if name in OWN:
         return
     import timm
@@ -107,12 +110,12 @@ def _check_known(name: str) -> None:
         close = difflib.get_close_matches(name, known, n=1)
         usual = f"choose from: {', '.join((*OWN, *ENCODERS))}, or any of timm.list_models()."
         hint = near(name, known) if close else usual
-        raise SettingError(f"model.backbone: there is no backbone {name!r}; {hint}")
+        raise SettingError(f"model.backbone: unknown backbone {name!r}; {hint}")
 
 
 def _check_no_width(name: str, width: int | None) -> None:
-    """Say that a backbone cannot be scaled."""
+    """Refuse a width for a backbone that cannot be scaled."""
     if width is not None:
         raise SettingError(
-            f"model.width: {name} comes in its published width only: leave it out, or use one of {', '.join(CHAINS)}."
+            f"model.width: {name} has only its published width: leave it out, or use one of {', '.join(CHAINS)}."
         )

@@ -1,6 +1,6 @@
-"""Files of published weights: from the cache, from a file that was put beside it, or from the internet.
+"""Files of published weights: from the cache, from a file that someone put into it, or from the internet.
 
-Nothing is unpickled but tensors, and no server is waited for longer than `TIMEOUT` seconds in silence.
+Only tensors are unpickled, and a silent server is given up after `TIMEOUT` seconds.
 """
 
 import contextlib
@@ -26,11 +26,11 @@ def from_hub(name: str, hub_id: str, endpoint: str | None = None, folder: Path |
     Args:
         name: of the backbone, for messages.
         hub_id: OWNER/REPOSITORY, or OWNER/REPOSITORY@REVISION.
-        endpoint: address of the hub, where it is another.
-        folder: of the cache, where it is not the hub's own and torch's.
+        endpoint: address of the hub, if not the usual one.
+        folder: of the cache, if not the usual ones of the hub and of torch.
 
     Raises:
-        SettingError: the file is not there and cannot be fetched, or holds no tensors.
+        SettingError: the file is missing and cannot be fetched, or does not hold tensors.
     """
     from safetensors.torch import load_file
 
@@ -43,20 +43,20 @@ def from_hub(name: str, hub_id: str, endpoint: str | None = None, folder: Path |
 
 
 def from_url(name: str, url: str, folder: Path | None = None) -> dict[str, Tensor]:
-    """The tensors of a file that torch saved; the end of its name is the start of its SHA-256.
+    """The tensors of a file that torch saved; its name ends with the start of its SHA-256.
 
     Args:
         name: of the backbone, for messages.
         url: of the file.
-        folder: of the cache, where it is not torch's own.
+        folder: of the cache, if not torch's own.
 
     Raises:
-        SettingError: the file is not there and cannot be fetched, or holds something else than tensors.
+        SettingError: the file is missing and cannot be fetched, or holds something other than tensors.
     """
     folder = folder or _torch_folder()
     path = folder / url.rpartition("/")[2]
     try:
-        # What torch prints is no result of ours.
+        # Our standard output is for results, not for what torch prints.
         with _impatient(), contextlib.redirect_stdout(sys.stderr):
             return torch.hub.load_state_dict_from_url(
                 url, str(folder), map_location="cpu", progress=sys.stderr.isatty(), check_hash=True, weights_only=True
@@ -66,7 +66,7 @@ def from_url(name: str, url: str, folder: Path | None = None) -> dict[str, Tenso
 
 
 def _fetch_from_hub(name: str, hub_id: str, endpoint: str | None, folder: Path | None, placed: Path) -> Path:
-    """The file in the hub's cache, fetched where it is not there yet."""
+    """The file in the hub's cache, fetched if it is missing."""
     from huggingface_hub import constants, hf_hub_download
     from huggingface_hub.errors import LocalEntryNotFoundError
 
@@ -98,7 +98,7 @@ def _fetch_from_hub(name: str, hub_id: str, endpoint: str | None, folder: Path |
 
 
 def _greet(host: str) -> None:
-    """Find out whether a server answers at all; what it answers does not matter."""
+    """Raise an error unless a server answers; what it answers does not matter."""
     try:
         urlopen(Request(host, method="HEAD"), timeout=TIMEOUT).close()
     except HTTPError as answer:
@@ -107,7 +107,7 @@ def _greet(host: str) -> None:
 
 @contextlib.contextmanager
 def _impatient() -> Iterator[None]:
-    """Let connections that are opened meanwhile give up after a while: torch.hub gives no timeout of its own."""
+    """Let connections that are opened meanwhile time out, since torch.hub does not set a timeout."""
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(TIMEOUT)
     try:
@@ -130,5 +130,5 @@ def _unreachable(name: str, url: str, path: Path, error: BaseException) -> Setti
 
 def _broken(path: Path, error: BaseException) -> SettingError:
     return SettingError(
-        f"model.pretrained: {path} is no whole file of weights: {reason(error)}. Remove it and try again."
+        f"model.pretrained: {path} is not a complete file of weights: {reason(error)}. Remove it and try again."
     )

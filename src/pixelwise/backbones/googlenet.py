@@ -1,14 +1,14 @@
-"""GoogLeNet: nine Inception modules, which convolve at several sizes side by side.
+"""GoogLeNet: nine Inception modules, each of which convolves at several sizes side by side.
 
 Paper: Szegedy et al. 2015, arXiv:1409.4842, table 1.
 
-The layers are torchvision's, so that its published weights fit. Their deviations from the paper, which are ours too:
+The layers are torchvision's, so that its published weights fit. They deviate from the paper:
 
-- batch norm after each convolution, and no local response normalisation;
+- batch norm follows each convolution, and there is no local response normalisation;
 - the branches of 5 x 5 pixels have 3 x 3 (a slip of the first port, kept for its weights);
-- no auxiliary classifiers.
+- there are no auxiliary classifiers.
 
-Ours: the backbone ends with the last Inception module; its weights start by `he_start`.
+We deviate from torchvision: the backbone ends with the last Inception module, and `he_start` initialises its weights.
 """
 
 from torch import Tensor, nn
@@ -39,10 +39,10 @@ class GoogLeNetBackbone(Backbone):
         in_channels: C.
         norm: "batch" (published) or "group".
         output_stride: must be None or 32.
-        depth: halvings from the first feature to the last; what follows is left out. None: all.
+        depth: halvings from the first feature to the last; later layers are left out. None: all.
 
     Raises:
-        SettingError: another normalisation, output stride or depth.
+        SettingError: the network does not have the normalisation, the output stride or the depth.
     """
 
     def __init__(
@@ -50,7 +50,7 @@ class GoogLeNetBackbone(Backbone):
     ) -> None:
         if output_stride not in (None, 32):
             raise SettingError(
-                f"model.output_stride: googlenet has no dilated form, so {output_stride} is not possible: leave it "
+                f"model.output_stride: googlenet cannot be dilated to an output stride of {output_stride}: leave it "
                 f"out, or use a backbone such as vgg16 or resnet50."
             )
         end = check_depth("googlenet", STRIDES, depth) + 1

@@ -6,7 +6,7 @@ https://doi.org/10.1109/5.726791, section II.B.
 Our deviations:
 
 - max pooling instead of means with a trainable factor and bias, and ReLU instead of a scaled tanh;
-- the second convolution sees all six maps (the paper's table I connects some of them);
+- the second convolution sees all six maps (the paper's table I connects only some of them);
 - a dense layer gives the logits, instead of distances to drawn digits;
 - any number of channels.
 

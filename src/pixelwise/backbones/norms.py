@@ -1,4 +1,4 @@
-"""Another normalisation in a network that others built."""
+"""Another normalisation in a network from another library."""
 
 from torch import nn
 
@@ -7,10 +7,10 @@ from pixelwise.layers import NORMS
 
 
 def replace_batch_norms(network: nn.Module, name: str, norm: str) -> None:
-    """Put `norm` where the network has batch norms; "batch" leaves it as it is.
+    """Replace the network's batch norms by `norm`; "batch" leaves it as it is.
 
-    The new ones keep the scales and shifts that the old ones start with, as some networks start a branch at zero.
-    An activation that timm puts into its batch norm stays behind it.
+    The new norms keep the initial scales and shifts of the old ones, since some networks start a branch at zero. An
+    activation inside a batch norm of timm is kept, too.
 
     Args:
         network: changed in place.
@@ -18,7 +18,7 @@ def replace_batch_norms(network: nn.Module, name: str, norm: str) -> None:
         norm: "batch" or "group".
 
     Raises:
-        SettingError: "none", or the network has no batch norm to replace.
+        SettingError: the norm is "none", or the network has no batch norm to replace.
 
     >>> network = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8))
     >>> replace_batch_norms(network, "example", "group")
@@ -29,7 +29,7 @@ def replace_batch_norms(network: nn.Module, name: str, norm: str) -> None:
         return
     if norm == "none":
         raise SettingError(
-            f"model.norm: {name} does not train without a normalisation, which keeps its sums and branches in range: "
+            f"model.norm: {name} cannot train without a normalisation, which keeps its sums and branches in range: "
             f'use "batch" or "group", or one of lenet, alexnet, alexnet_paper and vgg16.'
         )
     found = [place for place, module in network.named_modules() if isinstance(module, nn.BatchNorm2d)]
@@ -44,7 +44,7 @@ def replace_batch_norms(network: nn.Module, name: str, norm: str) -> None:
 
 
 def _group_norm(old: nn.Module) -> nn.Module:
-    """A group norm in place of a batch norm, with what timm puts into it."""
+    """A group norm that replaces a batch norm, with what timm puts into it."""
     assert isinstance(old, nn.BatchNorm2d)
     new = NORMS["group"](old.num_features).to(old.running_mean.device if old.running_mean is not None else None)
     if old.affine:

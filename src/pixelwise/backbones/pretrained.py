@@ -1,10 +1,10 @@
-"""Published weights for a backbone: those of timm from the Hugging Face hub, those of torchvision from its server.
+"""Published weights for a backbone: timm's from the Hugging Face hub, torchvision's from its server.
 
-The weights were trained on images with the mean and deviation of ImageNet, so they start best from images that are
+The weights were trained on images with the mean and deviation of ImageNet, so they work best on images that are
 normalised to a mean of 0 and a deviation of 1.
 
-Where the image has other channels than red, green and blue, the first convolution is adapted as timm does it: summed
-for one channel, repeated and rescaled for others.
+If the channels are not red, green and blue, the first convolution is adapted as timm does it: summed for one channel,
+repeated and rescaled for others.
 """
 
 import re
@@ -26,10 +26,10 @@ TORCHVISION = {
     ("vgg16", "batch"): "VGG16_BN_Weights",
     ("googlenet", "batch"): "GoogLeNet_Weights",
 }
-"""torchvision's weights of ImageNet for a backbone and its normalisation."""
+"""torchvision's name for the weights of a backbone with a normalisation."""
 
 HEADS = ("classifier.", "fc.", "aux1.", "aux2.")
-"""How the names of torchvision's layers begin that a backbone does not have."""
+"""The first parts of the names of torchvision's layers that a backbone does not have."""
 
 IMAGENET_MEAN, IMAGENET_DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -38,16 +38,15 @@ def load_pretrained(backbone: Backbone, *, endpoint: str | None = None, folder: 
     """Replace a backbone's weights by published ones, fetched once and kept in a cache.
 
     Args:
-        backbone: changed in place; left as it was where something is wrong.
-        endpoint: address of a hub that stands in for huggingface.co.
-        folder: of the cache, where it is not the hub's own and torch's.
+        backbone: changed in place, but not if an error is raised.
+        endpoint: address of a hub that replaces huggingface.co.
+        folder: of the cache, if not the usual ones of the hub and of torch.
 
     Returns:
         A sentence that says what was loaded.
 
     Raises:
-        SettingError: there are no published weights for this form of the backbone, they cannot be fetched, or the
-            file does not hold them.
+        SettingError: this form of the backbone has no published weights, they cannot be fetched, or they do not fit.
     """
     if backbone.name in OWN:
         source = _load_from_torchvision(backbone, folder)
@@ -58,7 +57,7 @@ def load_pretrained(backbone: Backbone, *, endpoint: str | None = None, folder: 
 
 
 def published_url(weights: str) -> str:
-    """Where torchvision publishes weights that it calls by that name."""
+    """The address of the weights that torchvision publishes under that name."""
     import torchvision.models
 
     return str(getattr(torchvision.models, weights).IMAGENET1K_V1.url)
@@ -90,7 +89,7 @@ def _load_from_torchvision(backbone: Backbone, folder: Path | None) -> str:
 
 
 def _fold_biases(tensors: dict[str, Tensor], wanted: dict[str, Tensor]) -> None:
-    """Move a bias into the running mean of the batch norm behind it, which takes it away again: ours has none."""
+    """Move the biases that our layers do not have into the running means of the batch norms behind them."""
     for name in [name for name in tensors if re.fullmatch(r"features\.\d+\.bias", name) and name not in wanted]:
         place = int(name.split(".")[1])
         mean = f"features.{place + 1}.running_mean"
@@ -99,10 +98,10 @@ def _fold_biases(tensors: dict[str, Tensor], wanted: dict[str, Tensor]) -> None:
 
 
 def _fold_input_range(tensors: dict[str, Tensor]) -> None:
-    """Let GoogLeNet take images in ImageNet's normalisation, as all others do, instead of in -1 to 1.
+    """Let GoogLeNet take images in ImageNet's normalisation, like all others, instead of in -1 to 1.
 
     torchvision scales and shifts the image. The scale goes into the first weights, the shift into the running mean
-    behind them; at the image's border, where the padding has no shift, the first features differ by a little.
+    behind them; at the image's border, where the padding is not shifted, the first features differ slightly.
     """
     weight, mean = "conv1.conv.weight", "conv1.bn.running_mean"
     if not {weight, mean} <= tensors.keys():
@@ -114,7 +113,7 @@ def _fold_input_range(tensors: dict[str, Tensor]) -> None:
 
 
 def _check_fit(name: str, source: str, tensors: dict[str, Tensor], wanted: dict[str, Tensor]) -> None:
-    """Name the first tensor that is missing, of another shape, or unknown."""
+    """Refuse tensors if one of them is missing, has another shape, or is unknown."""
     for key, value in wanted.items():
         if key not in tensors and key.endswith(".num_batches_tracked"):
             continue  # older files lack it; torch starts it at zero
@@ -129,7 +128,7 @@ def _check_fit(name: str, source: str, tensors: dict[str, Tensor], wanted: dict[
 
 
 def _load_from_timm(backbone: Any, endpoint: str | None, folder: Path | None) -> str:
-    """Let timm load, rename and adapt the tensors; first into the whole network, where it compares their names."""
+    """Let timm load, rename and adapt the tensors, first for the whole network, where it compares their names."""
     import timm
 
     from pixelwise.backbones.encoders import create_features, given
@@ -150,7 +149,7 @@ def _load_from_timm(backbone: Any, endpoint: str | None, folder: Path | None) ->
 
 
 def _load(network: nn.Module, tensors: dict[str, Tensor]) -> None:
-    """Take over what the network has of them; one that ends earlier does not have all."""
+    """Load those tensors that the network has; one that ends earlier does not have all of them."""
     own = network.state_dict()
     network.load_state_dict({name: values for name, values in tensors.items() if name in own})
 
@@ -168,7 +167,7 @@ def _first_of(message: str) -> str:
 
 
 def _no_such_form(backbone: Backbone) -> SettingError:
-    """There may be weights for another normalisation of the same network."""
+    """The error for a form without weights; another normalisation of the same network may have some."""
     norms = [f'"{norm}"' for name, norm in TORCHVISION if name == backbone.name]
     if norms:
         return _unpublished(f'{backbone.name} with model.norm "{backbone.norm}"', f"model.norm {' or '.join(norms)}")
@@ -181,8 +180,8 @@ def _unpublished(what: str, instead: str) -> SettingError:
     )
 
 
-def _misfit(name: str, source: str, reason: str) -> SettingError:
+def _misfit(name: str, source: str, why: str) -> SettingError:
     return SettingError(
-        f"model.pretrained: the weights of {source} are not those of {name}: {reason}. Use another backbone, or leave "
+        f"model.pretrained: the weights of {source} do not fit {name}: {why}. Use another backbone, or leave "
         f"model.pretrained out."
     )

@@ -2,7 +2,7 @@
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -24,6 +24,15 @@ from pixelwise.cli.base import (
     print_result,
 )
 from pixelwise.cli.terminal import Display, megapixels
+
+Compiled = Annotated[
+    bool,
+    typer.Option("--compile", help="Use PyTorch's compiler: slow to start, pays off for long jobs on a GPU."),
+]
+Threshold = Annotated[
+    float | None,
+    typer.Option(help="Of two classes, the probability that class 1 must reach; default: the likelier class."),
+]
 
 if TYPE_CHECKING:
     from pixelwise.prediction.stream import Outcome
@@ -79,14 +88,8 @@ def predict(
     overlay: Annotated[bool, typer.Option("--overlay", help="Also draw the masks over the images.")] = False,
     tta: Annotated[str, typer.Option(help="Test-time augmentation: none, flips (4 runs) or turns (8 runs).")] = "none",
     amp: Annotated[bool, typer.Option("--amp", help="Use half precision on a GPU: faster, but not exact.")] = False,
-    compiled: Annotated[
-        bool,
-        typer.Option("--compile", help="Use PyTorch's compiler: slow to start, pays off for long jobs on a GPU."),
-    ] = False,
-    threshold: Annotated[
-        float | None,
-        typer.Option(help="Of two classes, the probability that class 1 must reach; default: the likelier class."),
-    ] = None,
+    compiled: Compiled = False,
+    threshold: Threshold = None,
     fill_holes: Annotated[int, typer.Option(min=0, help="Fill holes of up to this many pixels.")] = 0,
     smallest_object: Annotated[int, typer.Option(min=0, help="Remove objects smaller than this many pixels.")] = 0,
     inside: Annotated[
@@ -110,16 +113,15 @@ def predict(
     from pixelwise.prediction.postprocess import PostProcess
     from pixelwise.prediction.requests import OutputOptions
 
-    _check_choice("--format", file_format, "a format", ("auto", "png", "tiff", "zarr"))
-    _check_choice("--probability-type", probability_type, "a type of probabilities", ("uint8", "float16"))
+    kind = _chosen("--format", file_format, "format", ("auto", "png", "tiff", "zarr"))
+    stored = _chosen("--probability-type", probability_type, "type of probabilities", ("uint8", "float16"))
     clean = PostProcess(threshold, fill_holes, smallest_object)
-    options = OutputOptions(
-        out, file_format, probabilities, overlay, probability_type, clean, inside, skip_background, resume  # type: ignore[arg-type]
-    )  # fmt: skip
+    options = OutputOptions(out, kind, probabilities, overlay, stored, clean, inside, skip_background, resume)
     pixels = count_pixels(find_inputs(inputs), WORTH_PREPARING)
-    choice = EngineChoice(engine, device, amp, compiled)
     loaded = load(run)
-    predictor = loaded.predictor(choice, tile or "auto", tta, _bytes(max_ram), pixels)
+    predictor = loaded.predictor(
+        EngineChoice(engine, device, amp, compiled), tile or "auto", tta, _bytes(max_ram), pixels
+    )
     with Display("predicting", quiet) as display:
         shown = stream.Listener(megapixels(display), display.note)
         outcome = loaded.task.predict_files(predictor, inputs, options, axes, shown)
@@ -148,11 +150,13 @@ def _tell_masks(outcome: "Outcome", out: Path, as_json: bool, quiet: bool) -> No
         raise typer.Exit(BAD_INPUT)
 
 
-def _check_choice(option: str, value: str, kind: str, choices: tuple[str, ...]) -> None:
+def _chosen(option: str, value: str, what: str, choices: tuple[str, ...]) -> Any:
+    """The value of an option, one of its choices."""
     from pixelwise.core.errors import SettingError, near
 
     if value not in choices:
-        raise SettingError(f"{option} {value}: is not {kind}; {near(value, choices)}")
+        raise SettingError(f"{option} {value}: unknown {what}; {near(value, choices)}")
+    return value
 
 
 def _bytes(size: str | None) -> int | None:

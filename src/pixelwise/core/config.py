@@ -176,6 +176,13 @@ class Config(Section):
     augment: AugmentSettings
     loss: LossSettings
 
+    def __repr__(self) -> str:
+        """The plan in a line; `to_toml` has all of it."""
+        train = self.train
+        length = f"{train.epochs} epochs" if train.minutes is None else f"{train.minutes:g} minutes"
+        patches = f"{train.batch} patches of {train.patch[0]} x {train.patch[1]} a step"
+        return f"Config({self.task}: {self.model.title()}; {patches}; {length})"
+
     def to_toml(self) -> str:
         """The config as a TOML document; unset values are left out."""
         return tomli_w.dumps(self.model_dump(exclude_none=True, mode="json"))

@@ -1,4 +1,4 @@
-"""What this process holds, and what it may hold."""
+"""How much memory this process holds, and how much it may hold."""
 
 import ctypes
 import gc
@@ -16,8 +16,8 @@ from pixelwise.core.errors import SettingError
 
 # Stricter than pydantic, which takes "1,5GB" for a byte.
 _SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(|[kmgt]i?)b?\s*", re.IGNORECASE)
-_FREE_SHARE = 0.6  # of the free memory that is taken without being told
-_LEAST = 256 * 2**20  # bytes that are taken even where little is free: the system may still make room
+_FREE_SHARE = 0.6  # of the free memory may be used, unless the user sets a limit
+_LEAST = 256 * 2**20  # bytes that may be used even if less is free: the system may still make room
 
 
 def peak_ram_bytes() -> int:
@@ -36,12 +36,12 @@ def held_bytes() -> int:
 
 
 def default_limit() -> int:
-    """Bytes that this process may hold where nobody says: what it has, and a good half of what is free."""
+    """Bytes that this process may hold unless the user sets a limit: what it holds now, and a share of what is free."""
     return held_bytes() + max(int(_FREE_SHARE * psutil.virtual_memory().available), _LEAST)
 
 
 def parse_size(text: str) -> int:
-    """A size as people write it -> bytes.
+    """The number of bytes of a size as people write it.
 
     Raises:
         SettingError: the text is not a size.
@@ -56,7 +56,7 @@ def parse_size(text: str) -> int:
 
 
 def size_text(size: float) -> str:
-    """Bytes for people.
+    """A number of bytes as text for people.
 
     >>> size_text(3 * 2**30), size_text(5 * 2**20)
     ('3.0 GiB', '5 MiB')
@@ -65,7 +65,7 @@ def size_text(size: float) -> str:
 
 
 def release_free_memory() -> None:
-    """Give what was freed back to the system, where the C library would keep it (Linux with glibc)."""
+    """Return freed memory to the system, which the C library would otherwise keep (Linux with glibc)."""
     gc.collect()
     if sys.platform == "linux":
         with suppress(OSError, AttributeError):
@@ -73,9 +73,9 @@ def release_free_memory() -> None:
 
 
 def growth(work: Callable[[], object], seconds: float = 0.002) -> int:
-    """Bytes by which the memory of this process grows at most while `work` runs, by looking at it often.
+    """The most bytes by which the memory of this process grows while `work` runs, sampled every few milliseconds.
 
-    What was freed before and is used again does not show; so work that was done before grows less.
+    Memory that was freed before and is used again does not count, so work that is repeated grows less.
     """
     before = most = held_bytes()
     done = threading.Event()

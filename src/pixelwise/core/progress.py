@@ -1,6 +1,6 @@
-"""How long work tells how far it is."""
+"""How long work reports its progress."""
 
 from collections.abc import Callable
 
 Progress = Callable[[int, int], None]
-"""Called now and then with what is done and what there is in all; may raise, to end the work."""
+"""Called now and then with the amount done and the total; may raise an exception to end the work."""

@@ -1,4 +1,4 @@
-"""A window of an image, and how one is read: the same four numbers everywhere."""
+"""A window of an image, and how to read one: the same four numbers everywhere."""
 
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
@@ -7,7 +7,7 @@ import numpy as np
 
 
 class Window(NamedTuple):
-    """Rows y0 to y1 and columns x0 to x1 of an image, in pixels; each interval holds its start and not its end.
+    """Rows y0 to y1 and columns x0 to x1 of an image, in pixels; each interval includes its start but not its end.
 
     >>> window = Window(2, 5, 0, 4)
     >>> window.height, window.width, np.zeros((8, 8))[window.slices].shape
@@ -31,11 +31,11 @@ class Window(NamedTuple):
 
     @property
     def slices(self) -> tuple[slice, slice]:
-        """Rows and columns, to index an array whose last two axes (or first two) are an image's."""
+        """Rows and columns, to index an array in which they are two neighbouring axes."""
         return slice(self.y0, self.y1), slice(self.x0, self.x1)
 
     def moved(self, down: int, right: int) -> "Window":
-        """The window so many pixels further down and to the right."""
+        """The same window, shifted by so many pixels."""
         return Window(self.y0 + down, self.y1 + down, self.x0 + right, self.x1 + right)
 
     def shrunk(self, border: int) -> "Window":
@@ -43,16 +43,17 @@ class Window(NamedTuple):
         return Window(self.y0 + border, self.y1 - border, self.x0 + border, self.x1 - border)
 
     def within(self, height: int, width: int) -> "Window":
-        """The part that lies in an image of this size.
+        """The part that lies in an image of this size; an empty window if there is none.
 
         >>> Window(-2, 5, 6, 12).within(8, 8)
         Window(y0=0, y1=5, x0=6, x1=8)
         """
-        return Window(max(self.y0, 0), min(self.y1, height), max(self.x0, 0), min(self.x1, width))
+        limits = (height, height, width, width)
+        return Window(*(min(max(edge, 0), limit) for edge, limit in zip(self, limits, strict=True)))
 
     @classmethod
     def whole(cls, height: int, width: int) -> "Window":
-        """The window that is the whole image."""
+        """The window that covers the whole image."""
         return cls(0, height, 0, width)
 
 
@@ -61,7 +62,7 @@ Read = Callable[[Window], np.ndarray]
 
 
 def reader(image: np.ndarray) -> Read:
-    """The reader of an image in memory, H x W x C or H x W; it gives views."""
+    """A function that reads windows of an image in memory, H x W x C or H x W, as views."""
     return lambda window: image[window.slices]
 
 

@@ -1,20 +1,20 @@
-"""The geometry of any torch module, proved by experiment: nothing that the module says of itself is trusted.
+"""The geometry of any torch module, found by experiment: nothing that the module says about itself is trusted.
 
 Shapes: N images, C channels, H x W pixels, K classes.
 
-In this order, for rows and for columns:
+The experiments, in this order, for rows and for columns:
 
-1. `unit`: which sizes the module takes and gives back.
-2. reach: many rows of a long, narrow image are changed, near one end and near the other. An output that
-   changes at the far end means that every output depends on every input.
-3. stride: the smallest shift of the image that shifts the output alike, away from the borders.
-4. halo and margin: one row is changed at a time, at every phase of the stride, by NaN, which nothing swallows
-   in a sum or a maximum, and by finite amounts, which pass where NaN is replaced or compared.
-5. The statement itself: tiles of random images against the whole images.
+1. unit: which sizes does the module take and return?
+2. reach: many rows of a long, narrow image are changed, first near one end, then near the other. If the output changes
+   at the far end, every output depends on every input.
+3. stride: the smallest shift of the image that shifts the output by as much, away from the borders.
+4. halo and margin: one row is changed at a time, at every phase of the stride: by NaN, which survives every sum and
+   maximum, and by finite amounts, which pass where NaN is replaced or compared.
+5. the statement itself: tiles of random images are compared with the whole images.
 
-A change is any difference at all: images of one size take the same way through the network, so that an output
-that does not depend on the change keeps its bits. Images go in one by one: what they need of memory stays small,
-and a module may mix the images of a batch.
+A change is any difference at all: images of one size take the same path through the network, so that an output that
+does not depend on the change keeps its bits. Images go in one by one, which needs little memory, and because a module
+may mix the images of a batch.
 """
 
 import copy
@@ -30,47 +30,47 @@ from pixelwise.core.errors import ModelError, SettingError
 from pixelwise.geometry.modes import evaluation_mode
 from pixelwise.geometry.reach import Geometry, round_up
 
-SMALLEST_WINDOW = 64  # pixels; with less there is no telling a local network from a global one
-LARGEST_UNIT = 256  # pixels; modules that only take multiples of more are not found
+SMALLEST_WINDOW = 64  # pixels; with fewer a local network cannot be told from a global one
+LARGEST_UNIT = 256  # pixels; modules that take only multiples of more are refused
 SQUARE = 256  # pixels; the side of the largest square image that is compared with its tiles
 ROWS, COLUMNS = 0, 1  # the axes
 TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-4}  # relative to the largest output value; the best first
-COARSE_TOLERANCE = 1e-2  # of half precision, which a module computes in by itself or cannot be brought out of
+COARSE_TOLERANCE = 1e-2  # for modules that compute in half precision, whatever they are given
 
 _Form = tuple[nn.Module, torch.dtype, torch.device]  # a module in eval mode, and what its images must be
 
 
 @dataclass(frozen=True)
 class Probed:
-    """What experiments showed of a module.
+    """What experiments revealed about a module.
 
     >>> probe_geometry(nn.MaxPool2d(3, stride=1, padding=1), channels=1)
     Probed(geometry=Geometry(stride=1, halo=1, margin=1, exact=True, reason=''), any_size=True)
     """
 
-    geometry: Geometry  # where it is not exact: halo and margin as far as they were seen, no advice for an overlap
+    geometry: Geometry  # if it is not exact, halo and margin are what was seen before, not a recommended overlap
     any_size: bool  # False: pad images to multiples of the stride and crop the output
 
 
 def probe_geometry(network: nn.Module, channels: int, largest: int = 1024) -> Probed:
-    """Find by experiment how far a module sees, and prove that its tiles give what the whole image gives.
+    """Find by experiment how far a module sees, and verify that its tiles reproduce the whole image.
 
-    The module is left as it is: a copy in float64 on the CPU is probed, in float32 where it does not run in
-    float64; a module that cannot be copied is probed where it is, as it is, and its modes, buffers and torch's
-    random state are put back.
+    The module is left as it is: a copy in float64 on the CPU is probed, or in float32 if it does not run in float64. A
+    module that cannot be copied is probed itself; afterwards its modes, its buffers and torch's random state are
+    restored.
 
     Args:
         network: takes N x channels x H x W, returns N x K x H x W of the same H and W.
         channels: C.
-        largest: longest image that is probed for reach, in pixels, at least 64; half of it is as far as a
-            network may surely see on one side.
+        largest: length of the longest image that is probed for reach, in pixels, at least 64; networks that see up to
+            half as far on one side are recognised as local.
 
     Returns:
-        The geometry: halo and margin are the larger of rows and columns, the stride is their least common
-        multiple; not exact, with the reason, where an experiment failed. And whether any image size will do.
+        The geometry: halo and margin are the larger of rows and columns, the stride is their least common multiple; not
+        exact, with the reason, if an experiment failed. And whether the module takes images of any size.
 
     Raises:
-        ModelError: the module raises for every size, or returns something else than N x K x H x W.
+        ModelError: the module raises an error for every size, or does not return N x K x H x W.
         SettingError: `largest` is too small.
 
     >>> probe_geometry(nn.Sequential(nn.MaxPool2d(2), nn.Upsample(scale_factor=2)), channels=3)
@@ -109,11 +109,11 @@ class _Subject:
         """N x K x H x W output in float64 on the CPU.
 
         Raises:
-            ModelError: it returned something else. _RaisedError: it raised.
+            ModelError: it returned something else. _RaisedError: it raised an error.
         """
         name, given = type(self.network).__name__, _size_text(images)
         try:
-            # A copy, for the module may write into what it gets.
+            # A copy, since the module may write into its argument.
             outputs = self.network(images.clone(memory_format=torch.contiguous_format))
         except Exception as error:
             raise _RaisedError(f"{name}: raised {type(error).__name__} for images of {given}: {error}") from error
@@ -130,11 +130,11 @@ class _Subject:
         )
 
     def along(self, axis: int, images: Tensor) -> Tensor:
-        """The output for images whose rows run along `axis`; as rows again."""
+        """The output for images whose rows run along `axis`, turned back to rows."""
         return self(images) if axis == ROWS else self(images.mT).mT
 
     def takes(self, height: int, width: int) -> bool:
-        """Whether it runs on images of that size and returns their size."""
+        """Whether it runs on images of that size and returns the same size."""
         try:
             self(self.draw(1, height, width))
         except ModelError:
@@ -147,14 +147,14 @@ class _Subject:
         return torch.randn(shape, generator=self.generator, dtype=torch.float64).to(self.device, self.dtype)
 
     def amounts(self, height: int, width: int) -> list[Tensor]:
-        """What to change pixels by, 1 x C x height x width: NaN; amounts from 0.01 to 1000 of both signs, mixed."""
+        """Changes to add to pixels, each 1 x C x height x width: NaN, and amounts of 0.01 to 1000 of both signs."""
         signs = self.draw(1, height, width).sign()
         exponents = torch.rand(signs.shape, generator=self.generator, dtype=torch.float64).to(signs) * 5 - 2
         finite = signs * 10**exponents
         return [torch.full_like(finite, math.nan), finite] if self.takes_nan else [finite]
 
     def differs(self, first: Tensor, second: Tensor) -> bool:
-        """Whether two outputs are further apart than rounding."""
+        """Whether two outputs differ by more than rounding."""
         return _difference(first, second) > TOLERANCES.get(self.precision, COARSE_TOLERANCE)
 
 
@@ -168,7 +168,7 @@ def _changes(after: Tensor, before: Tensor) -> Tensor:
 
 
 def _difference(first: Tensor, second: Tensor) -> float:
-    """The largest difference, relative to the largest value; infinite where NaN or infinity meets a number."""
+    """The largest difference, relative to the largest value; infinite between a number and NaN or infinity."""
     changes = _changes(first, second)
     if not changes.any():
         return 0.0
@@ -182,9 +182,9 @@ def _difference(first: Tensor, second: Tensor) -> float:
 
 @contextmanager
 def _left_as_it_is(network: nn.Module) -> Iterator[list[_Form]]:
-    """Forms of the module to try, best first; after it, the module and the random state are as before.
+    """Forms of the module to try, best first; afterwards the module and the random state are as before.
 
-    Not in inference mode: a module that keeps what it computes could not be trained with it any more.
+    Not in inference mode: a module that stores a result could no longer be trained with it.
     """
     tensors = [*network.parameters(), *network.buffers()]
     device = tensors[0].device if tensors else torch.device("cpu")
@@ -204,7 +204,7 @@ def _left_as_it_is(network: nn.Module) -> Iterator[list[_Form]]:
 
 @contextmanager
 def _buffers_put_back(network: nn.Module) -> Iterator[None]:
-    """Give every module its buffers again, also those that `forward` replaced."""
+    """Restore the buffers of every module, including those that `forward` replaced."""
     buffers = [
         (module, name, buffer, buffer.clone())
         for module in network.modules()
@@ -219,10 +219,10 @@ def _buffers_put_back(network: nn.Module) -> Iterator[None]:
 
 
 def _first_that_runs(forms: Sequence[_Form], channels: int, units: Sequence[int]) -> _Subject:
-    """The module in its best form, with what it takes found out.
+    """The module in the best form that runs, and what it takes.
 
     Raises:
-        ModelError: no form runs; the error is that of the last.
+        ModelError: no form runs; the error is that of the last one.
     """
     refusal = None
     for network, dtype, device in forms:
@@ -245,7 +245,7 @@ def _first_that_runs(forms: Sequence[_Form], channels: int, units: Sequence[int]
 def _steps(network: nn.Module, limit: int) -> list[int]:
     """Numbers of pixels that may be its unit or its stride, in order.
 
-    Powers of two, three times those, and their products with the strides and factors that its modules name.
+    Powers of two, three times those, and their products with the strides and factors of its modules.
     """
     steps = {odd * 2**power for odd in (1, 3) for power in range(9)}
     for module in network.modules():
@@ -255,7 +255,7 @@ def _steps(network: nn.Module, limit: int) -> list[int]:
 
 
 def _factors(module: nn.Module) -> set[int]:
-    """By how much it makes an image smaller or larger, by the names that torch gives such figures."""
+    """The factors by which it reduces or enlarges an image, under the names that torch uses for them."""
     factors: set[int] = set()
     for name in ("stride", "scale_factor", "upscale_factor", "downscale_factor"):
         value = vars(module).get(name)
@@ -265,16 +265,16 @@ def _factors(module: nn.Module) -> set[int]:
 
 
 def _sides(unit: int) -> tuple[int, int]:
-    """Height and width of an image: two multiples of the unit that have no other factor in common."""
+    """Height and width of an image: two multiples of the unit without another common factor."""
     times = max(3, -(-48 // unit) | 1) if unit <= 64 else 1
     return unit * times, unit * (times + 2)
 
 
 def _find_unit(subject: _Subject, units: Sequence[int]) -> int:
-    """The smallest unit whose multiples the module takes and gives back.
+    """The smallest unit whose multiples the module takes and returns.
 
     Raises:
-        ModelError: there is none; the error is that of the largest.
+        ModelError: there is none; the error is that of the largest unit.
     """
     refusal = None
     for unit in units:
@@ -290,7 +290,7 @@ def _find_unit(subject: _Subject, units: Sequence[int]) -> int:
 
 
 def _find_narrow(subject: _Subject) -> int:
-    """A small side that the module takes beside a long one; one that mirrors its border takes no tiny ones."""
+    """A small side that the module takes beside a long one; modules that mirror the border refuse tiny sides."""
     height, width = _sides(subject.unit)
     for side in (4, 8, 16, 32):
         narrow = round_up(side, subject.unit)
@@ -300,7 +300,7 @@ def _find_narrow(subject: _Subject) -> int:
 
 
 def _takes_nan(subject: _Subject) -> bool:
-    """Whether it runs on NaN; some modules check their images."""
+    """Whether it accepts NaN; some modules check their images."""
     try:
         subject(torch.full_like(subject.draw(1, *_sides(subject.unit)), math.nan))
     except _RaisedError:
@@ -312,7 +312,7 @@ def _takes_nan(subject: _Subject) -> bool:
 
 
 def _prove(subject: _Subject, steps: Sequence[int], largest: int) -> Probed:
-    """Experiment after experiment, until one shows that the module is not exact."""
+    """Run one experiment after another, until one of them shows that the module is not exact."""
     images = subject.draw(1, *_sides(subject.unit))
     if _changes(subject(images), subject(images)).any():
         reason = "two runs in eval mode on the same image give different outputs: it draws random numbers"
@@ -329,8 +329,8 @@ def _prove(subject: _Subject, steps: Sequence[int], largest: int) -> Probed:
     strides = [_stride(subject, axis, shifts, reaches[axis]) for axis in (ROWS, COLUMNS)]
     if None in strides:
         reason = (
-            f"an output pixel depends on where in the image it is: no shift of the image by {shifts[0]} to "
-            f"{shifts[-1]} pixels shifts the output alike"
+            f"the output depends on the place in the image: no shift of the image by {shifts[0]} to {shifts[-1]} "
+            f"pixels shifts the output by as much"
         )
         return _not_exact(subject, subject.unit, reach, reason)
     stride = math.lcm(*(stride for stride in strides if stride))
@@ -346,7 +346,7 @@ def _window(subject: _Subject, axis: int, largest: int) -> int:
     """Length of the longest image that the module takes, halving from `largest`.
 
     Raises:
-        ModelError: it takes none of at least 64 pixels.
+        ModelError: it does not take any of at least 64 pixels.
     """
     length = round_up(largest - subject.unit + 1, subject.unit)
     while True:
@@ -361,9 +361,9 @@ def _window(subject: _Subject, axis: int, largest: int) -> int:
 
 
 def _changed_rows(subject: _Subject, axis: int, length: int, narrow: int, changes: Sequence[slice]) -> Tensor:
-    """Which rows of the output change with the rows of each slice: number of changes x length, bool.
+    """Which rows of the output change with the rows of each slice: number of slices x length, bool.
 
-    All pixels of the rows are changed, so that every phase of the other axis takes part.
+    All pixels of the rows are changed, to include every phase of the other axis.
     """
     image, amounts = subject.draw(1, length, narrow), subject.amounts(length, narrow)
     before = subject.along(axis, image)
@@ -377,10 +377,10 @@ def _changed_rows(subject: _Subject, axis: int, length: int, narrow: int, change
 
 
 def _reach(subject: _Subject, axis: int, length: int) -> int:
-    """How far a change is seen, less than a stride too short; `length` where it is seen everywhere.
+    """How far a change is seen, too short by less than a stride; `length` if it is seen everywhere.
 
-    The changed rows are a quarter of the image, so that every phase of every stride is among them. They stand
-    near one end, so that an image of `length` shows a reach of over half of it.
+    The changed rows are a quarter of the image, to include every phase of every stride. They lie near one end, so that
+    an image shows a reach of more than half its length.
     """
     edge, block = length // 16, length // 4
     near_start, near_end = slice(edge, edge + block), slice(length - edge - block, length - edge)
@@ -392,14 +392,14 @@ def _reach(subject: _Subject, axis: int, length: int) -> int:
 
 
 def _stride(subject: _Subject, axis: int, shifts: Sequence[int], reach: int) -> int | None:
-    """The smallest shift that holds."""
+    """The smallest shift of the image that shifts the output."""
     return next((shift for shift in shifts if _shift_holds(subject, axis, shift, reach)), None)
 
 
 def _shift_holds(subject: _Subject, axis: int, shift: int, reach: int) -> bool:
-    """Whether shifting the image shifts the output alike, where the borders are not seen.
+    """Whether shifting the image shifts the output by as much, out of sight of the borders.
 
-    A module may give the same value everywhere, all its ReLUs off: so the edges of what NaN reaches must move too.
+    A module may give the same value everywhere, with all ReLUs off, so the edges of what NaN reaches must move, too.
     """
     border = reach + 2 * shift
     length = round_up(2 * border + 8 * shift, shift)
@@ -415,8 +415,8 @@ def _shift_holds(subject: _Subject, axis: int, shift: int, reach: int) -> bool:
 
 
 def _figures(subject: _Subject, axis: int, stride: int, reach: int) -> tuple[int, int]:
-    """Halo and margin: what the rows of one period change, each by itself."""
-    start = round_up(reach + stride, stride)  # the reach may be a stride too short, less one pixel
+    """Halo and margin, from what each row of one period changes by itself."""
+    start = round_up(reach + stride, stride)  # the reach may be too short by almost a stride
     pixels = range(start, start + stride)
     changes = [slice(pixel, pixel + 1) for pixel in pixels]
     changed = _changed_rows(subject, axis, 2 * start + stride, round_up(subject.narrow, stride), changes)
@@ -451,7 +451,7 @@ def _check_tiles(subject: _Subject, geometry: Geometry) -> Probed:
 
 
 def _takes_any_size(subject: _Subject, geometry: Geometry, tile: int, long: int) -> bool:
-    """Whether images off the stride grid, down to a single pixel, are taken, and are equal to their tiles."""
+    """Whether the module takes images off the stride grid, down to a single pixel, and they equal their tiles."""
     stride = geometry.stride
     if stride == 1:
         return True
@@ -464,7 +464,7 @@ def _takes_any_size(subject: _Subject, geometry: Geometry, tile: int, long: int)
 
 
 def _seam(subject: _Subject, geometry: Geometry, tile: int, height: int, width: int) -> float:
-    """The largest relative difference between some tiles of a random image and the whole; 0 where it is rounding."""
+    """The largest relative difference between some tiles of a random image and the whole; 0 if it is only rounding."""
     image = subject.draw(1, height, width)
     whole = subject(image)
     margin = round_up(geometry.margin, geometry.stride)
@@ -480,7 +480,7 @@ def _seam(subject: _Subject, geometry: Geometry, tile: int, height: int, width: 
 
 
 def _spans(size: int, tile: int, margin: int) -> list[tuple[slice, slice, slice]]:
-    """The first, a middle and the last two tiles of one axis: what they own, what they read, and the former in it."""
+    """The first, a middle and the last two tiles of an axis: what they own, what they read, the former within it."""
     last = (size - 1) // tile
     spans = []
     for index in sorted({0, last // 2, max(last - 1, 0), last}):

@@ -1,8 +1,8 @@
-"""How far a network sees: output sizes of its operators, and its stride, halo and margin. No torch here.
+"""How far a network sees: output sizes of its operators, and its stride, halo and margin, without torch.
 
-A network made of local operators is described by a `Reach`: which input pixels each of its cells depends on.
-The operators are applied to the reach one after the other, as they are to the image, and the figures of the
-whole network come out. Rows and columns behave alike, so one axis says it all.
+A network made of local operators is described by a `Reach`: on which input pixels does each of its cells depend? The
+operators are applied to the reach one after another, just as to the image, and the figures of the whole network come
+out. Rows and columns behave alike, so one axis is enough.
 """
 
 import math
@@ -15,7 +15,7 @@ from pixelwise.core.errors import ModelError
 def output_size(size: int, kernel: int, stride: int = 1, padding: int = 0) -> int:
     """Number of positions of a convolution or pooling along one axis: M = floor((N - F + 2P) / S) + 1.
 
-    Where the division leaves a rest the last pixels are not used (floor), as in every framework.
+    If the division leaves a remainder, the last pixels are not used (floor), as in every framework.
 
     Args:
         size: N, input pixels.
@@ -38,14 +38,14 @@ def output_size(size: int, kernel: int, stride: int = 1, padding: int = 0) -> in
 
 
 def transposed_output_size(size: int, kernel: int, stride: int = 1, crop: int = 0, output_padding: int = 0) -> int:
-    """Size that a transposed convolution gives along one axis: (N - 1) S + F - 2 crop + output_padding.
+    """Size of a transposed convolution's output along one axis: (N - 1) S + F - 2 crop + output_padding.
 
     Args:
         size: N, input values, each of which stamps the kernel.
         kernel: F, pixels.
         stride: S, pixels from one stamp to the next.
         crop: pixels trimmed on each side of the stamped image (what PyTorch calls padding).
-        output_padding: pixels kept of the crop at the right and bottom.
+        output_padding: pixels of the crop to keep at the right and bottom.
 
     Raises:
         ModelError: the crop leaves nothing.
@@ -64,17 +64,17 @@ def transposed_output_size(size: int, kernel: int, stride: int = 1, crop: int = 
 
 
 def parameters(in_channels: int, out_channels: int, kernel: int = 1, groups: int = 1, bias: bool = True) -> int:
-    """Number of weights of a convolution with a square kernel, its biases among them.
+    """Number of weights of a convolution with a square kernel, including its biases.
 
-    A dense layer that takes C channels of K x K pixels is a convolution with a kernel of K on them, which has one
+    A dense layer that takes C channels of K x K pixels is a convolution with a kernel of K on them, in a single
     position.
 
     Args:
         in_channels: C.
         out_channels: filters.
         kernel: side in pixels.
-        groups: parts of the channels that are convolved apart; `in_channels` for a depthwise convolution.
-        bias: a bias a filter.
+        groups: number of parts of the channels that are convolved separately; `in_channels` if depthwise.
+        bias: whether each filter has a bias.
 
     >>> parameters(3, 96, kernel=11), parameters(256, 4096, kernel=6)
     (34944, 37752832)
@@ -83,9 +83,9 @@ def parameters(in_channels: int, out_channels: int, kernel: int = 1, groups: int
 
 
 def multiply_adds(in_channels: int, out_channels: int, kernel: int, height: int, width: int, groups: int = 1) -> int:
-    """Multiplications (each with its addition) of a convolution that gives height x width pixels.
+    """Multiplications (each with its addition) of a convolution with height x width output pixels.
 
-    Every weight is used once a position; the biases do not count.
+    Every weight is used once in each position; biases do not count.
 
     >>> multiply_adds(192, 32, kernel=5, height=28, width=28)
     120422400
@@ -104,31 +104,31 @@ def round_up(size: int, step: int) -> int:
 
 @dataclass(frozen=True)
 class Geometry:
-    """How far a network sees, and what a tile of it needs, in pixels; rows and columns alike.
+    """How far a network sees, and what its tiles need, in pixels; rows and columns alike.
 
-    A network with `padding="same"` can be tiled on its stride grid: a tile that begins and ends on a multiple
-    of `stride`, grown on each side by `margin` rounded up to the grid, gets the logits of the whole image. A
-    network with `padding="valid"` loses `margin` pixels on each side: from a window that begins anywhere,
-    grown by `margin` alone, it gives the window. Its cells begin with that window, which may save it up to a
-    stride: a U-Net of depth 4 has a margin of 92 in this form and of 94 (96 on the grid) in the other.
+    A network with `padding="same"` can be tiled on its stride grid: a tile that begins and ends at multiples of
+    `stride`, extended on each side by `margin` rounded up to the grid, gets the logits of the whole image. A network
+    with `padding="valid"` cuts off `margin` pixels on each side: a window that begins anywhere, extended by just
+    `margin`, gives logits for the window. Its cells begin with that window, which may save up to a stride: a U-Net of
+    depth 4 has a margin of 92 in this form and of 94 (96 on the grid) in the other.
 
     >>> Geometry(stride=16, halo=107, margin=94).exact
     True
     """
 
-    stride: int  # shifting the image by this many pixels shifts the logits alike
+    stride: int  # shifting the image by this many pixels shifts the logits by as many
     halo: int  # the most pixels that any output pixel sees on one side
     margin: int  # the most pixels that a tile on the stride grid needs on one side
-    exact: bool = True  # False: an output pixel may depend on every input pixel, so tiles only come near
+    exact: bool = True  # False: an output pixel may depend on every input pixel, so tiles only approximate
     reason: str = ""  # why it is not exact
 
 
 @dataclass(frozen=True)
 class Reach:
-    """The input pixels that the cells of a feature map depend on, along one axis.
+    """The input pixels on which the cells of a feature map depend, along one axis.
 
-    Everything repeats after `stride` input pixels, so the cells of one period say it all. Each method is an
-    operator and gives the reach after it. Borders do not count: the map is taken to be endless.
+    Everything repeats after `stride` input pixels, so the cells of one period are enough. Each method is an operator
+    and gives the reach after it. Borders are ignored, as if the map were endless.
 
     >>> Reach.of_input(stride=2).convolution(3).pooling(2).upsampling(2).geometry()
     Geometry(stride=2, halo=2, margin=1, exact=True, reason='')
@@ -149,8 +149,8 @@ class Reach:
             kernel: F, taps.
             stride: S, cells from one position to the next.
             dilation: cells from one tap to the next; 1 for a plain convolution.
-            padding: P, cells added before the first; None centres the kernel, and an even one then looks one
-                cell further ahead than back.
+            padding: P, cells added before the first; None centres the kernel, where an even one looks one cell
+                further ahead than back.
 
         Raises:
             ModelError: the stride does not divide the cells of a period.
@@ -184,7 +184,7 @@ class Reach:
         )
 
     def pooling(self, factor: int) -> "Reach":
-        """After anything that makes one cell of `factor`: pooling, or folding them into channels.
+        """After anything that turns `factor` cells into one: pooling, or folding cells into channels.
 
         Raises:
             ModelError: the factor does not divide the cells of a period.
@@ -192,11 +192,11 @@ class Reach:
         return self._gather(range(factor * cell, factor * (cell + 1)) for cell in range(self._count(factor)))
 
     def upsampling(self, factor: int) -> "Reach":
-        """After anything that makes `factor` cells of one, as an up-convolution with kernel = stride."""
+        """After anything that turns one cell into `factor`, such as an up-convolution with kernel = stride."""
         return self._gather((cell // factor,) for cell in range(len(self.cells) * factor))
 
     def bilinear(self, factor: int) -> "Reach":
-        """After bilinear upsampling with `align_corners=False`: each cell mixes the two whose centres are nearest."""
+        """After bilinear upsampling with `align_corners=False`: each cell mixes the two with the nearest centres."""
         count = len(self.cells)
         return self._gather(
             {math.floor((2 * cell + 1 - factor) / (2 * factor)), math.ceil((2 * cell + 1 - factor) / (2 * factor))}
@@ -204,19 +204,19 @@ class Reach:
         )
 
     def bicubic(self, factor: int) -> "Reach":
-        """After bicubic upsampling with `align_corners=False`: each cell mixes the four whose centres are nearest.
+        """After bicubic upsampling with `align_corners=False`: each cell mixes the four with the nearest centres.
 
-        A cell whose centre is another's (an odd factor's middle) is that one alone.
+        A cell with the same centre as one of them (in the middle of an odd factor) is that one alone.
         """
         places = (divmod(2 * cell + 1 - factor, 2 * factor) for cell in range(len(self.cells) * factor))
         return self._gather(range(before - 1, before + 3) if ahead else (before,) for before, ahead in places)
 
     def concatenation(self, other: "Reach") -> "Reach":
-        """After joining with another map of the same size, by concatenation or sum."""
+        """After joining another map of the same size, by concatenation or sum."""
         return Reach(self.stride, tuple(map(_cover, zip(self.cells, other.cells, strict=True))))
 
     def geometry(self) -> Geometry:
-        """The figures of the network whose output this is; as many cells as pixels.
+        """The figures of the network that has this output, with as many cells as pixels.
 
         The margin is what the cells of one period, a tile of one stride, see outside that period.
         """
@@ -225,7 +225,7 @@ class Reach:
         return Geometry(self.stride, halo, max(-first, last - (self.stride - 1)))
 
     def _count(self, stride: int) -> int:
-        """Cells of a period after every `stride` of them have become one."""
+        """Cells of a period once every `stride` of them have become one."""
         count, rest = divmod(len(self.cells), stride)
         if rest:
             raise ModelError(
@@ -235,7 +235,7 @@ class Reach:
         return count
 
     def _gather(self, sources: Iterable[Iterable[int]]) -> "Reach":
-        """New cells, each of which covers the named cells of this map."""
+        """New cells, each of which covers the given cells of this map."""
         return Reach(self.stride, tuple(_cover(map(self._cell, source)) for source in sources))
 
     def _cell(self, index: int) -> tuple[int, int]:

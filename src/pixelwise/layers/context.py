@@ -2,8 +2,8 @@
 
 Shapes: N images, C channels, H x W pixels, K output channels.
 
-What pools over the whole image makes a network inexact: an output pixel then depends on every input pixel, and
-tiles only come near the whole image. Each class says so in `reason`, which is empty where it is exact.
+Pooling over the whole image makes a network inexact: an output pixel then depends on every input pixel, and tiles only
+approximate the whole image. Each class says so in its `reason`, which is empty if it is exact.
 """
 
 from collections.abc import Callable, Sequence
@@ -39,7 +39,7 @@ class GlobalAveragePool(nn.Module):
 class GlobalMaxPool(nn.Module):
     """The largest value of each channel: N x C x H x W gives N x C x 1 x 1.
 
-    Source: Oquab et al. 2015, "Is object localization for free?", CVPR.
+    Source: Oquab et al. 2015, "Is object localization for free?", https://doi.org/10.1109/CVPR.2015.7298668.
 
     >>> GlobalMaxPool()(torch.tensor([[[[1.0, 2.0, 6.0]]]]))
     tensor([[[[6.]]]])
@@ -57,14 +57,14 @@ def _reach_all(*arguments: object) -> Reach:
 
 
 class GridAveragePool(nn.Module):
-    """The means over a grid of regions: N x C x H x W gives N x C x bins x bins, whatever H and W.
+    """The means over a grid of regions: N x C x H x W gives N x C x bins x bins, for any H and W.
 
-    Region i of an axis begins at floor(i size / bins) and ends before ceil((i + 1) size / bins), as those of
-    `torch.nn.AdaptiveAvgPool2d`. That one cannot be exported for images of varying size; here the means are products
-    with two matrices, which can.
+    Region i of an axis begins at floor(i size / bins) and ends before ceil((i + 1) size / bins), as in
+    `torch.nn.AdaptiveAvgPool2d`. Unlike that one it can be exported for images of any size, because its means are
+    products with two matrices.
 
     Args:
-        bins: regions along each axis.
+        bins: number of regions along each axis.
 
     >>> GridAveragePool(2)(torch.tensor([[[[1.0, 2.0, 6.0]]]]))[0, 0, 0]
     tensor([1.5000, 4.0000])
@@ -83,7 +83,7 @@ class GridAveragePool(nn.Module):
         return rows @ features @ columns.T
 
     def _weights(self, size: int, features: Tensor) -> Tensor:
-        """Bins x size: what each row or column adds to each mean."""
+        """Bins x size: the weight of each row or column in each mean."""
         places = torch.arange(size, device=features.device)
         bins = torch.arange(self.bins, device=features.device)[:, None]
         first, end = bins * size // self.bins, -(-(bins + 1) * size // self.bins)
@@ -93,25 +93,25 @@ class GridAveragePool(nn.Module):
 class AtrousSpatialPyramidPooling(nn.Module):
     """A 1 x 1 convolution, one 3 x 3 convolution for each rate, and the image's mean, joined and mixed.
 
-    Takes N x in_channels x H x W, gives N x out_channels x H x W. A last 1 x 1 convolution mixes the branches,
-    each of `out_channels`. This is the form of Chen et al. 2017, arXiv:1706.05587, section 3.3, and 2018,
+    Takes N x in_channels x H x W, gives N x out_channels x H x W. Each branch has `out_channels`; a final 1 x 1
+    convolution mixes them. This is the form of Chen et al. 2017, arXiv:1706.05587, section 3.3, and 2018,
     arXiv:1802.02611; DeepLabV2 (arXiv:1606.00915) instead adds up branches that end in logits.
 
-    Our deviation: the image branch has no normalisation, but a bias: it has one value a channel, whose batch
-    statistics do not exist for a batch of one.
+    Our deviation: the image branch has a bias instead of a normalisation, since it has one value for each channel, of
+    which a batch of one image has no statistics.
 
     Args:
         in_channels: C.
         out_channels: K, of each branch and of the result; 256 in the papers.
         rates: dilations of the 3 x 3 convolutions; 6, 12, 18 at an output stride of 16, twice that at 8.
-        image_branch: join the mean over the image, too; the network is not exact then.
+        image_branch: also join the mean over the image, which makes the network inexact.
         separable: make the 3 x 3 convolutions depthwise separable, as DeepLabV3+ does.
         norm: a name in `NORMS`.
-        extra_channels: of another map that a branch of its own takes, as the boundaries of Takikawa et al. 2019,
+        extra_channels: of a second input with a branch of its own, such as the boundaries of Takikawa et al. 2019,
             arXiv:1907.05740; 0 for none.
 
     Attributes:
-        reason: why a network with this module is not exact; "" where it is.
+        reason: why a network with this module is not exact; "" if it is.
 
     Raises:
         SettingError: a rate is below 1.
@@ -144,7 +144,7 @@ class AtrousSpatialPyramidPooling(nn.Module):
 
     @override
     def forward(self, features: Tensor, extra: Tensor | None = None) -> Tensor:
-        """Features that see at every rate; `extra`: N x extra_channels x H x W, where there is such a branch."""
+        """The mixed branches; `extra`: N x extra_channels x H x W, the second input, if there is one."""
         branches = [branch(features) for branch in self.branches]
         if self.extra is not None and extra is not None:
             branches.append(self.extra(extra))
@@ -155,18 +155,18 @@ class AtrousSpatialPyramidPooling(nn.Module):
 
 
 class PyramidPooling(nn.Module):
-    """The features beside their means over grids of a few bins, so that each pixel knows the scene.
+    """The features beside their means over coarse grids, so that each pixel knows the scene around it.
 
     Takes N x in_channels x H x W, gives N x out_channels x H x W: the features first, then for each bin count b
-    their means over b x b regions, narrowed by a 1 x 1 convolution and enlarged bilinearly.
+    their means over b x b regions, reduced by a 1 x 1 convolution and enlarged bilinearly.
 
-    Source: Zhao et al. 2017, arXiv:1612.01105, section 3.2. Our deviations: the enlargement aligns areas, not
-    corners (`align_corners=False`), and a grid of one bin has no normalisation, but a bias, as its batch
-    statistics do not exist for a batch of one.
+    Source: Zhao et al. 2017, arXiv:1612.01105, section 3.2. Our deviations: enlarging aligns areas, not corners
+    (`align_corners=False`), and a grid of one bin has a bias instead of a normalisation, since a batch of one image
+    has no statistics of it.
 
     Args:
         in_channels: C.
-        bins: regions along each axis, one grid for each number.
+        bins: numbers of regions along each axis, one grid for each number.
         norm: a name in `NORMS`.
 
     Attributes:
@@ -174,7 +174,7 @@ class PyramidPooling(nn.Module):
         reason: why a network with this module is not exact.
 
     Raises:
-        SettingError: no bins, a bin count below 1, or fewer channels than grids.
+        SettingError: there are no bins, a bin count is below 1, or there are fewer channels than grids.
 
     >>> pool = PyramidPooling(8).eval()
     >>> pool(torch.zeros(1, 8, 5, 7)).shape, pool.out_channels
@@ -188,7 +188,9 @@ class PyramidPooling(nn.Module):
         if min(bins, default=0) < 1:
             raise SettingError(f"bins: must be one or more numbers of at least 1, not {tuple(bins)}.")
         if in_channels < len(bins):
-            raise SettingError(f"bins: {len(bins)} grids need as many channels, but there are {in_channels}.")
+            raise SettingError(
+                f"bins: {len(bins)} grids need at least {len(bins)} channels, but there are {in_channels}."
+            )
         narrow = in_channels // len(bins)
         self.grids = nn.ModuleList(
             _pooled(GridAveragePool(count), in_channels, narrow, norm if count > 1 else "none") for count in bins

@@ -1,4 +1,4 @@
-"""Convolution, normalisation and activation as one operator; blocks made of it; and how their weights start.
+"""Convolution, normalisation and activation as one operator, blocks made of it, and how to initialise their weights.
 
 Shapes: N images, C channels, H x W pixels.
 """
@@ -20,7 +20,7 @@ NORMS: dict[str, Callable[[int], nn.Module]] = {
 }
 """Normalisations by name, each made from a number of channels.
 
-"group" takes 32 groups (Wu and He 2018, arXiv:1803.08494), or as many as divide the channels and 32.
+"group" takes 32 groups (Wu and He 2018, arXiv:1803.08494), or the largest number that divides both 32 and the channels.
 """
 
 
@@ -33,30 +33,29 @@ def check_norm(norm: str) -> None:
     >>> check_norm("batch")
     """
     if norm not in NORMS:
-        raise SettingError(f"model.norm: there is no normalisation {norm!r}; {near(norm, NORMS)}")
+        raise SettingError(f"model.norm: unknown normalisation {norm!r}; {near(norm, NORMS)}")
 
 
 class ConvNormAct(nn.Sequential):
     """Convolution, normalisation, ReLU.
 
     Takes N x C x H x W, gives N x out_channels x H' x W', where H' = ceil(H / stride) with padding and
-    floor((H - dilation (kernel - 1) - 1) / stride) + 1 without. The convolution has a bias only where no
-    normalisation follows, which would take it away again. With a dilation it is the atrous convolution
-    y[i] = sum over k of x[i + dilation k] w[k] of Chen et al. 2017, arXiv:1706.05587, equation 1.
+    floor((H - dilation (kernel - 1) - 1) / stride) + 1 without. The convolution has a bias only if no normalisation
+    follows, which would cancel it. With a dilation it is the atrous convolution y[i] = sum over k of
+    x[i + dilation k] w[k] of Chen et al. 2017, arXiv:1706.05587, equation 1.
 
     Args:
         in_channels: C.
         out_channels: filters.
-        kernel: side in pixels; odd where padded.
-        padded: surround the image with zeros, so that its size stays (at stride 1).
+        kernel: side in pixels; must be odd if padded.
+        padded: surround the image with zeros, so that it keeps its size (at stride 1).
         norm: a name in `NORMS`.
         stride: pixels from one position to the next.
         dilation: pixels from one tap of the kernel to the next.
-        groups: parts of the channels that are convolved apart.
+        groups: number of parts of the channels that are convolved separately.
 
     Raises:
-        SettingError: there is no such normalisation, an even kernel is to be padded, or the groups do not
-            divide the channels.
+        SettingError: the normalisation is unknown, a padded kernel is even, or the groups do not divide the channels.
 
     >>> ConvNormAct(3, 8)(torch.zeros(1, 3, 5, 6)).shape
     torch.Size([1, 8, 5, 6])
@@ -85,27 +84,27 @@ class ConvNormAct(nn.Sequential):
 
 
 def _check_convolution(in_channels: int, out_channels: int, kernel: int, padded: bool, norm: str, groups: int) -> None:
-    """Name the first setting that makes no sense."""
+    """Refuse settings that make no sense."""
     check_norm(norm)
     if padded and kernel % 2 == 0:
         raise SettingError(
             f"a padded convolution needs an odd kernel, whose middle is a pixel, not {kernel}: "
-            f"take {kernel - 1} or {kernel + 1}, or no padding."
+            f"use {kernel - 1} or {kernel + 1}, or no padding."
         )
     if groups < 1 or in_channels % groups or out_channels % groups:
         raise SettingError(
-            f"{groups} groups do not divide {in_channels} input and {out_channels} output channels: take a "
+            f"{groups} groups do not divide {in_channels} input and {out_channels} output channels: use a "
             f"number that divides both, such as {math.gcd(in_channels, out_channels)}."
         )
 
 
 class DepthwiseSeparable(nn.Sequential):
-    """A convolution of each channel alone, then a 1 x 1 convolution that mixes them; norm and ReLU after both.
+    """A convolution of each channel by itself, then a 1 x 1 convolution that mixes them; norm and ReLU after both.
 
     Takes N x in_channels x H x W, gives N x out_channels x ceil(H / stride) x ceil(W / stride). It has
     kernel^2 C + C out_channels weights where a full convolution has kernel^2 C out_channels.
 
-    Source: Howard et al. 2017, arXiv:1704.04861, section 3.1; with a dilation the atrous separable convolution
+    Source: Howard et al. 2017, arXiv:1704.04861, section 3.1; with a dilation it is the atrous separable convolution
     of Chen et al. 2018, arXiv:1802.02611, section 3.1.
 
     Args:
@@ -138,7 +137,7 @@ class DepthwiseSeparable(nn.Sequential):
 
 
 class InceptionModule(nn.Module):
-    """Convolutions of 1, 3 and 5 pixels and a pooling side by side; 1 x 1 convolutions keep the large ones cheap.
+    """Convolutions of 1, 3 and 5 pixels and a pooling, side by side; 1 x 1 convolutions keep the large ones cheap.
 
     Takes N x in_channels x H x W, gives N x out_channels x H x W: the branches in this order, joined.
 
@@ -147,8 +146,8 @@ class InceptionModule(nn.Module):
     Args:
         in_channels: C.
         one: filters of the 1 x 1 branch.
-        three: channels that the 3 x 3 branch is reduced to, and its filters.
-        five: the same of the 5 x 5 branch.
+        three: channels to which the 3 x 3 branch is reduced, and its filters.
+        five: the same for the 5 x 5 branch.
         pooled: filters after the 3 x 3 max pooling.
         norm: a name in `NORMS`; the paper has none.
 
@@ -188,13 +187,12 @@ class InceptionModule(nn.Module):
 
 
 class ResidualBlock(nn.Module):
-    """Two padded 3 x 3 convolutions beside a 1 x 1 shortcut; ReLU after their sum.
+    """Two padded 3 x 3 convolutions beside a 1 x 1 shortcut, and ReLU after their sum.
 
-    Takes N x in_channels x H x W, gives N x out_channels x H x W. The shortcut lets the gradient past the
-    convolutions, so that short trainings get further.
+    Takes N x in_channels x H x W, gives N x out_channels x H x W. The gradient bypasses the convolutions through the
+    shortcut, so that short trainings get further.
 
-    Source: He et al. 2016, arXiv:1512.03385, section 3.2; our shortcut is always a convolution and has no
-    normalisation of its own.
+    Source: He et al. 2016, arXiv:1512.03385, section 3.2; our shortcut is always a convolution and is not normalised.
 
     >>> ResidualBlock(3, 8)(torch.zeros(1, 3, 5, 6)).shape
     torch.Size([1, 8, 5, 6])
@@ -214,9 +212,9 @@ class ResidualBlock(nn.Module):
 def he_start(module: nn.Module) -> None:
     """Draw a convolution's weights from a normal distribution of deviation sqrt(2 / N), and clear its bias.
 
-    N is the number of values that make one output value: kernel area times the input channels of a group; for a
-    transposed convolution whose kernel is its stride, those channels. Any other module stays as it is: made for
-    `network.apply`.
+    N is the number of input values of one output value: the kernel's area times the input channels of a group; for a
+    transposed convolution with a kernel as large as its stride, those channels. Any other module stays as it is, so
+    that `network.apply` can take this function.
 
     Source: He et al. 2015, arXiv:1502.01852, equation 10.
 

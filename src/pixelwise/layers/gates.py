@@ -1,4 +1,4 @@
-"""Gates: one stream of features decides where another may speak.
+"""Gates: one stream of features decides where another one passes.
 
 Shapes: N images, S channels of the gated stream, R channels of the stream that gates, H x W pixels.
 """
@@ -12,9 +12,9 @@ from pixelwise.layers.conv import ConvNormAct
 
 
 class GatedConvolution(nn.Module):
-    """A 1 x 1 convolution of features that a second stream has switched on or left as they are.
+    """A 1 x 1 convolution of features that a second stream amplifies where they matter.
 
-    The attention a = sigmoid(norm(C(s joined with r))) has one value a pixel (C is a 1 x 1 convolution); the
+    The attention a = sigmoid(norm(C(s joined with r))) has one value for each pixel (C is a 1 x 1 convolution); the
     result is the 1 x 1 convolution of s a + s.
 
     Takes s: N x in_channels x H x W and r: N x gate_channels x H x W; gives N x out_channels x H x W.
@@ -23,7 +23,7 @@ class GatedConvolution(nn.Module):
 
     Args:
         in_channels: S, of the gated stream (the shapes).
-        gate_channels: R, of the stream that gates (the regular one).
+        gate_channels: R, of the gating stream (the regular one).
         out_channels: filters of the convolution.
         norm: a name in `NORMS`, of the attention.
 
@@ -41,10 +41,10 @@ class GatedConvolution(nn.Module):
         self.convolution = nn.Conv2d(in_channels, out_channels, kernel_size=1)
 
     def attention(self, features: Tensor, gating: Tensor) -> Tensor:
-        """How far each pixel of `features` is let through: N x 1 x H x W, from 0 to 1."""
+        """How much each pixel of `features` is amplified: N x 1 x H x W, from 0 to 1."""
         if features.shape[-2:] != gating.shape[-2:]:
             sizes = " and ".join(f"{part.shape[-2]} x {part.shape[-1]}" for part in (features, gating))
-            raise ModelError(f"a gate needs two streams of one size, but got {sizes}: enlarge the smaller first.")
+            raise ModelError(f"a gate needs two streams of one size, but got {sizes}: enlarge the smaller one.")
         attention: Tensor = self.gate(torch.cat([features, gating], dim=1))
         return attention
 

@@ -1,10 +1,9 @@
-"""Transposed convolution written out in three ways, to be read and to be compared with torch's own.
+"""Transposed convolution written out in three ways, to read and to compare with torch's own.
 
 Shapes: N images, C input channels, K output channels, H x W input pixels, H' x W' output pixels, a kernel of
-F x G pixels. The three functions give the same up to rounding, and the same as
-`torch.nn.functional.conv_transpose2d`, which networks use because it is far faster. The arguments are torch's,
-except that its `padding` is called `crop` here: it pads the convolution that this one transposes, and trims
-the result of this one.
+F x G pixels. Up to rounding the three functions give the same result as `torch.nn.functional.conv_transpose2d`, which
+networks use because it is far faster. The arguments are torch's, except that its `padding` is called `crop` here: it
+pads the convolution that is transposed, and so it trims the result.
 
 Source: Dumoulin and Visin 2016, arXiv:1603.07285, chapter 4.
 """
@@ -27,8 +26,8 @@ def transposed_by_stamps(
         kernel: C x K x F x G.
         stride: pixels from one stamp to the next.
         crop: pixels trimmed on each side of the stamped image.
-        output_padding: pixels kept of the crop at the bottom and right, below the stride; zeros where the
-            stamps end.
+        output_padding: pixels of the crop to keep at the bottom and right, fewer than the stride; zeros beyond the
+            last stamp.
 
     Returns:
         N x K x H' x W', where H' = (H - 1) stride + F - 2 crop + output_padding.
@@ -57,9 +56,9 @@ def transposed_by_stamps(
 def transposed_by_matrix(
     features: Tensor, kernel: Tensor, stride: int = 1, crop: int = 0, output_padding: int = 0
 ) -> Tensor:
-    """Transposed convolution: the matrix of the convolution that goes the other way, transposed.
+    """Transposed convolution: multiplication by the transposed matrix of the convolution in the other direction.
 
-    That convolution takes the K x H' x W' result to the C x H x W input, with `crop` as its padding. Arguments,
+    That convolution turns the K x H' x W' result into the C x H x W input, with `crop` as its padding. Arguments,
     result and errors are those of `transposed_by_stamps`.
 
     >>> features, kernel = torch.tensor([[[[1.0, 2.0]]]]), torch.tensor([[[[1.0, 1.0, 3.0]]]])
@@ -94,17 +93,17 @@ def transposed_by_zeros(
 
 
 def convolution_matrix(kernel: Tensor, height: int, width: int, stride: int = 1, padding: int = 0) -> Tensor:
-    """The matrix that a convolution multiplies a flattened image with.
+    """The matrix by which a convolution multiplies a flattened image.
 
     Args:
         kernel: K x C x F x G.
         height: H of the image.
         width: W of the image.
         stride: pixels from one position to the next.
-        padding: zeros around the image; they need no column.
+        padding: zeros around the image; they have no columns.
 
     Returns:
-        (K H' W') x (C H W): a row for each output value, with the kernel at its place.
+        (K H' W') x (C H W): a row for each output value, with the kernel in its place.
 
     Raises:
         SettingError: the stride is below 1.
@@ -145,12 +144,12 @@ def insert_zeros(features: Tensor, stride: int) -> Tensor:
 def coverage(size: int, kernel: int, stride: int, crop: int = 0) -> Tensor:
     """How many stamps of a transposed convolution lie on each output pixel.
 
-    Away from the border the count is even where the stride divides the kernel; elsewhere it makes the
-    checkerboard of Odena et al. 2016, https://doi.org/10.23915/distill.00003.
+    Away from the border the count is uniform if the stride divides the kernel; otherwise it has the checkerboard
+    pattern of Odena et al. 2016, https://doi.org/10.23915/distill.00003.
 
     Args:
-        size: input pixels a side.
-        kernel: pixels a side.
+        size: input pixels on each side.
+        kernel: pixels on each side.
         stride: pixels from one stamp to the next.
         crop: pixels trimmed on each side.
 
@@ -178,14 +177,14 @@ def _sizes(features: Tensor, kernel: Tensor, stride: int, crop: int, output_padd
 
 
 def _check_transposed(features: Tensor, kernel: Tensor, stride: int, crop: int, output_padding: int) -> None:
-    """Name the first argument that does not fit."""
+    """Refuse arguments that do not fit."""
     _check_stride(stride)
     if crop < 0:
         raise SettingError(f"crop: must be at least 0 pixels, not {crop}.")
     if not 0 <= output_padding < stride:
         raise SettingError(
-            f"output_padding: must be from 0 to below the stride of {stride}, not {output_padding}: at a stride "
-            f"or more the convolution that is transposed would have another size."
+            f"output_padding: must be from 0 to below the stride of {stride}, not {output_padding}, since a "
+            f"larger one belongs to another size of the features."
         )
     if features.shape[1] != kernel.shape[0]:
         raise ModelError(

@@ -1,4 +1,4 @@
-"""Pooling that remembers where its maxima stood, and putting values back into a larger map.
+"""Pooling that remembers the positions of its maxima, and unpooling, which puts values back into a larger map.
 
 Shapes: N images, C channels, H x W pixels; H' = ceil(H / factor), W' likewise.
 """
@@ -13,21 +13,20 @@ from pixelwise.geometry.reach import Reach
 from pixelwise.geometry.tracing import described_by
 
 DROPPED_BITS = {torch.float64: 29, torch.float32: 16}
-"""Bits of a value that do not count for its position, by type."""
+"""Bits of a value that are ignored when its position is chosen, by type."""
 
 
 class MaxPoolPositions(nn.Module):
     """Max pooling that also gives the position of each maximum, for `MaxUnpool`.
 
-    Takes N x C x H x W of any size from 1 x 1; gives the maxima and their positions, both N x C x H' x W'. The
-    last windows are cut short where the factor does not divide the size. A position is an int64 index into the
-    H x W pixels of its channel, row by row; of equal values the first counts.
+    Takes N x C x H x W of any size from 1 x 1; gives the maxima and their positions, both N x C x H' x W'. The last
+    windows are smaller if the factor does not divide the size. A position is an int64 index into the H x W pixels of
+    its channel, row by row.
 
-    Where the image is flat, and where its last pixels were repeated to pad it, the values of a window are equal but
-    for rounding, which differs from tile to tile and from one memory format to another. So that the position does not
-    depend on it, positions are those of the largest value in a coarser precision (24 bits of float64's 53, 8 of
-    float32's 24), the first of equals; the maxima themselves are exact. What remains are values on two sides of a step
-    of that precision.
+    Where the image is flat, and where its last pixels were repeated to pad it, the values of a window differ only by
+    rounding, which varies from tile to tile and from one memory format to another. To make positions independent of it,
+    values are compared in a coarser precision (24 of float64's 53 bits, 8 of float32's 24), and the first of equal ones
+    wins; the maxima themselves are exact. Only values on two sides of a step of that precision may still differ.
 
     Source: Zeiler and Fergus 2014, arXiv:1311.2901, section 2.1; the coarser positions are ours.
 
@@ -53,10 +52,10 @@ class MaxPoolPositions(nn.Module):
         return F.max_pool2d(features, self.factor, ceil_mode=True)
 
     def positions_in_steps(self, values: Tensor) -> Tensor:
-        """The positions that torch's pooling with indices gives, by other operators.
+        """The positions of torch's pooling with indices, by other operators, for the graphs of other engines.
 
-        In a graph for other engines: OpenVINO runs a pooling with indices value by value, so that two thirds of a
-        SegNet's time went there; torch runs it faster than this.
+        OpenVINO runs a pooling with indices value by value, which took two thirds of a SegNet's time; torch runs it
+        faster than this.
         """
         factor, (height, width) = self.factor, values.shape[-2:]
         rows, columns = (torch.arange(size, device=values.device) for size in (height, width))
@@ -72,7 +71,7 @@ class MaxPoolPositions(nn.Module):
 def _coarser(values: Tensor) -> Tensor:
     """The values rounded to fewer bits, by the splitting of Dekker 1971, https://doi.org/10.1007/BF01397083, section 5.
 
-    A cast there and back would do the same, but compilers take it away.
+    Casting there and back would do the same, but compilers remove it.
     """
     bits = DROPPED_BITS.get(values.dtype)
     if bits is None:  # half precision is coarse as it is
@@ -82,16 +81,15 @@ def _coarser(values: Tensor) -> Tensor:
 
 
 def _reach_unpooled(module: "MaxUnpool", values: Reach, positions: Reach, height: int, width: int) -> Reach:
-    """What the cells of `MaxUnpool` see."""
+    """The reach of `MaxUnpool`."""
     return values.upsampling(module.factor).concatenation(positions.upsampling(module.factor))
 
 
 class MaxUnpool(nn.Module):
-    """Put each value back to the position that its maximum came from; zeros elsewhere.
+    """Put each value back at the position of its maximum, with zeros elsewhere.
 
-    Takes values and positions, both N x C x H' x W' (as many channels as were pooled), and the H and W that were
-    pooled; gives N x C x H x W. Where the pooled map depends on the positions, so does this one: the reach of
-    the result is that of the values and of the pooled map, each upsampled by the factor, joined.
+    Takes values and positions, both N x C x H' x W', and the H and W that were pooled; gives N x C x H x W. The result
+    sees what the values see and what decides on the positions, the pooled map.
 
     Source: Noh et al. 2015, arXiv:1505.04366, section 3.2.1; Badrinarayanan et al. 2017, arXiv:1511.00561.
 
@@ -121,7 +119,7 @@ class MaxUnpool(nn.Module):
         if values.shape != positions.shape:
             shapes = " and ".join(" x ".join(map(str, part.shape)) for part in (values, positions))
             raise ModelError(
-                f"max unpooling needs a position for each value, but got shapes of {shapes}: bring the values to "
+                f"max unpooling needs a position for each value, but got shapes of {shapes}: give the values "
                 f"the channels and the size of the map that was pooled."
             )
         pooled = -(-height // self.factor), -(-width // self.factor)
@@ -135,7 +133,7 @@ class MaxUnpool(nn.Module):
 
 @described_by(lambda reach, factor: reach.upsampling(factor))
 def bed_of_nails(features: Tensor, factor: int) -> Tensor:
-    """Each value at the top left of its own factor x factor pixels, zeros elsewhere.
+    """Put each value at the top left of its own factor x factor pixels, with zeros elsewhere.
 
     Takes ... x H x W, gives ... x factor H x factor W.
 

@@ -1,4 +1,4 @@
-"""Making feature maps larger, and making sizes agree.
+"""Enlarging feature maps, and making their sizes agree.
 
 Shapes: N images, C channels, H x W pixels.
 """
@@ -17,9 +17,9 @@ MODES = ("nearest", "bilinear", "bicubic")
 
 
 class UpConcatenate(nn.Module):
-    """Double the size with a transposed convolution, then join the skip features, centre-cropped to it.
+    """Double the size by a transposed convolution, then join the skip features, centre-cropped to the same size.
 
-    The 2 x 2 kernel has stride 2, so its stamps do not overlap: each input value makes its own four.
+    The 2 x 2 kernel has stride 2, so that its stamps do not overlap: each input value makes four of its own.
 
     Takes N x in_channels x H x W and a skip of N x C x H' x W' with H' >= 2H, W' >= 2W; gives
     N x (C + out_channels) x 2H x 2W, the skip's channels first.
@@ -41,7 +41,7 @@ class UpConcatenate(nn.Module):
 
 
 def center_crop(features: Tensor, height: int, width: int) -> Tensor:
-    """The middle height x width of ... x H x W features; where the rest is odd, one more goes at the end.
+    """The middle height x width of ... x H x W features; an odd difference cuts one pixel more off at the end.
 
     Raises:
         ModelError: the features are smaller than that.
@@ -68,22 +68,22 @@ def pad_to_stride(images: Tensor, stride: int) -> Tensor:
 
 
 def _reach_enlarged(reach: Reach, factor: int, mode: str = "bilinear") -> Reach:
-    """What the cells of `enlarge` see."""
+    """The reach of `enlarge`."""
     rules = {"nearest": reach.upsampling, "bilinear": reach.bilinear, "bicubic": reach.bicubic}
     return rules[mode](factor) if factor > 1 else reach
 
 
 @described_by(_reach_enlarged)
 def enlarge(features: Tensor, factor: int, mode: str = "bilinear") -> Tensor:
-    """Upsample by a whole factor, with the same weights wherever a pixel lies, so that tiles agree with the image.
+    """Upsample by a whole factor, with the same weights at every position, so that tiles agree with the image.
 
-    The pixels are areas (`align_corners=False`) and the border repeats itself. The result is that of
-    `torch.nn.functional.interpolate` with exact places: torch rounds 1 / factor, and in float32 its weights drift
-    with the place unless the factor is a power of two.
+    Pixels are areas (`align_corners=False`), and border pixels are repeated. The result is that of
+    `torch.nn.functional.interpolate` at exact positions: torch rounds 1 / factor, so that in float32 its weights drift
+    with the position unless the factor is a power of two.
 
     Args:
         features: N x C x H x W, floating point.
-        factor: pixels that a pixel becomes along each axis.
+        factor: output pixels for each input pixel along each axis.
         mode: "nearest", "bilinear", or "bicubic" (Keys 1981, https://doi.org/10.1109/TASSP.1981.1163711, with a
             free parameter of -0.75).
 
@@ -91,14 +91,14 @@ def enlarge(features: Tensor, factor: int, mode: str = "bilinear") -> Tensor:
         N x C x factor H x factor W.
 
     Raises:
-        SettingError: there is no such mode, or the factor is below 1.
+        SettingError: the mode is unknown, or the factor is below 1.
 
     >>> enlarge(torch.tensor([[[[1.0, 3.0]]]]), 2)
     tensor([[[[1.0000, 1.5000, 2.5000, 3.0000],
               [1.0000, 1.5000, 2.5000, 3.0000]]]])
     """
     if mode not in MODES:
-        raise SettingError(f"mode: {mode!r} is no way of upsampling; {near(mode, MODES)}")
+        raise SettingError(f"mode: unknown mode {mode!r}; {near(mode, MODES)}")
     _check_factor(factor)
     if factor == 1:
         return features
@@ -110,7 +110,7 @@ def enlarge(features: Tensor, factor: int, mode: str = "bilinear") -> Tensor:
 
 
 def _enlarge_axis(features: Tensor, axis: int, factor: int, mode: str) -> Tensor:
-    """Bilinear or bicubic upsampling along one axis, from places that are exact fractions."""
+    """Bilinear or bicubic upsampling along one axis, at positions that are exact fractions."""
     size = features.shape[axis]
     numerator = 2 * torch.arange(size * factor) + 1 - factor  # of places in 1 / (2 factor)
     before = numerator.div(2 * factor, rounding_mode="floor")
@@ -118,7 +118,7 @@ def _enlarge_axis(features: Tensor, axis: int, factor: int, mode: str) -> Tensor
     total = torch.zeros((), dtype=features.dtype, device=features.device)
     for tap in (0, 1) if mode == "bilinear" else (-1, 0, 1, 2):
         weight = _tap_weight((ahead - tap).abs(), mode)
-        # On a pixel's own centre the other taps weigh nothing: they read that pixel, so that no NaN comes from afar.
+        # At a pixel's own centre the other taps weigh nothing: they read that pixel too, so that no NaN spreads.
         place = torch.where(weight == 0, before, before + tap).clamp(0, size - 1)
         shape = (-1, 1) if axis == -2 else (-1,)
         total = total + weight.view(shape).to(features) * features.index_select(axis, place.to(features.device))
@@ -126,7 +126,7 @@ def _enlarge_axis(features: Tensor, axis: int, factor: int, mode: str) -> Tensor
 
 
 def _tap_weight(distance: Tensor, mode: str) -> Tensor:
-    """What a pixel at that distance, in pixels, contributes."""
+    """The weight of a pixel at that distance, in pixels."""
     if mode == "bilinear":
         return 1 - distance
     sharpness = -0.75
@@ -139,7 +139,7 @@ def bilinear_kernel(factor: int) -> Tensor:
     """The kernel of a transposed convolution with stride `factor` that upsamples bilinearly.
 
     Args:
-        factor: pixels that a pixel becomes along each axis.
+        factor: output pixels for each input pixel along each axis.
 
     Returns:
         F x F, float32, where F = 2 factor - factor % 2.
@@ -160,10 +160,10 @@ def bilinear_kernel(factor: int) -> Tensor:
 
 
 def bilinear_start(module: nn.ConvTranspose2d) -> None:
-    """Let a transposed convolution begin as bilinear upsampling of each channel; clear its bias.
+    """Initialise a transposed convolution as bilinear upsampling of each channel, and clear its bias.
 
-    With `padding=factor // 2` it gives N x C x factor H x factor W, and away from the border what
-    `enlarge(features, factor)` gives. Outside the image it takes zeros, so the border is darker.
+    With `padding=factor // 2` it gives N x C x factor H x factor W, away from the border the same as
+    `enlarge(features, factor)`. Outside the image it sees zeros, so that the border is darker.
 
     Source: Long et al. 2015, arXiv:1411.4038, section 3.3.
 
@@ -178,13 +178,13 @@ def bilinear_start(module: nn.ConvTranspose2d) -> None:
     factor, side = module.stride[0], 2 * module.stride[0] - module.stride[0] % 2
     if module.stride != (factor, factor) or module.kernel_size != (side, side) or module.dilation != (1, 1):
         raise SettingError(
-            f"bilinear start: a stride of {module.stride} needs the same on both axes and a kernel of {side} "
-            f"pixels a side without dilation, not {module.kernel_size}."
+            f"bilinear start: needs one stride for both axes, a kernel of {side} x {side} pixels and no dilation, but "
+            f"got a stride of {module.stride}, a kernel of {module.kernel_size} and a dilation of {module.dilation}."
         )
     if module.in_channels != module.out_channels:
         raise SettingError(
-            f"bilinear start: each channel becomes itself, so {module.in_channels} input channels cannot give "
-            f"{module.out_channels}: use as many."
+            f"bilinear start: enlarges each channel by itself, so {module.in_channels} input channels cannot become "
+            f"{module.out_channels}: use equal numbers."
         )
     kernel, of_group = bilinear_kernel(factor).to(module.weight), module.in_channels // module.groups
     with torch.no_grad():

@@ -23,19 +23,19 @@ def cross_entropy(
     Args:
         logits: N x K x H x W.
         labels: N x H x W, int64, 0 to K - 1 or `ignore_index`.
-        class_weights: K weights >= 0, on any device; 1 each when None.
-        pixel_weights: N x H x W weights >= 0, such as border weights; 1 each when None. The weight w
-            of a pixel is its class's weight times its own.
-        ignore_index: label of the pixels that count nowhere.
+        class_weights: K weights >= 0, on any device; None: 1 each.
+        pixel_weights: N x H x W weights >= 0, such as border weights; None: 1 each. The weight w of a pixel is its
+            class's weight times its own.
+        ignore_index: label of the pixels to ignore.
 
     Returns:
-        A scalar, 0 where the weights sum to 0.
+        A scalar, 0 if the weights sum to 0.
 
     Raises:
         SettingError: the number of class weights is not K.
 
-    Ronneberger, Fischer and Brox 2015, "U-Net", equations 1 and 2; the paper sums, here the mean is
-    taken so that the learning rate does not depend on the size of a patch. Sums run over the labelled pixels.
+    Ronneberger, Fischer and Brox 2015, "U-Net", equations 1 and 2; our mean replaces the paper's sum, so that the
+    learning rate does not depend on the size of a patch. Sums run over the labelled pixels.
 
     >>> logits = torch.tensor([0.0, 0.0]).reshape(1, 2, 1, 1)
     >>> round(cross_entropy(logits, torch.tensor([[[1]]])).item(), 4)
@@ -54,7 +54,7 @@ def focal_loss(
     class_weights: Tensor | None = None,
     ignore_index: int = IGNORE,
 ) -> Tensor:
-    """Focal loss: cross entropy in which a pixel counts less, the surer the network already is of its label.
+    """Focal loss: cross entropy in which a pixel counts less the surer the network already is of its label.
 
     The sum of w(x) * (1 - p(x))**gamma * -log p(x), divided by the sum of w(x); p is the softmax probability of the
     pixel's label, w its class's weight.
@@ -63,17 +63,17 @@ def focal_loss(
         logits: N x K x H x W.
         labels: N x H x W, int64, 0 to K - 1 or `ignore_index`.
         gamma: focus, >= 0; 0 is the plain cross entropy.
-        class_weights: K weights >= 0, the paper's alpha; 1 each when None.
-        ignore_index: label of the pixels that count nowhere.
+        class_weights: K weights >= 0, the paper's alpha; None: 1 each.
+        ignore_index: label of the pixels to ignore.
 
     Returns:
-        A scalar, 0 where the weights sum to 0.
+        A scalar, 0 if the weights sum to 0.
 
     Raises:
         SettingError: the number of class weights is not K.
 
-    Lin et al. 2017, arXiv:1708.02002, equations 4 and 5, with softmax in the place of their sigmoid; they divide by
-    the number of objects, here the mean over the weights is taken, as in `cross_entropy`.
+    Lin et al. 2017, arXiv:1708.02002, equations 4 and 5, with softmax instead of their sigmoid; they divide by the
+    number of objects, we by the sum of the weights, as in `cross_entropy`.
 
     >>> logits = torch.tensor([0.0, 0.0]).reshape(1, 2, 1, 1)
     >>> round(focal_loss(logits, torch.tensor([[[1]]]), gamma=2.0).item(), 4)
@@ -93,7 +93,7 @@ def promoted(values: Tensor) -> Tensor:
 
 
 def or_one(total: Tensor) -> Tensor:
-    """A divisor that is never 0: where the total is 0, the sum above it is 0 as well."""
+    """A divisor that is never 0: if the total is 0, the sum that it divides is 0 as well."""
     return torch.where(total > 0, total, torch.ones_like(total))
 
 
@@ -104,7 +104,7 @@ def _weight_map(
     pixel_weights: Tensor | None,
     ignore_index: int,
 ) -> Tensor:
-    """N x H x W weights, 0 where the label is ignored (whatever `pixel_weights` holds there)."""
+    """N x H x W weights, 0 where the label is ignored, whatever `pixel_weights` holds there."""
     ignored = labels == ignore_index
     weights = torch.ones_like(labels, dtype=logits.dtype)
     if class_weights is not None:
@@ -118,6 +118,6 @@ def _weight_map(
 def _check_number(class_weights: Tensor, num_classes: int) -> None:
     if len(class_weights) != num_classes:
         raise SettingError(
-            f"loss.class_weights: one weight for each of the {num_classes} classes is needed, "
-            f"but {len(class_weights)} were given. Give {num_classes}, or leave the setting out."
+            f"class_weights: there must be one weight for each of the {num_classes} classes, but {len(class_weights)} "
+            f"were given. Give {num_classes}, or None."
         )

@@ -1,4 +1,4 @@
-"""The sum of losses that a training minimises, and the weights that balance its classes."""
+"""The sum of losses that training minimises, and the weights that balance its classes."""
 
 from collections.abc import Callable, Sequence
 
@@ -13,18 +13,18 @@ from pixelwise.losses.pixel import cross_entropy, focal_loss
 from pixelwise.losses.region import dice_loss, lovasz_loss, tversky_loss
 
 FACTORS = ("cross_entropy", "dice", "focal", "tversky", "lovasz")
-"""The settings of the losses that compare classes with labels."""
+"""The settings of all losses that compare classes with labels."""
 
 
 class SegmentationLoss(nn.Module):
-    """Sum of the losses of N x K x H x W logits, each times its factor; one whose factor is 0 is not computed.
+    """The sum of the losses of N x K x H x W logits, each times its factor; those with a factor of 0 are not computed.
 
     Args:
-        settings: the factors and what the losses need; cross entropy and Dice when None.
-        class_weights: K weights of the cross entropy and the focal loss, see `class_weights`; 1 each when None.
+        settings: the factors and what the losses need; None: cross entropy and Dice.
+        class_weights: K weights of the cross entropy and the focal loss, see `class_weights`; None: 1 each.
 
     Raises:
-        SettingError: as `check_factors`; on a call, the number of class weights is not K.
+        SettingError: as in `check_factors`; on a call, the number of class weights is not K.
 
     >>> loss = SegmentationLoss(LossSettings(dice=0.5, lovasz=1.0))
     >>> loss(torch.zeros(1, 2, 4, 4), torch.full((1, 4, 4), 255)).item()
@@ -42,7 +42,7 @@ class SegmentationLoss(nn.Module):
 
     @override
     def forward(self, logits: Tensor, labels: Tensor, pixel_weights: Tensor | None = None) -> Tensor:
-        """A scalar; `pixel_weights` (N x H x W) take the place of the class weights in the cross entropy alone."""
+        """A scalar; `pixel_weights` (N x H x W) replace the class weights, only in the cross entropy."""
         return torch.stack(list(self.parts(logits, labels, pixel_weights).values())).sum()
 
     def parts(self, logits: Tensor, labels: Tensor, pixel_weights: Tensor | None = None) -> dict[str, Tensor]:
@@ -61,19 +61,19 @@ class SegmentationLoss(nn.Module):
 
 
 def check_factors(settings: LossSettings) -> None:
-    """Refuse a sum of nothing, and a loss that no error raises.
+    """Refuse a sum of nothing, and a loss that errors do not increase.
 
     Raises:
-        SettingError: the factors of all losses of classes are 0 (those of boundaries alone teach no classes), or both
-            weights of a Tversky loss are.
+        SettingError: the factors of all losses of classes are 0 (losses of boundaries alone do not teach classes), or
+            both weights of the Tversky loss are.
     """
     if not any(getattr(settings, name) > 0 for name in FACTORS):
         names = ", ".join(f"loss.{name}" for name in FACTORS)
         raise SettingError(f"{names}: all are 0, so there is nothing to minimise. Set at least one of them above 0.")
     if settings.tversky > 0 and settings.tversky_alpha == settings.tversky_beta == 0:
         raise SettingError(
-            "loss.tversky_alpha, loss.tversky_beta: both are 0, so no error costs anything. Set one of them above 0, "
-            "or loss.tversky to 0."
+            "loss.tversky_alpha, loss.tversky_beta: both are 0, so errors cost nothing. Set one of them above 0, or "
+            "loss.tversky to 0."
         )
 
 
@@ -85,8 +85,8 @@ def class_weights(pixel_counts: Sequence[int], power: float) -> np.ndarray:
         power: 0 gives every class the weight 1, 1 gives every class the same total weight.
 
     Returns:
-        K float32 weights w with sum(frequency * w) = 1. A class without pixels gets the weight of the rarest
-        class that has some; where no class has any, all weights are 1.
+        K float32 weights w with sum(frequency * w) = 1. A class without pixels gets the weight of the rarest class that
+        has some; if no class has any, all weights are 1.
 
     >>> class_weights([30, 10], power=1.0).round(4)
     array([0.6667, 2.    ], dtype=float32)

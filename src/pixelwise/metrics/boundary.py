@@ -43,7 +43,7 @@ def boundary_counts(
     pixels.
 
     Raises:
-        DataError: the shapes differ, a type is no integer, or a counted value is outside 0 to K - 1.
+        DataError: the shapes differ, a type is not an integer, or a counted value is outside 0 to K - 1.
     """
     check_pair(truth, prediction)
     counted = truth != ignore_index
@@ -59,8 +59,8 @@ def boundary_counts(
 
 
 def _matches(boundary: np.ndarray, other: np.ndarray, tolerances: Sequence[float]) -> list[tuple[int, int]]:
-    """For each tolerance, the pixels of `boundary` that are near one of `other`, and all of them."""
-    # Squared distances are whole numbers, so this is exact; without a pixel in `other` they are infinite.
+    """For each tolerance, the number of pixels of `boundary` that are near one of `other`, and of all of them."""
+    # Squared distances are whole numbers, so this is exact; if `other` is empty, they are infinite.
     squared = edt.edtsq(~other)[boundary]
     return [(int((squared <= tolerance * tolerance).sum()), squared.size) for tolerance in tolerances]
 
@@ -93,7 +93,7 @@ def boundary_f(counts: np.ndarray, tolerances: Sequence[float] = TOLERANCES) -> 
 
 def _f_scores(counts: np.ndarray) -> np.ndarray:
     matched_predicted, predicted, matched_true, true = np.moveaxis(counts, -1, 0)
-    # A share without a boundary pixel below it is 0 / 1 here: its class is missing in one map, so F is 0.
+    # A share of no boundary pixels is 0 / 1 here: its class is missing in one map, so F is 0.
     precision = matched_predicted / np.maximum(predicted, 1)
     recall = matched_true / np.maximum(true, 1)
     total = precision + recall

@@ -2,8 +2,8 @@
 
 Shapes: H x W pixels (any shape will do, the same for truth and prediction), K classes.
 
-Confusion matrices add up: sum those of a set's images first and score once, and every pixel of the set has
-the same weight. Averaging the scores of single images answers another question. (Everingham et al., "The
+Confusion matrices add up: sum those of a set's images first and score once, so that every pixel of the set has the
+same weight. Averaging the scores of single images answers another question. (Everingham et al., "The
 Pascal Visual Object Classes Challenge", IJCV 2010, section 4.3; Long, Shelhamer and Darrell, "Fully
 Convolutional Networks for Semantic Segmentation", CVPR 2015, section 5.)
 """
@@ -16,7 +16,7 @@ import numpy as np
 from pixelwise.core.classes import IGNORE
 from pixelwise.core.errors import DataError
 
-BLOCK = 1 << 20  # pixels counted at a time: the 64-bit codes of a large image would fill the memory
+BLOCK = 1 << 20  # pixels counted at a time, since the 64-bit codes of a large image would fill the memory
 
 
 def confusion_matrix(
@@ -24,13 +24,13 @@ def confusion_matrix(
 ) -> np.ndarray:
     """Count the pixels of every pair of true and predicted class.
 
-    `truth` and `prediction` are integer arrays of the same shape with values 0 to K - 1; a pixel whose truth
-    is `ignore_index` counts nowhere, whatever was predicted there.
+    `truth` and `prediction` are integer arrays of the same shape with values 0 to K - 1; a pixel whose truth is
+    `ignore_index` is ignored, whatever was predicted there.
 
     Returns K x K int64, rows truth, columns prediction.
 
     Raises:
-        DataError: the shapes differ, a type is no integer, or a counted value is outside 0 to K - 1.
+        DataError: the shapes differ, a type is not an integer, or a counted value is outside 0 to K - 1.
 
     >>> confusion_matrix(np.array([0, 1, 1, 255]), np.array([0, 1, 0, 0]), num_classes=2).tolist()
     [[1, 0], [1, 1]]
@@ -59,7 +59,7 @@ def check_pair(truth: np.ndarray, prediction: np.ndarray) -> None:
     """Refuse label maps that cannot be compared pixel by pixel.
 
     Raises:
-        DataError: the shapes differ, or a type is no integer.
+        DataError: the shapes differ, or a type is not an integer.
     """
     if truth.shape != prediction.shape:
         raise DataError(
@@ -72,7 +72,7 @@ def check_pair(truth: np.ndarray, prediction: np.ndarray) -> None:
 
 
 def check_range(name: str, labels: np.ndarray, num_classes: int) -> None:
-    """Refuse labels beyond the classes; `name` says whose they are.
+    """Refuse labels outside the classes; `name` says whose labels they are.
 
     Raises:
         DataError: a value is outside 0 to K - 1.
@@ -101,7 +101,7 @@ def iou(confusion: np.ndarray) -> np.ndarray:
 
 
 def mean_iou(confusion: np.ndarray) -> float:
-    """Mean of `iou` over the classes that occur in truth or prediction; NaN if none does."""
+    """The mean of `iou` over the classes that occur in truth or prediction; NaN if none does."""
     return _mean(iou(confusion))
 
 
@@ -129,7 +129,7 @@ def pixel_accuracy(confusion: np.ndarray) -> float:
 
 
 def summary(confusion: np.ndarray, names: Sequence[str]) -> dict[str, Any]:
-    """Every score of a confusion matrix, ready for JSON: what is undefined (NaN) becomes None.
+    """Every score of a confusion matrix, ready for JSON: undefined scores (NaN) become None.
 
     Returns `mean_iou`, `pixel_accuracy`, `mean_dice`, `confusion` (nested lists, rows truth) and `classes`, a
     list of {`name`, `iou`, `dice`, `precision`, `recall`, `pixels`} where `pixels` counts the class's truth.

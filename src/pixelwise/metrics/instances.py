@@ -2,7 +2,7 @@
 
 An object is the set of pixels with one id; id 0 is background. A true and a predicted object may match at a
 threshold t if their IoU is at least t; the matching is one to one, and a largest one is taken. (Above 0.5 an
-object can reach the threshold with one partner only; at 0.5 exactly an object cut into two halves has two.)
+object can reach the threshold with only one partner; at exactly 0.5 an object cut into two halves has two.)
 
 *Average precision* here is TP / (TP + FP + FN) at one threshold, as the 2018 Data Science Bowl defined it
 (Caicedo et al., "Nucleus segmentation across imaging experiments", Nature Methods 16, 2019) and StarDist
@@ -35,12 +35,12 @@ def match_counts(
     """Count the objects of one image that match, are surplus, and were missed, at each IoU threshold.
 
     `truth_ids` and `predicted_ids` are H x W integers, 0 for background, ids in any order and with gaps.
-    `ignore` is H x W bool: its pixels become background in both, so an object wholly inside is no object.
+    `ignore` is H x W bool: its pixels become background in both, so that an object entirely inside it vanishes.
 
     Returns {threshold: (true positives, false positives, false negatives)}.
 
     Raises:
-        DataError: the shapes differ, or a type is no integer.
+        DataError: the shapes differ, or a type is not an integer.
         SettingError: a threshold is outside 0.5 to 1.
 
     >>> match_counts(np.array([[1, 1, 1, 0, 2]]), np.array([[7, 7, 0, 0, 0]]), thresholds=(0.5, 0.75))
@@ -60,7 +60,7 @@ def match_counts(
 def _check_thresholds(thresholds: Sequence[float]) -> None:
     for threshold in thresholds:
         if not 0.5 <= threshold <= 1:
-            raise SettingError(f"thresholds: an IoU threshold must be 0.5 to 1, but {threshold} was given.")
+            raise SettingError(f"thresholds: an IoU threshold must be from 0.5 to 1, but {threshold} was given.")
 
 
 def _check_ignore(ignore: np.ndarray, ids: np.ndarray) -> None:

@@ -53,13 +53,13 @@ def build(name: str, **keywords: Any) -> Segmenter:
     """Make the network called `name`.
 
     Raises:
-        SettingError: there is no such network, it has no such setting, or a setting's value makes no sense.
+        SettingError: the network is unknown, it does not have a setting, or a setting's value makes no sense.
 
     >>> build("unet", in_channels=3, num_classes=5, width=8).num_classes
     5
     """
     if name not in MODELS:
-        raise SettingError(f"model.name: there is no network {name!r}; {near(name, MODELS)}")
+        raise SettingError(f"model.name: unknown network {name!r}; {near(name, MODELS)}")
     settings = list(inspect.signature(MODELS[name]).parameters)
     for keyword in keywords:
         if keyword not in settings:

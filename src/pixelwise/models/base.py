@@ -1,4 +1,4 @@
-"""What every network shares: any image size in, logits of that size out, and what else a training asks of it.
+"""What every network shares: images of any size in, logits of that size out, and what else training needs.
 
 Shapes: N images, C channels, H x W pixels, K classes.
 """
@@ -35,14 +35,14 @@ class Segmenter(nn.Module, ABC):
         stride: input pixels of a cell at the deepest level.
 
     Attributes:
-        backbone: the encoder, where it is one that has a name.
+        backbone: the encoder, if it is one of `pixelwise.backbones`.
         small: keywords of a form that 2 cores train within minutes.
         large: keywords of the published layout, on a backbone for which a single GPU has room.
 
     Raises:
         SettingError: a number is below 1.
-        ModelError: (forward) the images have other channels or no pixels; or one cell is all that batch norm would
-            have to train on.
+        ModelError: (forward) the images have other channels or no pixels, or batch norm would have to train on a
+            single cell.
     """
 
     small: ClassVar[Mapping[str, Any]]
@@ -65,7 +65,7 @@ class Segmenter(nn.Module, ABC):
         return self.outputs(images)["logits"]
 
     def outputs(self, images: Tensor) -> dict[str, Tensor]:
-        """What a training compares with the labels, each at the size of the images.
+        """What training compares with the labels, each at the size of the images.
 
         "logits": N x K x H x W, always. "auxiliary": N x K x H x W logits of an earlier layer, in training mode where
         the network has such a head. "edges": N x 1 x H x W logits of class boundaries, where it draws them.
@@ -76,11 +76,11 @@ class Segmenter(nn.Module, ABC):
         return {name: values[..., :height, :width] for name, values in outputs.items()}
 
     def input_size(self, output_size: int) -> int:
-        """Side in pixels of the smallest image whose outputs have at least that side: the same, where it is padded."""
+        """Side in pixels of the smallest image whose outputs have at least that side: the same, as it is padded."""
         return output_size
 
     def output_size(self, input_size: int) -> int:
-        """Side in pixels of the outputs for an image of that side: the same, where it is padded.
+        """Side in pixels of the outputs for an image of that side: the same, as it is padded.
 
         Raises:
             ModelError: the network cannot take that size.
@@ -92,7 +92,7 @@ class Segmenter(nn.Module, ABC):
         """The outputs for images whose sides are multiples of the stride, at their size."""
 
     def encoder(self) -> list[nn.Module]:
-        """The parts that a classifier of images could have trained, here the backbone; the others are the decoder."""
+        """The parts that could come from a classifier of images, here the backbone; the others are the decoder."""
         return [] if self.backbone is None else [self.backbone]
 
     def features_on_grid(self, images: Tensor) -> list[Tensor]:
@@ -105,7 +105,7 @@ class Segmenter(nn.Module, ABC):
         return {"encoder": self.encoder()}
 
     def check_images(self, images: Tensor) -> None:
-        """Say what does not fit before an operator does.
+        """Refuse images that do not fit, before an operator does so less clearly.
 
         Raises:
             ModelError: as the class says.
@@ -113,20 +113,19 @@ class Segmenter(nn.Module, ABC):
         if images.ndim != 4 or images.shape[1] != self.in_channels or 0 in images.shape:
             shape = " x ".join(map(str, images.shape))
             raise ModelError(
-                f"this network takes N x {self.in_channels} x H x W images, but got {shape}: bring the "
-                f"images to {self.in_channels} channel(s), or build the network with another in_channels."
+                f"this network takes N x {self.in_channels} x H x W images, but got {shape}: convert "
+                f"them to {self.in_channels} channel(s), or build the network with another in_channels."
             )
         cells = images.shape[0] * math.prod(-(-side // self.stride) for side in images.shape[-2:])
         if self.training and cells == 1 and any(isinstance(module, SIZED_NORMS) for module in self.modules()):
             raise ModelError(
-                f"batch norm cannot train on a single image of at most {self.stride} pixels a side, "
-                f"which has one cell at the deepest level: use larger images, a larger batch, or "
-                f'model.norm "none".'
+                f"batch norm cannot train on a single image of at most {self.stride} x {self.stride} pixels, which has "
+                f'only one cell at the deepest level: use larger images, a larger batch, or model.norm "none".'
             )
 
 
 def check_at_least_one(**counts: int) -> None:
-    """Name the first number that is too small.
+    """Refuse numbers below 1.
 
     Raises:
         SettingError: one is below 1.
@@ -139,10 +138,10 @@ def check_at_least_one(**counts: int) -> None:
 
 
 def check_dropout(dropout: float) -> None:
-    """Refuse what is no probability, and 1, which would drop everything.
+    """Refuse anything but a probability, and 1, which would drop everything.
 
     Raises:
-        SettingError: as said.
+        SettingError: it is not from 0 to below 1.
 
     >>> check_dropout(0.5)
     """

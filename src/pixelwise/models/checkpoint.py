@@ -1,7 +1,7 @@
 """Weights, settings and training state on disk: safetensors only, so nothing is ever unpickled.
 
-`model.safetensors` holds the best weights, its metadata the resolved config; `last/state.safetensors` holds all that a
-resume needs. Both are single files, renamed when whole, so that they are never half of one moment and half of another.
+`model.safetensors` holds the best weights, its metadata the resolved config; `last/state.safetensors` holds
+everything that resuming needs. Each is a single file, renamed when complete, so that it never mixes two moments.
 """
 
 import hashlib
@@ -98,34 +98,34 @@ def network_from(settings: ModelSettings, channels: int, classes: int) -> Segmen
     network = build(settings.name, in_channels=channels, num_classes=classes, **keywords)
     if settings.pretrained and network.backbone is None:
         raise SettingError(
-            f"model.pretrained: {settings.title()} has no backbone that weights are published for; "
-            "choose a network with a model.backbone, or leave the setting out."
+            f"model.pretrained: {settings.title()} has no backbone with published weights; "
+            "choose a network that has one, or leave model.pretrained out."
         )
     return network
 
 
 def settings_of(name: str) -> list[str]:
-    """The model's settings that the network called `name` has.
+    """The settings of section `model` that the network called `name` has.
 
     Raises:
-        SettingError: there is no such network.
+        SettingError: the network is unknown.
 
     >>> "padding" in settings_of("unet")
     True
     """
     if name not in MODELS:
-        raise SettingError(f"model.name: there is no network {name!r}; {near(name, MODELS)}")
+        raise SettingError(f"model.name: unknown network {name!r}; {near(name, MODELS)}")
     parameters = inspect.signature(MODELS[name]).parameters
     return [key for key in ModelSettings.model_fields if key in parameters]
 
 
 def save_model(path: Path, network: nn.Module, config: Config, facts: Mapping[str, Any]) -> None:
-    """Write a network's weights with the config that builds it and some facts about the training."""
+    """Write a network's weights, the config that builds it, and some facts about its training."""
     save(path, network.state_dict(), {"config": config.model_dump(mode="json"), **facts})
 
 
 def fingerprint(network: nn.Module, config: Config) -> str:
-    """A hash of all that a prediction depends on: the weights, the network's and the data's settings."""
+    """A hash of everything that a prediction depends on: the weights, and the settings of network and data."""
     digest = hashlib.sha256(json.dumps([config.model.model_dump(), config.data.model_dump()]).encode())
     for name, tensor in network.state_dict().items():
         digest.update(name.encode())
@@ -150,7 +150,7 @@ def load_model(
         config = make_config(metadata.pop("config"), str(path))
         network = build(config)
     except (SettingError, ModelError, KeyError) as error:
-        raise RunError(f"{path}: its settings are not usable here: {error}") from error
+        raise RunError(f"{path}: its settings cannot be used here: {error}") from error
     load_weights(network, tensors, path)
     return network.eval(), config, metadata
 
@@ -174,7 +174,7 @@ def load_weights(network: nn.Module, tensors: Mapping[str, Tensor], path: Path) 
 
 
 def load_matching(network: nn.Module, tensors: Mapping[str, Tensor]) -> list[str]:
-    """Start a network from another's weights, as far as names and shapes agree; the names of those left as they were.
+    """Start a network from another's weights where names and shapes agree; returns the names of all other weights.
 
     This is how `--init` fine-tunes: a head for other classes, or a first layer for other channels, starts afresh.
     """

@@ -1,4 +1,4 @@
-"""What the networks have and cost, and how far they see, without any weight in memory."""
+"""How large the networks are, what they cost and how far they see, without holding a single weight in memory."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -50,7 +50,7 @@ def summarize(
         size: side of the image in pixels.
 
     Raises:
-        SettingError: there is no such network, or a setting makes no sense.
+        SettingError: the network is unknown, or a setting makes no sense.
         ModelError: the network cannot take an image of that size.
 
     >>> found = summarize("unet", {"width": 8, "depth": 2}, in_channels=1)
@@ -63,7 +63,7 @@ def summarize(
 
 
 class _NoStart(TorchFunctionMode):
-    """Leaves out how weights start: there are none, and torch would import its compiler for it, which takes seconds."""
+    """Skips the initialisation of weights that do not exist; torch would import its compiler for it, for seconds."""
 
     @override
     def __torch_function__(
@@ -75,7 +75,7 @@ class _NoStart(TorchFunctionMode):
 
 
 def summarize_network(name: str, network: nn.Module, in_channels: int, size: int = 512) -> Summary:
-    """The same for a network that is there, called `name`."""
+    """Summarise a network that has been built, under the name `name`."""
     geometry = network.geometry
     assert isinstance(geometry, Geometry)
     layers = trace_layers(network, in_channels, size, size, geometry.stride)
@@ -84,7 +84,7 @@ def summarize_network(name: str, network: nn.Module, in_channels: int, size: int
 
 
 def _checked(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings, with values of the right types; those that are not given are left to the network."""
+    """The settings that were given, with values of the right types."""
     try:
         return ModelSettings.model_validate(dict(settings)).model_dump(
             exclude_unset=True, exclude={"name", "pretrained"}
@@ -99,7 +99,7 @@ def summarize_all(in_channels: int = 3, num_classes: int = 2, size: int = 512) -
 
 
 def describe_all(summaries: Sequence[Summary]) -> list[str]:
-    """A table of networks, as lines of text; below it why some are not exact."""
+    """A table of networks as lines of text, and below it why some of them are not exact."""
     head = ("network", "parameters", "multiply-adds", "stride", "halo", "margin", "exact")
     rows = [(found.name, *_figures(found)) for found in summaries]
     reasons = [f"{found.name}: {found.geometry.reason}" for found in summaries if not found.geometry.exact]
@@ -113,7 +113,7 @@ def _figures(found: Summary) -> tuple[str, ...]:
 
 
 def describe(found: Summary) -> list[str]:
-    """A table of a network's layers, as lines of text, and its totals."""
+    """A table of a network's layers as lines of text, and its totals."""
     head = ("layer", "kind", "shape", "parameters", "multiply-adds", "receptive field", "stride")
     rows = [
         (layer.name, layer.kind, " x ".join(map(str, layer.shape)), f"{layer.parameters:,}", f"{layer.multiply_adds:,}",
@@ -125,7 +125,7 @@ def describe(found: Summary) -> list[str]:
 
 
 def _table(rows: Sequence[Sequence[str]], left: int = 1) -> list[str]:
-    """Rows of cells as lines; the first `left` columns are flush left, the figures after them flush right."""
+    """Rows of cells as lines of text: the first `left` columns flush left, the figures after them flush right."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return [
         "  ".join(

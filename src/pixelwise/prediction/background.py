@@ -1,9 +1,9 @@
-"""Which tiles need no prediction: those of a slide's empty background, and those outside of a region.
+"""Find the tiles that need not be predicted: those of a slide's empty background, and those outside of a region.
 
-Both change the result, which is why they are off by default. Outside of a region no class is asked for. A tile of
-empty background is taken for class 0 unseen: where the network would have put something into it (a false alarm on
-bare glass, or an object fainter than the noise), the mask differs from that of a prediction without this test. All
-other tiles come out as they did.
+Both change the result, so they are off by default. Outside of a region nothing is predicted. A tile of empty
+background becomes class 0 without a look by the network: if the network would have found something there (a false
+alarm on bare glass, or an object fainter than the noise), the mask differs from that of a full prediction. All other
+tiles stay the same.
 
 The test decides once for an image, from statistics gathered in one streamed pass, so it does not depend on the order
 of the tiles. It is meant for images with a background: bright glass, dark fluorescence, an empty conveyor belt.
@@ -19,18 +19,18 @@ import numpy as np
 from pixelwise.core.errors import DataError
 from pixelwise.core.windows import Read, Window
 
-GRAIN = 8  # pixels; side of the squares whose mean is compared, which quietens the noise of single pixels
-_READ_SIDE = 1024  # pixels; side of the windows that a thumbnail is made from, about
-_SAMPLE = 2000  # cells that are enough to fit a surface to
+GRAIN = 8  # pixels; side of the squares whose means are compared, to average out the noise of single pixels
+_READ_SIDE = 1024  # pixels; approximate side of the windows that a thumbnail is made from
+_SAMPLE = 2000  # cells; enough to fit a surface to
 _ROUNDS = 6  # of a repeated fit, after which it no longer moves
-_FEWEST_CELLS = 16  # of background, to tell its level
+_FEWEST_CELLS = 16  # of background, to determine its level
 _SMALLEST_SHARE = 0.05  # of all cells; less background is not worth the risk
 _DEVIATIONS = 6  # robust standard deviations beyond the median that background may reach
 
 
 @dataclass(frozen=True)
 class Thumbnail:
-    """What a low-resolution grid of cells knows of an image, without losing sight of small things in a cell."""
+    """An image reduced to a coarse grid of cells, which does not lose sight of small things in a cell."""
 
     low: np.ndarray  # h x w x C float32: the lowest mean of a grain (`GRAIN` x `GRAIN` pixels) in the cell
     high: np.ndarray  # h x w x C float32: the highest
@@ -43,19 +43,19 @@ def thumbnail(read: Read, height: int, width: int, side: int = 512) -> Thumbnail
     """Reduce an image of any size to at most about `side` x `side` cells, window by window.
 
     Args:
-        read: gives a window of the image, h x w or h x w x C, of any number type.
+        read: returns a window of the image, h x w or h x w x C, of any number type.
         height: pixels, at least 1.
         width: pixels, at least 1.
-        side: most cells along an axis; a cell is at least 2 x 2 grains. Takes 12 C side^2 bytes.
+        side: the most cells along an axis; a cell is at least 2 x 2 grains. The thumbnail takes 12 C side^2 bytes.
 
     Raises:
-        DataError: the image has no pixel, or `read` returns something else than the window.
+        DataError: the image has no pixels, or `read` returns something other than the window.
 
     >>> thumbnail(lambda window: np.full((window.height, window.width), 7), 100, 40).low[..., 0].shape
     (7, 3)
     """
     if height < 1 or width < 1:
-        raise DataError(f"an image of {height} x {width} pixels has no background to look for.")
+        raise DataError(f"an image of {height} x {width} pixels cannot contain any background.")
     cell = max(2, -(-max(height, width) // (side * GRAIN))) * GRAIN
     stride = max(1, _READ_SIDE // cell) * cell
     rows = []
@@ -81,7 +81,7 @@ def _require_shape(block: np.ndarray, window: Window, what: str) -> np.ndarray:
 def _reduce(block: np.ndarray, cell: int) -> np.ndarray:
     """H x W (x C) pixels -> 3 x h x w x C: low, high and noise of each cell.
 
-    A grain that the image cuts off is completed by mirroring, so that its mean is no noisier than others.
+    A grain at the edge of the image is completed by mirroring, so that its mean is not noisier than others.
     """
     pixels = block.reshape(*block.shape[:2], -1).astype(np.float32)
     pixels = np.pad(pixels, (*((0, -size % GRAIN) for size in pixels.shape[:2]), (0, 0)), mode="symmetric")
@@ -106,17 +106,17 @@ def _over_cells(function: np.ufunc, grains: np.ndarray, starts: list[np.ndarray]
 
 
 def empty_tiles(image: Thumbnail, windows: Sequence[Window]) -> np.ndarray:
-    """Tell which windows hold nothing but background: all cells that they touch are background, and those beside them.
+    """Tell which windows hold nothing but background: all cells that they touch are background, and their neighbours.
 
-    The cells beside them, because the rim of an object may reach into a window by a pixel or fade out there.
+    The neighbours count because the rim of an object may reach into a window by a pixel, or fade out there.
 
     Args:
-        image: of the image that the windows lie in.
-        windows: all that a tile reads, with its margin. What lies outside of the image does not count.
+        image: the thumbnail of the image.
+        windows: what the tiles read, including their margins. Parts outside of the image do not count.
 
     Returns:
-        A bool for each window. All are True in an empty image, but for a stray one; all are False in one without
-        background, and in one too small to tell (below 16 cells).
+        A bool for each window. In an empty image, all but a stray one are True; in an image without background, or too
+        small to tell (below 16 cells), all are False.
     """
     busy = cv2.dilate((~background_cells(image)).astype(np.uint8), np.ones((3, 3), np.uint8))
     summed = np.pad(busy.astype(np.int64).cumsum(0).cumsum(1), ((1, 0), (1, 0)))
@@ -132,13 +132,13 @@ def background_cells(image: Thumbnail) -> np.ndarray:
 
     1. Candidates are the flat cells: Otsu's threshold on the logarithm of the contrast between the grains of a cell.
     2. The level of the background, which uneven lighting bends, is a surface through the candidates (least absolute
-       deviations). A cell is background where none of its grains, in no channel, is further from the surface than
-       the median of the background's cells and six of their robust deviations. Surface and background are found in
-       turns, as sky levels are in astronomy (sigma clipping): first of second order, too stiff to bend into large
-       objects, then of fourth order, which follows the light to within the noise.
-    3. It counts as a background only if it is as even as noise or far more even than the image, if at least 1 cell in
+       deviations). A cell is background if all of its grains, in every channel, are closer to the surface than the
+       median of the background's cells plus six of their robust deviations. Surface and background are found in
+       turns, like sky levels in astronomy (sigma clipping): first a surface of second order, too stiff to bend into
+       large objects, then one of fourth order, which follows the light to within the noise.
+    3. This counts as a background only if it is as even as noise or far more even than the image, if at least 1 cell in
        20 belongs to it, and if nearly all the rest is on one side of it: darker than glass, or brighter than the dark.
-       Otherwise no cell is background.
+       Otherwise, none of the cells is background.
 
     Returns:
         h x w bool.
@@ -161,7 +161,7 @@ def background_cells(image: Thumbnail) -> np.ndarray:
 
 
 def _flat_cells(contrast: np.ndarray, step: float) -> np.ndarray:
-    """Otsu's threshold on the logarithm, in 256 levels; what rounding does to a contrast is not to matter."""
+    """Otsu's threshold on the logarithm, in 256 levels; differences that come from rounding do not count."""
     finite = np.isfinite(contrast)
     positive = contrast[finite & (contrast > 0)]
     if not len(positive):
@@ -176,9 +176,9 @@ def _flat_cells(contrast: np.ndarray, step: float) -> np.ndarray:
 
 
 def _fit_surface(level: np.ndarray, chosen: np.ndarray, order: int) -> np.ndarray:
-    """Surface with the least sum of absolute distances to the chosen cells: a polynomial of rows and columns.
+    """The polynomial of rows and columns with the least sum of absolute distances to the chosen cells.
 
-    By least squares with weights that are renewed from the distances.
+    It is found by least squares with weights that are renewed from the distances.
     """
     y, x = (np.linspace(-1, 1, size) for size in chosen.shape)
     down, right = (axis.ravel() for axis in np.meshgrid(y, x, indexing="ij"))
@@ -198,7 +198,7 @@ def _fit_surface(level: np.ndarray, chosen: np.ndarray, order: int) -> np.ndarra
 
 
 def _tolerance(image: Thumbnail, surface: np.ndarray, distances: np.ndarray) -> float:
-    """How far a grain of background may be from the surface; at least what rounding makes."""
+    """How far a grain of background may be from the surface; at least as far as rounding moves it."""
     median = np.median(distances)
     deviation = 1.4826 * np.median(abs(distances - median))
     return float(median + _DEVIATIONS * deviation + max(image.step / 2, 1e-5 * abs(surface).max()))
@@ -207,9 +207,9 @@ def _tolerance(image: Thumbnail, surface: np.ndarray, distances: np.ndarray) -> 
 def _is_even(image: Thumbnail, distance: np.ndarray, background: np.ndarray) -> bool:
     """Whether the background is flat, and not just the calmer half of a texture.
 
-    The grains of pure noise scatter an eighth as much as its pixels; their extremes in a cell stay below half of it.
-    Those of a texture scatter as much as its pixels. What is even to a fortieth of the image's contrast, or to half a
-    step of the numbers, is flat as well.
+    The grains of pure noise scatter by an eighth of what its pixels do; their extremes in a cell stay below half of it.
+    The grains of a texture scatter as much as its pixels. A background that varies by less than a fortieth of the
+    image's contrast, or by half a step of the numbers, is flat as well.
     """
     usual = float(np.median(distance[background]))
     noise = float(np.median(image.noise.max(2)[background]))
@@ -218,13 +218,13 @@ def _is_even(image: Thumbnail, distance: np.ndarray, background: np.ndarray) -> 
 
 
 def _is_one_sided(side: np.ndarray, cells: int) -> bool:
-    """Whether the rest is brighter than the background, or darker, but for a twentieth of it or a few stray cells."""
+    """Whether the rest is brighter than the background, or darker, except a twentieth of it or a few stray cells."""
     minority = min((side > 0).sum(), (side < 0).sum())
     return bool(minority <= max(0.05 * len(side), 0.005 * cells))
 
 
 class RegionMask:
-    """The part of an image that is to be predicted: nonzero pixels of a mask, which may be smaller than the image.
+    """The part of an image to predict: the nonzero pixels of a mask, which may be smaller than the image.
 
     >>> from pixelwise.core.windows import reader
     >>> region = RegionMask(reader(np.array([[0, 1]])), (1, 2), height=2, width=4)
@@ -233,14 +233,14 @@ class RegionMask:
     """
 
     def __init__(self, read: Read, shape: tuple[int, int], height: int, width: int) -> None:
-        """Take a mask for an image.
+        """Make a region from a mask.
 
         Args:
-            read: gives a window of the mask, h x w.
-            shape: rows and columns of the mask: the image's own, or these divided by a whole number, where a rest
-                may be rounded up or down.
-            height: of the image, pixels.
-            width: of the image, pixels.
+            read: returns a window of the mask, h x w.
+            shape: rows and columns of the mask: those of the image, or these divided by a whole number and rounded up
+                or down.
+            height: of the image, in pixels.
+            width: of the image, in pixels.
 
         Raises:
             DataError: the sizes do not fit.
@@ -250,20 +250,20 @@ class RegionMask:
         self._factor = _whole_factor(shape, (height, width))
 
     def window(self, window: Window) -> np.ndarray:
-        """Whether each pixel of a window of the image, not empty, belongs to the region: H x W bool.
+        """Whether each pixel of a non-empty window of the image belongs to the region: h x w bool.
 
         Raises:
-            DataError: the mask is not h x w.
+            DataError: the mask has several channels, or another size than it should.
         """
         rows, columns = self._indices(window)
         return self._part(rows, columns)[rows - rows[0]][:, columns - columns[0]]
 
     def touches(self, window: Window) -> bool:
-        """Whether a window of the image holds a pixel of the region."""
+        """Whether a window of the image contains a pixel of the region."""
         return bool(self._part(*self._indices(window)).any())
 
     def _indices(self, window: Window) -> tuple[np.ndarray, np.ndarray]:
-        """The mask's row and column for each of the window; beyond a size rounded down the last one goes on."""
+        """The mask's rows and columns for those of a window; if the size was rounded down, the last one is repeated."""
         height, width = self._shape
         rows = np.minimum(np.arange(window.y0, window.y1) // self._factor, height - 1)
         return rows, np.minimum(np.arange(window.x0, window.x1) // self._factor, width - 1)
@@ -273,13 +273,13 @@ class RegionMask:
         part = _require_shape(self._read(window), window, "region mask")
         if part.ndim != 2:
             raise DataError(
-                f"the region mask has {part.shape[2]} channels; one is expected, where nonzero pixels are predicted."
+                f"the region mask has {part.shape[2]} channels, but must have one, whose nonzero pixels are predicted."
             )
         return part != 0
 
 
 def _whole_factor(small: tuple[int, int], large: tuple[int, int]) -> int:
-    """The whole number that divides `large` into `small`, with the least rest."""
+    """The whole number by which `large` comes closest to `small` when divided."""
     pairs = list(zip(small, large, strict=True))
     fitting = [
         factor
@@ -288,7 +288,7 @@ def _whole_factor(small: tuple[int, int], large: tuple[int, int]) -> int:
     ]
     if not fitting:
         raise DataError(
-            f"the region mask has {small[0]} x {small[1]} pixels and the image {large[0]} x {large[1]}: "
-            "the mask must have the image's size, or that divided by a whole number."
+            f"the region mask has {small[0]} x {small[1]} pixels, but the image has {large[0]} x {large[1]}. "
+            "Give a mask of the image's size, or of that size divided by a whole number."
         )
     return min(fitting, key=lambda factor: sum(abs(size * factor - whole) for size, whole in pairs))

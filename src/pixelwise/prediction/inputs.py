@@ -1,4 +1,4 @@
-"""What there is to predict: files, folders, patterns -> images, and the names of what is made of them."""
+"""What to predict: files, folders and patterns become images and the names of their outputs."""
 
 import os
 from collections.abc import Iterator, Sequence
@@ -22,13 +22,13 @@ class Input:
 
 
 def find_inputs(inputs: Sequence[str], outputs: Path | None = None) -> list[Path]:
-    """Files, Zarrs, folders (with the folders inside) and glob patterns -> files and Zarrs, each once, in order.
+    """Files, Zarrs, folders (including those inside) and glob patterns -> files and Zarrs, each once, in order.
 
-    A path that does not exist is kept, to be reported as failed. What lies in `outputs`, a folder inside one of the
-    input folders, was made by an earlier prediction and is left out.
+    A path that does not exist is kept, so that it can be reported. If `outputs` is a folder inside one of the input
+    folders, its files were made by an earlier prediction and are left out.
 
     Raises:
-        DataError: a folder or a pattern without images.
+        DataError: a folder or a pattern yields no images.
     """
     found: dict[Path, Path] = {}
     for text in inputs:
@@ -36,11 +36,11 @@ def find_inputs(inputs: Sequence[str], outputs: Path | None = None) -> list[Path
         if path.is_dir() and not is_zarr(path):
             inside = [image for image in _images(path) if not _is_output(image, path, outputs)]
             if not inside:
-                raise DataError(f"{path}: holds no images.")
+                raise DataError(f"{path}: contains no images. Give another file, folder or pattern.")
         elif not path.exists() and any(sign in text for sign in "*?["):
             inside = [Path(match) for match in sorted(glob(text, recursive=True)) if _is_image(Path(match))]  # noqa: PTH207 (absolute patterns)
             if not inside:
-                raise DataError(f"{text}: no file matches this pattern.")
+                raise DataError(f"{text}: no image matches this pattern. Give another file, folder or pattern.")
         else:
             inside = [path]
         for image in inside:
@@ -66,7 +66,7 @@ def _is_image(path: Path) -> bool:
 
 
 def count_pixels(paths: Sequence[Path], enough: int) -> int:
-    """Pixels of these images by their headers; stops counting at `enough`. What cannot be read counts nothing."""
+    """The number of pixels of these images by their headers, counted up to `enough`; unreadable files are skipped."""
     total = 0
     for path in paths:
         with suppress(DataError):
@@ -80,7 +80,7 @@ def count_pixels(paths: Sequence[Path], enough: int) -> int:
 
 
 def _images(folder: Path) -> Iterator[Path]:
-    """Images of a folder, Zarrs among them, then those of the folders inside; hidden ones and links are left out."""
+    """Images and Zarrs of a folder, then those of the folders inside; hidden folders and links are left out."""
     yield from list_images(folder)
     shown = [path for path in sorted(folder.iterdir()) if path.is_dir() and not path.name.startswith(".")]
     children = [path for path in shown if not path.is_symlink()]

@@ -36,7 +36,7 @@ def kept_runner(network: nn.Module, channels: int, choice: EngineChoice, views: 
     key = channels, choice, views, torch.get_num_threads(), os.getpid()  # a fork has none of an engine's threads
     kept = _KEPT.get(network)
     if kept is None or kept.state != state_of(network):
-        kept = _Kept()
+        _KEPT[network] = kept = _Kept()  # now, so that what is outdated is freed before its successor is prepared
     if key in kept.runners:
         return kept.runners[key]
     name = kept.names.get(key, choice.name)  # an export that failed is not tried again
@@ -45,5 +45,4 @@ def kept_runner(network: nn.Module, channels: int, choice: EngineChoice, views: 
     if runner.engine.name != "torch":
         kept.runners[key] = runner
     kept.state = state_of(network)  # now, because a network may keep something of its own when it first runs
-    _KEPT[network] = kept
     return runner

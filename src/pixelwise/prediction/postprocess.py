@@ -1,9 +1,9 @@
-"""What is done to a mask after the network: a threshold, filled holes, small objects removed; the same with tiles.
+"""Clean a mask after the network: apply a threshold, fill holes, remove small objects; with tiles or without.
 
-A component of a mask may cross many tiles, so no tile alone can tell its size. Here each tile is surveyed once:
-what lies within it is decided there, and of a component that reaches into other tiles only a few numbers are kept.
-They are joined over the tiles' borders, and the tile's part is found again when the tile is written. That needs
-memory for one tile, one row of pixels, and the undecided components, however large the image is.
+A component of a mask may cross many tiles, so a single tile cannot tell its size. Here each tile is surveyed once:
+components within it are decided at once, and of those that reach into other tiles only a few numbers are kept. These
+are joined across the borders of the tiles, and a tile's parts are found again when the tile is written. That needs
+memory for one tile, one row of pixels and the undecided components, however large the image is.
 """
 
 from collections.abc import Callable, Iterable
@@ -24,7 +24,7 @@ Write = Callable[[Window, np.ndarray], None]
 
 TILE = 2048  # side of the tiles by which `clean` works, to save memory
 _LEAVE = -1  # instead of a class: the component stays as it is
-_NOTHING_YET = 1 << 16  # instead of the lowest class around a hole: none was seen
+_NOTHING_YET = 1 << 16  # instead of the lowest class around a hole: none has been seen
 
 
 @dataclass(frozen=True)
@@ -32,13 +32,13 @@ class PostProcess:
     """What to do to a mask, in this order; nothing by default.
 
     Raises:
-        SettingError: a value makes no sense.
+        SettingError: a value is out of range.
 
     >>> PostProcess(smallest_object=20).changes_mask, PostProcess().changes_mask
     (True, False)
     """
 
-    threshold: float | None = None  # probability that class 1 of 2 must reach to be taken; None: the likeliest class
+    threshold: float | None = None  # least probability for which class 1 of 2 is chosen; None: the likeliest class
     fill_holes: int = 0  # pixels; holes of at most this size take the class around them
     smallest_object: int = 0  # pixels; objects below this size become background
 
@@ -46,27 +46,27 @@ class PostProcess:
         value = self.threshold
         if value is not None and (isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1):
             raise SettingError(
-                f"threshold: must be a probability between 0 and 1 (both excluded), but it is {value!r}; "
-                "0.5 takes the likelier class."
+                f"threshold: must be a probability between 0 and 1 (both excluded), but it is {value!r}. "
+                "With 0.5, the likelier class is chosen."
             )
         for name in ("fill_holes", "smallest_object"):
             _require_pixels(name, getattr(self, name))
 
     @property
     def changes_mask(self) -> bool:
-        """Whether `clean` does anything; the threshold alone acts before there is a mask."""
+        """Whether `clean` does anything; the threshold is applied earlier, when classes are chosen."""
         return self.fill_holes > 0 or self.smallest_object > 1
 
     def require_classes(self, num_classes: int) -> None:
-        """Check that the threshold makes sense for a network.
+        """Check that the threshold suits a network.
 
         Raises:
-            SettingError: there is a threshold and the classes are not two.
+            SettingError: there is a threshold, but not two classes.
         """
         if self.threshold is not None and num_classes != 2:
             raise SettingError(
-                f"threshold: needs a network of 2 classes (background and one other), but this one has {num_classes}; "
-                "leave the threshold out to take the likeliest class."
+                f"threshold: needs a network with 2 classes (background and one other), but this has {num_classes}. "
+                "Leave the threshold out to choose the likeliest class."
             )
 
 
@@ -78,20 +78,20 @@ def _require_pixels(name: str, value: object) -> None:
 
 
 def choose_classes(logits: Iterable[np.ndarray], options: PostProcess) -> np.ndarray:
-    """Take a class for each pixel: the likeliest one, or by the threshold.
+    """Choose a class for each pixel: the likeliest one, or the one given by the threshold.
 
-    With a threshold t, class 1 is taken where its probability is at least t, that is where its logit exceeds the other
-    by log(t / (1 - t)). Each pixel is on its own, so tiles change nothing.
+    With a threshold t, class 1 is chosen where its probability is at least t, that is where its logit exceeds the
+    other by log(t / (1 - t)). Each pixel is decided on its own, so tiles make no difference.
 
     Args:
         logits: K x ... floats.
-        options: of which the threshold counts here.
+        options: only the threshold is used.
 
     Returns:
-        Classes, without the first axis; uint8, with more than 256 classes uint16.
+        Classes, without the first axis; uint8, or uint16 for more than 256 classes.
 
     Raises:
-        SettingError: a threshold and not two classes.
+        SettingError: there is a threshold, but not two classes.
 
     >>> choose_classes(np.array([[0.0, 0.0, 0.0], [-1.0, 1.0, 3.0]]), PostProcess(threshold=0.9))
     array([0, 0, 1], dtype=uint8)
@@ -105,9 +105,9 @@ def choose_classes(logits: Iterable[np.ndarray], options: PostProcess) -> np.nda
 
 
 def argmax(planes: Iterable[np.ndarray]) -> np.ndarray:
-    """K planes of H x W logits -> H x W classes, the first of equals; uint8, with more than 256 classes uint16.
+    """K planes of H x W logits -> H x W classes, the first of equals; uint8, or uint16 for more than 256 classes.
 
-    A pass a class: several times as fast as numpy's, which strides over the classes pixel by pixel.
+    One pass for each class is several times as fast as numpy, which strides over the classes pixel by pixel.
 
     >>> argmax(np.array([[[0.0, 2.0]], [[1.0, 2.0]]])).tolist()
     [[1, 0]]
@@ -128,15 +128,15 @@ def argmax(planes: Iterable[np.ndarray]) -> np.ndarray:
 def clean(mask: np.ndarray, options: PostProcess) -> np.ndarray:
     """Fill the small holes of a mask, then remove its small objects.
 
-    - A hole is a component of background (class 0) that touches no border of the image and has one class only around
-      it, among all eight neighbours of its pixels; it takes that class. Its pixels hang together by sides and corners
-      (8-connectivity). An object inside a hole is no part of its size.
-    - An object is a component of one other class, its pixels joined by their sides (4-connectivity, as in
-      `data.targets.objects`): an object that is closed for the one is closed for the other. What is removed becomes
-      background, also inside of another class, where no hole is filled any more.
-    - Holes come first, so that a ring counts with the hole that it encloses: a thin cell with a pale middle is one
-      cell, not a few pixels to be removed.
-    - Pixels of `IGNORE` are no object and never change; a hole beside one is left open.
+    - A hole is a component of background (class 0) that does not touch the border of the image and is surrounded by
+      one class only, among all eight neighbours of its pixels; it takes that class. Its pixels are joined by sides and
+      corners (8-connectivity). The size of a hole does not include the objects inside.
+    - An object is a component of another class, whose pixels are joined by their sides (4-connectivity, as in
+      `data.pixels.targets.objects`), so that what closes a hole is one object. Objects that are removed become
+      background, even within another class: holes are not filled again.
+    - Holes come first, so that a ring counts together with the hole that it encloses: a thin cell with a pale middle is
+      one cell, not a few pixels to be removed.
+    - Pixels of `IGNORE` do not belong to objects and never change; a hole next to one stays open.
 
     Args:
         mask: H x W uint8 or uint16 classes.
@@ -146,7 +146,7 @@ def clean(mask: np.ndarray, options: PostProcess) -> np.ndarray:
         A new mask of the same shape and type.
 
     Raises:
-        DataError: not a mask of that shape and type.
+        DataError: the mask has another shape or type.
 
     >>> clean(np.array([[1, 1, 1, 0], [1, 0, 1, 0], [1, 1, 1, 2]], np.uint8), PostProcess(None, 1, 2))
     array([[1, 1, 1, 0],
@@ -172,24 +172,23 @@ def clean_tiles(
     options: PostProcess,
     progress: Progress | None = None,
 ) -> None:
-    """Do what `clean` does to a mask that is too large for the memory; the result is the same for every tile size.
+    """Do what `clean` does, to a mask that is too large for the memory; the result does not depend on the tile size.
 
-    The mask is read tile by tile, row after row, once for each of the two steps that is switched on, and once more to
-    write. All passes but the last only read; the last one reads a tile, writes it, and needs it no more, so `read` and
-    `write` may serve the same store. But a store that was half written when the program ended is half cleaned, and
-    cleaning it again may give something else: write to another one, and rename it when it is whole. Then a repetition
-    from the start is always right.
+    The mask is read tile by tile, row after row: once for each of the two steps that is switched on, and once more for
+    writing. All passes but the last only read. The last one writes each tile right after reading it, so `read` and
+    `write` may use the same store. But if the program ends in the middle, that store is half cleaned, and cleaning it
+    again may give another result: better write to a second store, and rename it when it is complete.
 
     Args:
-        read: gives a window of the mask, h x w, uint8 or uint16.
-        write: takes a window and its block; the windows are those of `read`.
+        read: returns a window of the mask, h x w, uint8 or uint16.
+        write: stores the pixels of a window; the windows are those of `read`.
         shape: height and width of the mask in pixels.
         tile: side of a tile in pixels; multiples of the store's chunks are fast.
         options: the sizes.
-        progress: is called with the pixels done and those of all passes.
+        progress: is called with the number of pixels done and of all passes together.
 
     Raises:
-        SettingError: the tile has no pixel. DataError: `read` returns something else than the window.
+        SettingError: the tile has no pixels. DataError: `read` returns something other than the window.
     """
     if tile < 1:
         raise SettingError(f"tile: must be at least 1 pixel, but it is {tile}.")
@@ -242,9 +241,9 @@ def _changing(read: Read, components: "_Components") -> Read:
 
 @dataclass(frozen=True)
 class _Step:
-    """One of the two steps: which components it looks at, and which of them change."""
+    """One of the two steps: which components it looks at, and which of these change."""
 
-    holes: bool  # components of background, which take the class around them; else objects, which take class 0
+    holes: bool  # components of background, which take the class around them; or objects, which become class 0
     limit: int  # the most pixels of a component that changes
 
     @property
@@ -267,14 +266,14 @@ class _Parts:
 
     labels: np.ndarray  # h x w int32
     areas: np.ndarray  # pixels
-    low: np.ndarray  # the lowest and the highest class that the component may take: those around a hole
+    low: np.ndarray  # the lowest and highest class that the component may take: those around a hole
     high: np.ndarray
-    crosses: np.ndarray  # bool: touches a side of the tile behind which the image goes on
-    may_change: np.ndarray  # bool: nothing in this tile speaks against it
+    crosses: np.ndarray  # bool: touches a side of the tile beyond which the image continues
+    may_change: np.ndarray  # bool: nothing in this tile rules it out
 
 
 def _find_parts(block: np.ndarray, window: Window, shape: tuple[int, int], step: _Step) -> _Parts:
-    """Take a tile apart. The order of the parts depends on the tile alone, so it comes out the same again."""
+    """Find the parts of a tile. Their order depends on the tile alone, so it is the same every time."""
     labels, count = _label(block, step)
     areas = np.bincount(labels.ravel(), minlength=count + 1)
     crosses, at_border = np.zeros(count + 1, bool), np.zeros(count + 1, bool)
@@ -296,7 +295,7 @@ def _find_parts(block: np.ndarray, window: Window, shape: tuple[int, int], step:
 
 
 def _label(block: np.ndarray, step: _Step) -> tuple[np.ndarray, int]:
-    """Labels of the parts from 1 on, class after class, and how many they are."""
+    """Labels of the parts, from 1 on, class after class, and their number."""
     labels, count = np.zeros(block.shape, np.int32), 0
     for value in [0] if step.holes else _classes_of_objects(block):
         chosen = (block == value).astype(np.uint8)
@@ -307,14 +306,14 @@ def _label(block: np.ndarray, step: _Step) -> tuple[np.ndarray, int]:
 
 
 def _classes_of_objects(block: np.ndarray) -> list[int]:
-    """The classes in a block that may form objects."""
+    """The classes in a block that can form objects."""
     values = int(np.iinfo(block.dtype).max) + 1
     counts = cv2.calcHist([np.ascontiguousarray(block)], [0], None, [values], [0, values])
     return [int(value) for value in np.flatnonzero(counts) if value not in (0, IGNORE)]
 
 
 def _classes_around(block: np.ndarray, labels: np.ndarray, wanted: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Lowest and highest class beside each wanted part of background, as far as this tile shows."""
+    """The lowest and highest class next to each wanted part of background, as far as this tile shows."""
     low = np.full(len(wanted), _NOTHING_YET, np.int32)
     high = np.zeros(len(wanted), np.int32)
     if not wanted.any():
@@ -334,7 +333,7 @@ class _Line(NamedTuple):
     """Pixels along a side of a tile."""
 
     values: np.ndarray  # classes
-    nodes: np.ndarray  # the node of each pixel's component, or -1 where the step does not look at that class
+    nodes: np.ndarray  # the node of each pixel's component, or -1 if the step does not look at its class
 
     def part(self, start: int, end: int) -> "_Line":
         return _Line(self.values[start:end], self.nodes[start:end])
@@ -343,9 +342,9 @@ class _Line(NamedTuple):
 class _Components:
     """The components that one step looks at, over all tiles of a mask.
 
-    Call `survey` for each tile, row after row, then `settle`, then `apply` for any tile. A part that may still
-    change but crosses the border of its tile is a node with its area and the classes around it. All parts which are
-    known to stay share node 0, so that a large component costs nothing, however many tiles it crosses.
+    Call `survey` for each tile, row after row, then `settle`, then `apply` for any tile. A part that may still change
+    but crosses the border of its tile becomes a node, with its area and the classes around it. All parts that are known
+    to stay share node 0, so that a large component costs nothing, however many tiles it crosses.
     """
 
     def __init__(self, step: _Step, shape: tuple[int, int]) -> None:
@@ -357,13 +356,13 @@ class _Components:
         self._low = [np.zeros(1, np.int32)]
         self._high = [np.zeros(1, np.int32)]
         self._edges = [np.zeros((0, 2), np.int32)]  # pairs of nodes that are one component
-        self._contacts = [np.zeros((0, 2), np.int32)]  # node and class beside it, across a border of tiles
+        self._contacts = [np.zeros((0, 2), np.int32)]  # a node and a class next to it, across a border of tiles
         self._above = self._below = self._empty_row()
         self._left: _Line | None = None
         self._new = np.zeros(0, np.int32)
 
     def survey(self, block: np.ndarray, window: Window) -> None:
-        """Take in a tile, and join it with those above and to the left."""
+        """Add a tile, and join it with those above and to the left."""
         parts = _find_parts(block, window, self._shape, self._step)
         self._first[window.y0, window.x0] = self._count
         waiting = np.flatnonzero(parts.may_change & parts.crosses)
@@ -397,12 +396,12 @@ class _Components:
         self._below.nodes[x0 + 1 : x1 + 1] = nodes[labels[-1]]
 
     def _empty_row(self) -> _Line:
-        """A row of the image with a pixel more at each end, which is background and stays so."""
+        """A row of the image with one more pixel at each end, which is background and stays so."""
         width = self._shape[1] + 2
         return _Line(np.zeros(width, np.uint16), np.zeros(width, np.int32))
 
     def _note(self, touching: list[tuple[_Line, _Line]]) -> None:
-        """Keep what lines of neighbouring pixels tell about each other's nodes."""
+        """Keep what lines of neighbouring pixels show about each other's nodes."""
         edges, contacts = [], []
         for own, other in touching:
             same = (own.nodes >= 0) & (other.nodes >= 0) & (own.values == other.values) & (own.nodes != other.nodes)
@@ -415,7 +414,7 @@ class _Components:
             _append_pairs(self._contacts, contacts)
 
     def settle(self) -> None:
-        """Join the nodes to components and decide each: the class that it takes, or that it stays."""
+        """Join the nodes into components and decide for each which class it takes, or that it stays."""
         edges, contacts = np.concatenate(self._edges), np.concatenate(self._contacts)
         low, high = np.concatenate(self._low), np.concatenate(self._high)
         np.minimum.at(low, contacts[:, 0], contacts[:, 1])
@@ -434,7 +433,7 @@ class _Components:
             notes.clear()
 
     def apply(self, block: np.ndarray, window: Window) -> np.ndarray:
-        """The tile with its components changed; `block` itself where nothing does."""
+        """The tile with its components changed; `block` itself if none of them changes."""
         parts = _find_parts(block, window, self._shape, self._step)
         new = np.where(parts.may_change, parts.high, _LEAVE)
         waiting = np.flatnonzero(parts.may_change & parts.crosses)
@@ -449,6 +448,6 @@ class _Components:
 
 
 def _append_pairs(kept: list[np.ndarray], found: list[np.ndarray]) -> None:
-    """Each of the pairs found, in arrays of 2 x N, once, as N x 2."""
+    """Keep each pair that was found, in arrays of 2 x N, once, as N x 2."""
     if any(pairs.size for pairs in found):
         kept.append(np.unique(np.concatenate(found, axis=1).astype(np.int32).T, axis=0))

@@ -96,7 +96,7 @@ def _unfinished(requests: Sequence[Request], options: OutputOptions, outcome: Ou
         return list(requests)
     outcome.outputs = [entry for request in requests if (entry := request.finished(options))]
     if not outcome.outputs and not any(request.is_begun(options) for request in requests):
-        raise RunError(f"{options.folder}: holds no prediction that could be resumed. Start without --resume.")
+        raise RunError(f"{options.folder}: contains no prediction to resume. Start without --resume.")
     done = {entry["input"] for entry in outcome.outputs}
     unfinished = [request for request in requests if str(request.input.source) not in done]
     outcome.finished_before = not unfinished

@@ -11,7 +11,7 @@ pixels of the image itself: `of_scaled`.
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -66,7 +66,7 @@ class Tiling:
 
     height: int  # of the image
     width: int
-    tiles: tuple[Tile, ...]
+    tiles: tuple[Tile, ...] = field(repr=False)
     tile: int | None  # the longest side of an owned part that was asked for; None: the whole image
     lost: int = 0  # pixels that the logits are smaller than the window, on each side
     border: str = "edge"  # or "reflect"
@@ -133,7 +133,7 @@ def plan_tiles(shape: Shape, tile: int | None, stride: int, margin: int, any_siz
 
     Raises:
         DataError: the image has no pixel.
-        SettingError: the tile is no multiple of the stride.
+        SettingError: the tile is not a multiple of the stride.
 
     >>> tiling = plan_tiles((5, 70), tile=32, stride=16, margin=10)
     >>> [(*tile.owned[2:], *tile.window[2:]) for tile in tiling.tiles]
@@ -199,7 +199,7 @@ def _check(shape: Shape, tile: int | None, stride: int) -> None:
     if tile is not None and (tile < 1 or tile % stride):
         below, above = tile // stride * stride, round_up(max(tile, 1), stride)
         choices = f"{below} or {above}" if below > 0 else f"{stride}, the smallest"
-        raise SettingError(f"tile: {tile} is no multiple of the network's stride {stride}; take {choices}.")
+        raise SettingError(f"tile: {tile} is not a multiple of the network's stride {stride}; take {choices}.")
 
 
 def _even(length: int, tile: int, stride: int) -> int:

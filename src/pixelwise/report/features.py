@@ -1,6 +1,6 @@
-"""A look inside a trained network: its first filters, and what its layers make of an image, as one picture.
+"""A look inside a trained network: its first filters, and what its layers make of an image, in one picture.
 
-C channels, H x W pixels, K filters. Drawn with Matplotlib's own objects; no global state is touched.
+C channels, H x W pixels, K filters. Matplotlib's own objects draw it, without any global state.
 """
 
 import io
@@ -29,14 +29,14 @@ from pixelwise.geometry.tracing import Layer, trace_layers
 from pixelwise.prediction.page import Page
 from pixelwise.prediction.predictor import Predictor
 
-SIDE = 512  # pixels; a larger image is cropped to so many, as the network sees them
+SIDE = 512  # pixels, after scaling, to which a larger image is cropped
 COLUMNS = 8  # feature maps of a layer
 FILTERS = 32  # at most, of the first convolution
-ROWS, FEWEST = 9, 3  # layers that are chosen by themselves, at most; resolutions that are worth it
-SMALLEST = 8  # cells a side; smaller maps are not chosen
-MAGNIFIED = 64  # pixels a side of a map in the picture, at least
-GAP, FILTER_GAP = 0.03, 0.15  # of a picture's longer side, between maps and between filters
-SILENT = ("Identity", "Dropout", "Dropout2d")  # they give what they get
+ROWS, FEWEST = 9, 3  # most layers to choose; fewest resolutions for choosing one layer of each
+SMALLEST = 8  # cells on each side; smaller maps are not chosen
+MAGNIFIED = 64  # least pixels on each side of a map in the picture
+GAP, FILTER_GAP = 0.03, 0.15  # between maps and between filters, relative to the longer side of one
+SILENT = ("Identity", "Dropout", "Dropout2d")  # they return what they get
 
 _WIDTH, _EDGE, _CAPTION, _TOP = 11.0, 0.25, 0.3, 2.6  # inches
 _INK, _FAINT = "#1f2733", "#5b6675"
@@ -44,7 +44,7 @@ _INK, _FAINT = "#1f2733", "#5b6675"
 
 @dataclass(frozen=True)
 class Features:
-    """What one layer gave for the image."""
+    """What one layer returned for the image."""
 
     name: str  # of the module
     kind: str  # its class
@@ -53,7 +53,7 @@ class Features:
 
 @dataclass(frozen=True)
 class Crop:
-    """The part of an image that a network was shown."""
+    """The part of an image that the network sees."""
 
     picture: np.ndarray  # H x W x 3 uint8
     window: np.ndarray  # C x h x w float32, as the network takes it
@@ -64,17 +64,17 @@ def draw_features(predictor: Predictor, path: Path, names: Sequence[str], title:
     """Draw the filters of the first convolution, and feature maps of layers.
 
     Args:
-        predictor: of a run; its image is read and normalised as a prediction does it, by PyTorch.
-        path: the image; of several pages the first, of a large one the middle.
-        names: of modules; none chooses the last layer at each resolution on the way through the network.
-        title: what stands above it all.
+        predictor: of a run; the image is read and normalised as for a prediction.
+        path: the image; the first of several pages, the middle of a large one.
+        names: of modules; if empty, the last layer at each resolution on the way through the network.
+        title: heading of the picture.
 
     Returns:
-        A PNG, and what each layer gave.
+        A PNG, and what each layer returned.
 
     Raises:
         DataError, ModelError: the image cannot be used.
-        SettingError: there is no such layer, or it gives no map; the message names near ones.
+        SettingError: a layer does not exist (the message names similar ones) or does not return a map.
     """
     network = predictor.network
     _check_names(network, names)
@@ -89,7 +89,7 @@ def _check_names(network: nn.Module, names: Sequence[str]) -> None:
     known = [name for name, _ in network.named_modules() if name]
     for name in names:
         if name not in known:
-            raise SettingError(f"--layer {name}: the network has no such layer; {_some(near(name, known))}")
+            raise SettingError(f"--layer {name}: there is no such layer in the network; {_some(near(name, known))}")
 
 
 def _some(text: str, most: int = 300) -> str:
@@ -97,7 +97,7 @@ def _some(text: str, most: int = 300) -> str:
 
 
 def _crop(predictor: Predictor, source: Source) -> Crop:
-    """The middle of an image, as a prediction would show it to the network."""
+    """The middle of an image, prepared as for a prediction."""
     page = Page.of_source(source, 0, predictor.config.data)
     rows, columns = page.shape
     side = round(SIDE / predictor.config.data.scale)
@@ -118,9 +118,9 @@ def _layers(predictor: Predictor, crop: Crop) -> list[Layer]:
 
 
 def choose_layers(layers: Sequence[Layer]) -> list[str]:
-    """The last layer at each resolution, in order; of many, some that are spread over the depth.
+    """The last layer at each resolution, in order; if there are many, some of them, spread over the depth.
 
-    Where there are less than three resolutions, any layers count.
+    If there are fewer than three resolutions, all layers are candidates.
 
     >>> strides = [1, 1, 2, 2, 1]
     >>> choose_layers([Layer(str(place), "ReLU", (8, 64, 64), 0, 0, 1, step) for place, step in enumerate(strides)])
@@ -140,10 +140,10 @@ def choose_layers(layers: Sequence[Layer]) -> list[str]:
 
 
 def look(network: nn.Module, images: Tensor, names: Sequence[str]) -> list[Features]:
-    """What layers give for one image, in the order of the names; of several runs the first.
+    """What layers return for one image, in the order of the names; the first time, if a layer runs more than once.
 
     Raises:
-        SettingError: a layer does not run, or gives no C x H x W map.
+        SettingError: a layer does not run, or does not return a C x H x W map.
     """
     modules = dict(network.named_modules())
     found: dict[str, Tensor] = {}
@@ -151,14 +151,14 @@ def look(network: nn.Module, images: Tensor, names: Sequence[str]) -> list[Featu
         network(images)
     for name in names:
         if name not in found or found[name].ndim != 4:
-            what = f"gives values of {' x '.join(map(str, found[name].shape))}" if name in found else "does not run"
-            raise SettingError(f"--layer {name}: {what}; choose a layer that gives a map of the image.")
+            what = f"returns values of {' x '.join(map(str, found[name].shape))}" if name in found else "does not run"
+            raise SettingError(f"--layer {name}: {what}; choose a layer that returns a map of the image.")
     return [Features(name, type(modules[name]).__name__, found[name][0].float().numpy()) for name in names]
 
 
 @contextmanager
 def _listening(modules: dict[str, nn.Module], names: Sequence[str], found: dict[str, Tensor]) -> Iterator[None]:
-    """Keep a copy of what the named modules return; what follows may write into it."""
+    """Keep copies of what the named modules return, since later layers may write into it."""
 
     def hook(name: str) -> Any:
         def keep(module: nn.Module, inputs: Any, output: Any) -> None:
@@ -207,7 +207,7 @@ def _draw(title: str, crop: Crop, filters: tuple[str, np.ndarray] | None, featur
 
 
 def _draw_top(figure: Figure, below: float, crop: Crop, filters: tuple[str, np.ndarray] | None) -> float:
-    """The image and the first filters, side by side; returns where they end."""
+    """Draw the image and the first filters, side by side; returns where they end."""
     height, width = crop.picture.shape[:2]
     high, bottom = _TOP, below - _CAPTION - _TOP
     wide = min(high * width / height, 0.5 * _WIDTH)
@@ -235,7 +235,7 @@ def _place(figure: Figure, left: float, bottom: float, width: float, height: flo
 
 
 def _write(axes: Axes, name: str, text: str) -> None:
-    """A caption above."""
+    """Write a caption above the axes."""
     label = axes.annotate(
         name, (0, 1), (0, 5), xycoords="axes fraction", textcoords="offset points", fontsize=9.5, weight="bold",
         color=_INK, va="baseline",
@@ -270,7 +270,7 @@ def _stretched(values: np.ndarray) -> np.ndarray:
 
 
 def _filter_pictures(weights: np.ndarray) -> Iterator[np.ndarray]:
-    """Filters as pictures: in colour where they take three channels, else their mean over the channels."""
+    """Filters as pictures: in colour if they take three channels, otherwise their mean over the channels."""
     largest = max(float(np.abs(weights).max()), 1e-12)
     for one in weights:
         if len(one) == 3:
@@ -292,7 +292,7 @@ def _bytes(colors: np.ndarray) -> np.ndarray:
 
 
 def mosaic(pictures: Sequence[np.ndarray], gap_share: float = GAP) -> np.ndarray:
-    """Pictures of one size, H x W x 3 uint8, in rows of 8, with white between them; small ones are magnified.
+    """Put pictures of one size, H x W x 3 uint8, in rows of 8, with white gaps between them; small ones are magnified.
 
     >>> mosaic([np.zeros((100, 100, 3), np.uint8)] * 9).shape
     (203, 821, 3)

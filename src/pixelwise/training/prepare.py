@@ -7,7 +7,6 @@ import os
 import platform
 import shutil
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -19,6 +18,7 @@ from pixelwise.core.config import Config, Overrides, read_config
 from pixelwise.core.draft import Draft, check_value
 from pixelwise.core.errors import DataError, ModelError, OutputError, RunError, SettingError
 from pixelwise.core.files import cannot_write, write_json, write_text
+from pixelwise.core.progress import Progress
 from pixelwise.core.run_folder import RunFolder
 from pixelwise.data.sets.doctor import ImageFacts, Survey, survey
 from pixelwise.data.sets.folder import DataSet, open_dataset
@@ -47,7 +47,7 @@ def prepare(
     data: Path,
     overrides: Overrides | None = None,
     start: Start | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
     known: Config | None = None,
 ) -> tuple[Config, Survey]:
     """Check the data, plan the settings (unless they are `known`), and try whether they make a network.

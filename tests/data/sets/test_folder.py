@@ -150,7 +150,7 @@ def test_the_group_that_moves_is_the_one_next_to_the_border(tmp_path: Path) -> N
 
 
 def test_a_single_image_or_group_is_refused(tmp_path: Path) -> None:
-    message = r"{}: holds a single image or group, which cannot be both trained on and validated with\. Add images"
+    message = r"{}: contains a single image or group, which cannot serve for both training and validation\. Add images"
     with pytest.raises(DataError, match=message.format("one")):
         open_dataset(touch(tmp_path / "one", ["a.png"]))
     group = touch(tmp_path / "group", ["p1_a.png", "p1_b.png", "p1_c.png"])
@@ -267,7 +267,7 @@ def test_without_leaves_out_samples_by_image_or_mask(tmp_path: Path) -> None:
 
 
 def test_a_folder_that_is_not_there_is_named(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"none: no such folder\. Give a folder that holds images/ and masks/\.$"):
+    with pytest.raises(DataError, match=r"none: no such folder\. Give a folder that contains images/ and masks/\.$"):
         open_dataset(tmp_path / "none")
     (tmp_path / "file").touch()
     with pytest.raises(DataError, match=r"file: no such folder"):
@@ -277,12 +277,12 @@ def test_a_folder_that_is_not_there_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("images", "masks", "message"),
     [
-        (None, None, r": has no folder 'images'\. A data set holds images/ and masks/ with the same stems"),
+        (None, None, r": has no folder 'images'\. A data set consists of images/ and masks/ with the same stems"),
         (None, ["a.png"], r": has no folder 'images'\."),
         (["a.png"], None, r": has no folder 'masks'\."),
-        ([], ["a.png"], r"images: holds no images \(known extensions: .*\.png.*\)\.$"),
-        (["a.txt"], ["a.png"], r"images: holds no images "),
-        (["a.png"], [], r"masks: holds no masks; each image needs a mask with the same stem\.$"),
+        ([], ["a.png"], r"images: contains no images \(known extensions: .*\.png.*\)\.$"),
+        (["a.txt"], ["a.png"], r"images: contains no images "),
+        (["a.png"], [], r"masks: contains no masks\. Add a mask with the same stem for each image\.$"),
     ],
 )
 @pytest.mark.parametrize("below", ["", "train"])

@@ -242,7 +242,7 @@ def test_colours_where_there_should_be_numbers_are_refused(kind: Any) -> None:
         (
             Description(labels="index"),
             [scattered([0])],
-            r"^masks: at least two classes are needed, and only the value 0 occurs\.$",
+            r"^masks: at least two classes are needed, but only the value 0 occurs\. Are these the right masks\?$",
         ),
         (Description(labels="index", classes=["a"]), [scattered([0, 1])], r"^masks: at least two classes are needed"),
         (Description(labels="index", ignore=300), [scattered([0, 255])], r"^classes: between 1 and 255 are possible"),
@@ -264,7 +264,7 @@ def test_colours_where_there_should_be_numbers_are_refused(kind: Any) -> None:
         (
             Description(ignore=int(pack(np.array(RED)))),
             [colored(BLACK, RED)],
-            r"^masks: a single colour everywhere; at least two classes are needed\.$",
+            r"^masks: every pixel has the same colour; at least two classes are needed\. Are these the right masks\?$",
         ),
         (
             Description(),

@@ -218,7 +218,7 @@ GLOBAL: dict[str, tuple[Any, int, str]] = {  # the network, its local halo, and 
     "dense of a row": (lambda x: x + F.linear(x, torch.ones(x.shape[-1], x.shape[-1])), 0, "linear mixes all"),
     "first row": (beside(lambda x: x[..., :1, :].select(2, 0)[:, :, None]), 1, "select takes single rows"),
     "flipped": (lambda x: x.flip(-1), 0, "flip takes rows or columns from other places"),
-    "rolled as a line": (lambda x: x.roll(1), 0, "roll takes the tensor as one line"),
+    "rolled as a line": (lambda x: x.roll(1), 0, "roll treats the tensor as one row of values"),
     "turned": (lambda x: F.pad(x[..., :17].mT + x[..., :17], (0, 2)), 0, "add brings rows or columns together"),
     "turned and pooled": (lambda x: F.max_pool2d(x.mT, 3, 1, 1).mT, 0, "takes other axes of a tensor for rows"),
     "circular": (circular, 0, "copy writes into a part of a map"),

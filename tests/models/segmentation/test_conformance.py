@@ -303,7 +303,7 @@ def test_compiled_it_gives_its_logits(name: str, form: dict[str, Any]) -> None:
 @pytest.mark.parametrize("shape", [(1, 2, 20, 20), (1, 20, 20), (1, 1, 0, 20)], ids=str)
 def test_images_that_do_not_fit_are_refused(name: str, form: dict[str, Any], shape: tuple[int, ...]) -> None:
     got = " x ".join(map(str, shape))
-    with pytest.raises(ModelError, match=f"takes N x 1 x H x W images, but got {got}: bring the images to 1 channel"):
+    with pytest.raises(ModelError, match=f"takes N x 1 x H x W images, but got {got}: convert them to 1 channel"):
         make(name, form)(torch.zeros(shape))
 
 
@@ -323,5 +323,5 @@ def test_an_unknown_setting_is_named(name: str) -> None:
 
 
 def test_an_unknown_network_is_named() -> None:
-    with pytest.raises(SettingError, match=r"model.name: there is no network 'unett'; did you mean unet\?"):
+    with pytest.raises(SettingError, match=r"model.name: unknown network 'unett'; did you mean unet\?"):
         build("unett")

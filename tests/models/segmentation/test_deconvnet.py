@@ -115,7 +115,7 @@ def test_geometry_is_what_probing_shows() -> None:
         ({"in_channels": 0}, r"model.in_channels: must be at least 1, not 0"),
         ({"width": 0}, r"model.width: must be at least 1, not 0"),
         ({"dropout": 1.0}, r"model.dropout: must be a probability from 0 to below 1, not 1.0"),
-        ({"norm": "layer"}, r"model.norm: there is no normalisation 'layer'; choose from: batch, group, none"),
+        ({"norm": "layer"}, r"model.norm: unknown normalisation 'layer'; choose from: batch, group, none"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(keywords: dict[str, Any], message: str) -> None:

@@ -239,7 +239,7 @@ def test_width_scales_a_backbone_that_comes_in_any_width() -> None:
 def test_a_batch_of_one_is_trained_unless_it_is_a_single_cell(kind: type[nn.Module]) -> None:
     network = small(kind, backbone="resnet18", output_stride=8).train()
     assert network(draw(1, 1, 9, 8).float()).shape == (1, 3, 9, 8)
-    with pytest.raises(ModelError, match="batch norm cannot train on a single image of at most 8 pixels a side"):
+    with pytest.raises(ModelError, match="batch norm cannot train on a single image of at most 8 x 8 pixels"):
         network(draw(1, 1, 8, 8).float())
 
 
@@ -250,7 +250,7 @@ def test_a_batch_of_one_is_trained_unless_it_is_a_single_cell(kind: type[nn.Modu
         ({"output_stride": 32}, r"model.output_stride: must be 8 or 16 pixels, not 32\."),
         ({"dropout": -0.1}, r"model.dropout: must be a probability from 0 to below 1, not -0\.1\."),
         ({"width": 0}, r"model.width: must be at least 1, not 0\."),
-        ({"norm": "gruop"}, r"model.norm: there is no normalisation 'gruop'; did you mean group\?"),
+        ({"norm": "gruop"}, r"model.norm: unknown normalisation 'gruop'; did you mean group\?"),
     ],
     ids=str,
 )
@@ -260,7 +260,7 @@ def test_settings_that_make_no_sense(kind: type[nn.Module], keywords: dict[str, 
 
 
 def test_an_unknown_head_is_named() -> None:
-    with pytest.raises(SettingError, match=r"^model.head: there is no head 'asp'; did you mean aspp\?$"):
+    with pytest.raises(SettingError, match=r"^model.head: unknown head 'asp'; did you mean aspp\?$"):
         small(DeepLabV2, head="asp")
 
 
@@ -272,8 +272,8 @@ def test_a_backbone_without_features_of_stride_4_is_refused(monkeypatch: pytest.
     coarse = Coarse("coarse", 1, strides=[8, 16], channels=[1, 1])
     monkeypatch.setattr(deeplab, "make_scaled_backbone", lambda *arguments: coarse)
     message = (
-        r"^model.backbone: coarse has features of strides 8, 16, but the decoder needs some of stride 4: take another "
-        r"backbone, such as resnet18 or vgg16\.$"
+        r"^model.backbone: coarse has features at strides 8, 16, but the decoder needs features at stride 4: use "
+        r"another backbone, such as resnet18 or vgg16\.$"
     )
     with pytest.raises(SettingError, match=message):
         small(DeepLabV3Plus, backbone="coarse")

@@ -157,14 +157,14 @@ def test_geometry_is_what_probing_shows(form: type[FCN]) -> None:
         (FCN8s, {"in_channels": 0}, r"model.in_channels: must be at least 1, not 0"),
         (FCN8s, {"width": 0}, r"model.width: must be at least 1, not 0"),
         (FCN8s, {"dropout": 1.0}, r"model.dropout: must be a probability from 0 to below 1, not 1.0"),
-        (FCN8s, {"norm": "layer"}, r"model.norm: there is no normalisation 'layer'; choose from: batch, group, none"),
-        (FCN8s, {"backbone": "vgg61"}, r"model.backbone: there is no backbone 'vgg61'; did you mean .*vgg16"),
-        (FCN8s, {"backbone": "resnet18"}, r"model.width: resnet18 comes in its published width only"),
+        (FCN8s, {"norm": "layer"}, r"model.norm: unknown normalisation 'layer'; choose from: batch, group, none"),
+        (FCN8s, {"backbone": "vgg61"}, r"model.backbone: unknown backbone 'vgg61'; did you mean .*vgg16"),
+        (FCN8s, {"backbone": "resnet18"}, r"model.width: resnet18 has only its published width"),
         (
             FCN16s,
             {"backbone": "lenet"},
-            r"model.backbone: FCN16s scores features at the strides 16, 32, the last being the largest, but those of "
-            r"lenet have 1, 2, 4: use another backbone, such as vgg16 or resnet18",
+            r"model.backbone: FCN16s needs features at strides 16, 32 and none coarser, but lenet has them at 1, 2, 4: "
+            r"use another backbone, such as vgg16 or resnet18",
         ),
     ],
 )

@@ -116,7 +116,9 @@ def test_a_backbone_with_too_few_features_is_refused(monkeypatch: pytest.MonkeyP
         strides = (2, 4)
 
     monkeypatch.setattr("pixelwise.models.segmentation.gscnn.make_scaled_backbone", lambda *_, **__: Shallow())
-    with pytest.raises(SettingError, match=r"model.backbone: shallow has 2 feature map\(s\), but three of them gate"):
+    with pytest.raises(
+        SettingError, match=r"model.backbone: shallow has 2 feature map\(s\), but the shape stream needs three"
+    ):
         GSCNN(backbone="shallow")
 
 

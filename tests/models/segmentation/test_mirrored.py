@@ -50,6 +50,6 @@ def test_a_decoders_stages_are_the_encoders_in_reverse() -> None:
 
 def test_an_unknown_norm_is_named() -> None:
     with pytest.raises(
-        SettingError, match=r"model.norm: there is no normalisation 'layer'; choose from: batch, group, none"
+        SettingError, match=r"model.norm: unknown normalisation 'layer'; choose from: batch, group, none"
     ):
         vgg16_to_depth(1, width=2, depth=1, norm="layer")

@@ -131,7 +131,7 @@ def test_sliding_is_what_it_says() -> None:
 def test_sliding_refuses() -> None:
     with pytest.raises(SettingError, match="stride: must be at least 1 pixel, not 0"):
         slide(nn.Flatten(), torch.zeros(1, 1, 9, 9), patch=3, stride=0)
-    with pytest.raises(ModelError, match=r"a window of 10 pixels a side does not fit into images of 12 x 9: pad the"):
+    with pytest.raises(ModelError, match=r"a window of 10 x 10 pixels does not fit into images of 12 x 9: pad the"):
         slide(nn.Flatten(), torch.zeros(1, 1, 12, 9), patch=10)
 
 
@@ -268,15 +268,15 @@ CONVOLUTION, FLATTEN = nn.Conv2d(1, 2, 3), nn.Flatten()  # 5 x 5 -> 2 x 3 x 3
         ([CONVOLUTION, nn.Linear(3, 2)],
          r"1 \(Linear\) has no convolutional form: a dense layer takes the values of a whole map: put nn.Flatten bef"),
         ([CONVOLUTION, FLATTEN, nn.Linear(18, 4), nn.MaxPool2d(2)],
-         r"3 \(MaxPool2d\) has no convolutional form: it stands after nn.Flatten, where no map is left"),
+         r"3 \(MaxPool2d\) has no convolutional form: it comes after nn.Flatten, which leaves no map"),
         ([CONVOLUTION, FLATTEN, nn.BatchNorm1d(18), nn.Linear(18, 4)],
-         r"2 \(BatchNorm1d\) has no convolutional form: put it after the first dense layer, whose values are one pix"),
+         r"2 \(BatchNorm1d\) has no convolutional form: put it after the first dense layer, where each value is one p"),
         ([CONVOLUTION, FLATTEN, nn.Sequential(nn.Linear(32, 4))],
          r"2.0 takes 32 values, but gets 2 x 3 x 3 = 18: give the image_size that the classifier was made for"),
         ([CONVOLUTION, nn.Conv2d(2, 2, 4), FLATTEN, nn.Linear(2, 2)],
          r"1 \(Conv2d\) cannot take 2 x 3 x 3: .*; give the image_size that the classifier was made for"),
-        ([CONVOLUTION], "the classifier ends with 2 x 3 x 3 for images of 5 x 5, not with one value a class: end it"),
-        ([nn.ReLU(), FLATTEN], "the classifier has neither a convolution nor a dense layer, so there is nothing to s"),
+        ([CONVOLUTION], "the classifier ends with 2 x 3 x 3 for images of 5 x 5, not with one value for each class:"),
+        ([nn.ReLU(), FLATTEN], "the classifier has neither a convolution nor a dense layer: give one that has"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_cast_is_named(layers: list[nn.Module], message: str) -> None:

@@ -125,7 +125,7 @@ def test_width_scales_a_backbone_that_comes_in_any_width() -> None:
 def test_a_batch_of_one_is_trained_unless_it_is_a_single_cell() -> None:
     network = small(backbone="resnet18").train()
     assert network(draw(1, 1, 9, 8).float()).shape == (1, 3, 9, 8)
-    with pytest.raises(ModelError, match="batch norm cannot train on a single image of at most 8 pixels a side"):
+    with pytest.raises(ModelError, match="batch norm cannot train on a single image of at most 8 x 8 pixels"):
         network(draw(1, 1, 8, 8).float())
 
 
@@ -135,8 +135,8 @@ def test_a_batch_of_one_is_trained_unless_it_is_a_single_cell() -> None:
         ({"output_stride": 4}, r"model.output_stride: must be 8, 16 or 32 pixels, not 4\."),
         ({"dropout": 1.0}, r"model.dropout: must be a probability from 0 to below 1, not 1\.0\."),
         ({"width": 0}, r"model.width: must be at least 1, not 0\."),
-        ({"norm": "btach"}, r"model.norm: there is no normalisation 'btach'; did you mean batch\?"),
-        ({"backbone": "vgg61"}, r"model.backbone: there is no backbone 'vgg61'; did you mean .*vgg16"),
+        ({"norm": "btach"}, r"model.norm: unknown normalisation 'btach'; did you mean batch\?"),
+        ({"backbone": "vgg61"}, r"model.backbone: unknown backbone 'vgg61'; did you mean .*vgg16"),
     ],
     ids=str,
 )

@@ -112,7 +112,7 @@ def test_geometry_is_what_probing_shows(depth: int) -> None:
         ({"depth": 0}, r"model.depth: must be between 1 and 5 poolings, not 0"),
         ({"depth": 6}, r"model.depth: must be between 1 and 5 poolings, not 6"),
         ({"dropout": -0.1}, r"model.dropout: must be a probability from 0 to below 1, not -0.1"),
-        ({"norm": "layer"}, r"model.norm: there is no normalisation 'layer'; choose from: batch, group, none"),
+        ({"norm": "layer"}, r"model.norm: unknown normalisation 'layer'; choose from: batch, group, none"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(keywords: dict[str, Any], message: str) -> None:

@@ -109,7 +109,7 @@ def test_sizes_without_padding_against_walking_the_operators(depth: int, wanted:
         expected = walk(size)
         assert expected is None or expected < wanted
         if expected is None:
-            with pytest.raises(ModelError, match=f"cannot take {size} pixels a side"):
+            with pytest.raises(ModelError, match=f"cannot take a side of {size} pixels"):
                 network.output_size(size)
 
 
@@ -121,7 +121,7 @@ def test_sizes_with_padding_are_the_images() -> None:
 def test_a_size_off_the_grid_names_the_nearest(size: int, choices: str) -> None:
     network = small(padding="valid", depth=4)
     with pytest.raises(
-        ModelError, match=f"U-Net of depth 4 without padding cannot take {size} pixels a side: take {choices}"
+        ModelError, match=f"U-Net of depth 4 without padding cannot take a side of {size} pixels: use {choices}"
     ):
         network(torch.zeros(1, 1, 572, size))
 
@@ -241,7 +241,7 @@ def test_group_norm_is_not_exact_and_says_why() -> None:
 
 def test_one_cell_cannot_be_normalised() -> None:
     network, image = small(), torch.zeros(1, 1, 4, 3)
-    with pytest.raises(ModelError, match=r"batch norm cannot train on a single image of at most 4 pixels a side"):
+    with pytest.raises(ModelError, match=r"batch norm cannot train on a single image of at most 4 x 4 pixels"):
         network(image)
     assert network(torch.zeros(1, 1, 5, 3)).shape == (1, 2, 5, 3)
     assert network.eval()(image).shape == (1, 2, 4, 3)
@@ -255,8 +255,8 @@ def test_one_cell_cannot_be_normalised() -> None:
         ({"max_width": 0}, r"model.max_width: must be at least 1, not 0"),
         ({"depth": 0}, r"model.depth: must be between 1 and 10 poolings, not 0"),
         ({"depth": 11}, r"model.depth: must be between 1 and 10 poolings, not 11"),
-        ({"padding": "vaild"}, r"model.padding: 'vaild' is no padding; did you mean valid\?"),
-        ({"norm": "layer"}, r"model.norm: there is no normalisation 'layer'; choose from: batch, group, none"),
+        ({"padding": "vaild"}, r"model.padding: unknown padding 'vaild'; did you mean valid\?"),
+        ({"norm": "layer"}, r"model.norm: unknown normalisation 'layer'; choose from: batch, group, none"),
         ({"dropout": 1.0}, r"model.dropout: must be a probability from 0 to below 1, not 1.0"),
         ({"dropout": -0.1}, r"model.dropout: must be a probability from 0 to below 1, not -0.1"),
         ({"stem": 3}, r"model.stem: must be 1, 2 or 4, not 3"),
@@ -386,16 +386,19 @@ def test_the_encoder_is_the_contracting_path_or_the_backbone() -> None:
     [
         (
             {"padding": "valid"},
-            r'model.backbone: vgg16 pads its convolutions, so it needs model.padding "same", or none for "valid"',
+            r'model.backbone: vgg16 pads its convolutions, so it needs model.padding "same"\.$',
         ),
-        ({"stem": 2}, r"model.stem: 2 folds the image .* with the backbone vgg16, .* it must be 1"),
+        (
+            {"stem": 2},
+            r"model.stem: must be 1 with the backbone vgg16, whose first layers take the image as it is, not 2\.$",
+        ),
         (
             {"depth": 6},
-            r"model.depth: vgg16 has features at the strides 1, 2, 4, 8, 16, 32, which are 5 halvings, not 6: take 1 "
-            r"to 5, or leave it out",
+            r"model.depth: the features of vgg16, at strides 1, 2, 4, 8, 16, 32, halve 5 times, not 6: use 1 to 5, or "
+            r"leave it out",
         ),
-        ({"backbone": "vgg61"}, r"model.backbone: there is no backbone 'vgg61'; did you mean .*vgg16"),
-        ({"backbone": "resnet18", "norm": "none"}, r"model.norm: resnet18 does not train without a normalisation"),
+        ({"backbone": "vgg61"}, r"model.backbone: unknown backbone 'vgg61'; did you mean .*vgg16"),
+        ({"backbone": "resnet18", "norm": "none"}, r"model.norm: resnet18 cannot train without a normalisation"),
     ],
 )
 def test_settings_that_make_no_sense_with_a_backbone_are_refused(keywords: dict[str, Any], message: str) -> None:

@@ -1,4 +1,4 @@
-"""Synthetic fluorescence micrographs of touching cells with known instances: for the demo, and for tests.
+"""Synthetic fluorescence micrographs of touching cells with known instances, for the demo and for tests.
 
 A picture is made in the order of a microscope: cells settle on a slide and press against each other, a stain
 binds to them, the lens blurs them and lights them unevenly, the camera counts photons and adds its own noise.
@@ -16,17 +16,18 @@ import numpy as np
 from PIL import Image
 
 from pixelwise.core import files
+from pixelwise.core.windows import Window
 
 COUNTS: Mapping[str, int] = MappingProxyType({"train": 24, "val": 6, "test": 6})
 
-ANGLES = 256  # steps in which an outline is tabulated
+ANGLES = 256  # at which an outline is tabulated
 MEAN_RADIUS = 14.0  # pixels
 ATTEMPTS = 60  # tries to place one cell before the slide counts as full
 
 
 @dataclass(frozen=True)
 class Outline:
-    """A closed curve around a centre, one radius an angle."""
+    """A closed curve around a centre, given by a radius for each angle."""
 
     row: float
     column: float
@@ -34,21 +35,19 @@ class Outline:
 
     @cached_property
     def area(self) -> float:
-        """Pixels inside."""
+        """The number of pixels inside."""
         return float(np.pi * np.mean(self.radii**2))
 
-    def window(self, size: tuple[int, int]) -> tuple[slice, slice]:
+    def window(self, size: tuple[int, int]) -> Window:
         """The part of the image that can hold the outline."""
         reach = float(self.radii.max()) + 2
-        ends = np.array([[self.row - reach, self.row + reach], [self.column - reach, self.column + reach]])
-        (top, bottom), (left, right) = ends.astype(int).clip(0, np.array(size)[:, None])
-        return slice(top, bottom), slice(left, right)
+        ends = (self.row - reach, self.row + reach, self.column - reach, self.column + reach)
+        return Window(*map(int, ends)).within(*size)
 
-    def depth(self, window: tuple[slice, slice]) -> np.ndarray:
-        """Distance from the centre over the outline's radius there: below 1 is inside."""
-        rows, columns = window
-        down = np.arange(rows.start, rows.stop, dtype=np.float32)[:, None] - np.float32(self.row)
-        across = np.arange(columns.start, columns.stop, dtype=np.float32) - np.float32(self.column)
+    def depth(self, window: Window) -> np.ndarray:
+        """Distance from the centre, divided by the outline's radius there: below 1 is inside."""
+        down = np.arange(window.y0, window.y1, dtype=np.float32)[:, None] - np.float32(self.row)
+        across = np.arange(window.x0, window.x1, dtype=np.float32) - np.float32(self.column)
         turn = np.arctan2(down, across) * np.float32(ANGLES / (2 * np.pi)) + np.float32(ANGLES / 2)
         return np.hypot(down, across) / self.radii[turn.astype(np.int32) % ANGLES]
 
@@ -56,12 +55,12 @@ class Outline:
 def make_cells(
     rng: np.random.Generator, size: tuple[int, int] = (256, 256), cells: int = 40
 ) -> tuple[np.ndarray, np.ndarray]:
-    """One synthetic micrograph and its instances.
+    """Make a synthetic micrograph and its instances.
 
     Args:
         rng: source of all randomness; the same state gives the same picture.
         size: height and width in pixels.
-        cells: how many cells are wanted; fewer if the slide is full before. 40 fill a third of 256 x 256.
+        cells: how many cells to make; there are fewer if the slide is full before. 40 fill a third of 256 x 256.
 
     Returns:
         The image, H x W uint8, and the instances, H x W int32: 0 background, 1 to the number of cells. Each
@@ -81,11 +80,11 @@ def make_cells(
 def write_cells(folder: Path, seed: int, counts: Mapping[str, int] = COUNTS, size: int = 256) -> None:
     """Write a data set of synthetic cells, ready for training.
 
-    It holds `SPLIT/images/cell_000.png` (8 bit), `SPLIT/masks/cell_000.png` (instances, 16 bit) and
-    `dataset.toml`; the numbers run on from split to split.
+    It contains `SPLIT/images/cell_000.png` (8 bits), `SPLIT/masks/cell_000.png` (instances, 16 bits) and
+    `dataset.toml`; the numbers continue from split to split.
 
     Args:
-        folder: where to write; made if it is missing.
+        folder: where to write; it is made if it is missing.
         seed: the same seed gives the same bytes.
         counts: images of each split.
         size: height and width of an image in pixels.
@@ -124,13 +123,13 @@ class Slide:
         self.depth = np.ones(size, dtype=np.float32)  # of each pixel in its own cell
 
     def settle(self, rng: np.random.Generator) -> None:
-        """Add one cell where there is room, or none if no place is found."""
+        """Add one cell where there is room, if a place for it is found."""
         for _ in range(ATTEMPTS):
             if self._press(_outline(rng, self._place(rng), MEAN_RADIUS * rng.lognormal(0, 0.25))):
                 return
 
     def _place(self, rng: np.random.Generator) -> tuple[float, float]:
-        """A centre: mostly beside a cell that is there, for cells divide and stick together."""
+        """A centre, usually next to an existing cell, because cells divide and stick together."""
         if not self.outlines or rng.random() < 0.3:
             return rng.uniform(0, self.size[0]), rng.uniform(0, self.size[1])
         other = self.outlines[rng.integers(len(self.outlines))]
@@ -138,35 +137,36 @@ class Slide:
         return other.row + distance * np.sin(angle), other.column + distance * np.cos(angle)
 
     def _press(self, outline: Outline) -> bool:
-        """Add the cell, unless it or one that it presses on would be left with too little of itself."""
+        """Add the cell, unless it, or one that it presses on, would lose too much of its area."""
         window = outline.window(self.size)
         depth = outline.depth(window)
-        won = depth < self.depth[window]
-        lost = np.bincount(self.instances[window][won], minlength=len(self.areas))
+        place = window.slices
+        won = depth < self.depth[place]
+        lost = np.bincount(self.instances[place][won], minlength=len(self.areas))
         left = self.areas - lost
         areas = np.array([other.area for other in self.outlines])
         if np.count_nonzero(won) < 0.7 * outline.area or np.any(left[1:] < 0.65 * areas):
             return False
         self.outlines.append(outline)
         self.areas = np.append(left, np.count_nonzero(won))
-        self.instances[window][won] = len(self.outlines)
-        self.depth[window][won] = depth[won]
+        self.instances[place][won] = len(self.outlines)
+        self.depth[place][won] = depth[won]
         return True
 
     def connected(self) -> np.ndarray:
-        """The instances, of each cell only the largest connected part."""
+        """The instances, with only the largest connected part of each cell."""
         result = np.zeros_like(self.instances)
         for number, outline in enumerate(self.outlines, start=1):
-            window = outline.window(self.size)
-            own = (self.instances[window] == number).astype(np.uint8)
+            place = outline.window(self.size).slices
+            own = (self.instances[place] == number).astype(np.uint8)
             _, parts, statistics, _ = cv2.connectedComponentsWithStats(own, connectivity=4)
             largest = 1 + np.argmax(statistics[1:, cv2.CC_STAT_AREA])
-            result[window][parts == largest] = number
+            result[place][parts == largest] = number
         return result
 
 
 def _outline(rng: np.random.Generator, centre: tuple[float, float], radius: float, bumps: float = 0.07) -> Outline:
-    """A random ellipse with a few smooth bumps, the finer the flatter."""
+    """A random ellipse with a few smooth bumps; finer ones are flatter."""
     angles = np.linspace(-np.pi, np.pi, ANGLES, endpoint=False)
     stretch, turn = rng.uniform(1.0, 1.6), rng.uniform(0, np.pi)
     radii = radius / np.hypot(np.cos(angles - turn) / stretch**0.5, np.sin(angles - turn) * stretch**0.5)
@@ -175,7 +175,7 @@ def _outline(rng: np.random.Generator, centre: tuple[float, float], radius: floa
     return Outline(*centre, radii.astype(np.float32))
 
 
-# The stain: how much light each pixel would send to a perfect lens; a cell of usual brightness sends about 1.
+# The stain: how much light each pixel would send to a perfect lens; a cell of average brightness sends about 1.
 
 
 def _stain(rng: np.random.Generator, instances: np.ndarray, outlines: list[Outline]) -> np.ndarray:
@@ -190,7 +190,7 @@ def _stain(rng: np.random.Generator, instances: np.ndarray, outlines: list[Outli
 
 
 def _nuclei(rng: np.random.Generator, instances: np.ndarray, outlines: list[Outline]) -> np.ndarray:
-    """Factor on the light: nuclei take up less of the stain than the rest of the cell, nucleoli more."""
+    """A factor for the light: nuclei take up less of the stain than the rest of the cell, nucleoli more."""
     factor = np.ones(instances.shape, dtype=np.float32)
     uptake = rng.uniform(0.4, 0.7)
     for number, outline in enumerate(outlines, start=1):
@@ -210,8 +210,8 @@ def _near(rng: np.random.Generator, centre: tuple[float, float], sigma: float) -
 
 def _paint(target: np.ndarray, instances: np.ndarray, number: int, outline: Outline, value: float) -> None:
     window = outline.window(instances.shape)
-    inside = (outline.depth(window) < 1) & (instances[window] == number)
-    target[window][inside] = value
+    inside = (outline.depth(window) < 1) & (instances[window.slices] == number)
+    target[window.slices][inside] = value
 
 
 def _granules(rng: np.random.Generator, instances: np.ndarray) -> np.ndarray:
@@ -223,7 +223,7 @@ def _granules(rng: np.random.Generator, instances: np.ndarray) -> np.ndarray:
 def _smooth_noise(rng: np.random.Generator, size: tuple[int, ...], sigma: float) -> np.ndarray:
     """Gaussian noise of mean 0 and variance about 1, smooth over `sigma` pixels."""
     noise = rng.standard_normal(size, dtype=np.float32)
-    averaged = min(2 * np.pi**0.5 * sigma, np.prod(size) ** 0.5)  # square root of how many pixels make one mean
+    averaged = min(2 * np.pi**0.5 * sigma, np.prod(size) ** 0.5)  # square root of the number of pixels in a mean
     return cv2.GaussianBlur(noise, (0, 0), sigma) * np.float32(averaged)
 
 
@@ -231,7 +231,7 @@ def _smooth_noise(rng: np.random.Generator, size: tuple[int, ...], sigma: float)
 
 
 def _lens(rng: np.random.Generator, light: np.ndarray) -> np.ndarray:
-    """Blur, sharp here and soft there, haze, specks of dirt, and light that falls off to one side."""
+    """Blur that varies from place to place, haze, specks of dirt, and light that falls off to one side."""
     sharp, soft = (cv2.GaussianBlur(light, (0, 0), sigma) for sigma in (0.8, rng.uniform(1.6, 2.4)))
     defocus = 1 / (1 + np.exp(-1.5 * _smooth_noise(rng, light.shape, 40)))
     haze = 0.12 * cv2.GaussianBlur(light, (0, 0), 12)
@@ -241,20 +241,20 @@ def _lens(rng: np.random.Generator, light: np.ndarray) -> np.ndarray:
 
 
 def _specks(rng: np.random.Generator, size: tuple[int, ...]) -> np.ndarray:
-    """Debris, out of focus: faint blobs that are no cells."""
+    """Debris, out of focus: faint blobs that are not cells."""
     dirt = (rng.random(size) < 3e-4) * rng.gamma(1.5, 2.0, size)
     return cv2.GaussianBlur(dirt, (0, 0), rng.uniform(1.5, 2.5))
 
 
 def _illumination(rng: np.random.Generator, size: tuple[int, ...]) -> np.ndarray:
-    """Share of the light: a bright spot somewhere near the middle, corners that get far less."""
+    """Share of the light: bright near the middle, far less in the corners."""
     rows, columns = np.ogrid[-1 : 1 : size[0] * 1j, -1 : 1 : size[1] * 1j]
     down, across = rng.uniform(-0.5, 0.5, 2)
     return np.exp(-rng.uniform(0.15, 0.35) * ((rows - down) ** 2 + (columns - across) ** 2))
 
 
 def _camera(rng: np.random.Generator, light: np.ndarray) -> np.ndarray:
-    """Count photons, add the noise of reading, and turn them into 8 bits; the brightest spots saturate."""
+    """Count photons, add the camera's noise, and convert to 8 bits; the brightest spots saturate."""
     photons = rng.uniform(60, 140)
     counts = rng.poisson(light * photons) + rng.normal(0, 2.5, light.shape)
     offset, white = 8.0, np.quantile(counts, 0.997)

@@ -22,32 +22,32 @@ from pixelwise.data.pixels.normalize import percentile_range, require_finite, un
 from pixelwise.data.sets.folder import DataSet, Description, Sample, without
 
 CODES = {
-    "image-without-mask": "an image has no mask of the same stem",
-    "mask-without-image": "a mask has no image of the same stem",
+    "image-without-mask": "an image has no mask with the same stem",
+    "mask-without-image": "a mask has no image with the same stem",
     "same-stem": "two files differ only in their extension",
     "unreadable": "a file cannot be read",
     "size-differs": "an image and its mask differ in size",
-    "label-unknown": "a mask holds values that stand for no class",
+    "label-unknown": "a mask holds values that do not stand for a class",
     "not-finite": "an image holds NaN or infinite values",
     "channels-differ": "images differ in their number of channels",
 }
-"""What can be wrong, by code; `--allow CODE` leaves the files concerned out instead of stopping."""
+"""What can be wrong, by code; `--allow CODE` leaves the affected files out instead of stopping."""
 
 
 class LabelFacts(Protocol):
-    """What is kept of one sample's labels: figures, never the pixels."""
+    """What is kept of one sample's labels: figures, never pixels."""
 
     @property
     def shape(self) -> tuple[int, int, int] | None:
-        """Pages, height and width of the image that they were made for; None for labels without a size."""
+        """Pages, height and width of the image that they were made for; None if labels have no size."""
         ...
 
 
 class Labels(Protocol):
-    """What the doctor must know of a task's labels."""
+    """What the doctor must know about a task's labels."""
 
     def read(self, sample: Sample, axes: str | None) -> LabelFacts:
-        """Read the labels of one sample; many threads may call it at once.
+        """Read the labels of one sample; many threads may call this at the same time.
 
         Raises:
             DataError: they cannot be read.
@@ -58,7 +58,7 @@ class Labels(Protocol):
         """What the labels of a data set mean, given what `read` returned for its samples.
 
         Raises:
-            DataError: they make no sense, or contradict `dataset.toml`.
+            DataError: the labels have no valid meaning, or contradict `dataset.toml`.
         """
         ...
 
@@ -66,14 +66,14 @@ class Labels(Protocol):
         """What the labels of a sample hold under this meaning; `facts` come from `read`.
 
         Raises:
-            DataError: some of them have no meaning.
+            DataError: some labels have no meaning.
         """
         ...
 
 
 @dataclass(frozen=True)
 class Problem:
-    """Something wrong with some files, why it matters, and what to do."""
+    """What is wrong with some files, and what to do about it."""
 
     code: str
     severity: Literal["error", "warning"]
@@ -107,7 +107,7 @@ class ImageFacts:
 
 @dataclass(frozen=True)
 class Examined:
-    """What was read of one sample, before it is known what its labels mean."""
+    """What was read of one sample, before the meaning of its labels is known."""
 
     sample: Sample
     labels: LabelFacts | None  # None: they cannot be read
@@ -116,7 +116,7 @@ class Examined:
 
 @dataclass(frozen=True)
 class Reading:
-    """All that was read of a data set."""
+    """Everything that was read of a data set."""
 
     dataset: DataSet
     labels: Labels
@@ -139,7 +139,7 @@ class Survey:
         return [self.facts[sample.image] for sample in self.dataset.split(split)]
 
     def with_meaning(self, meaning: Any, allow: Collection[str] = ()) -> "Survey":
-        """The survey with another meaning of the labels; no file is read again.
+        """The survey under another meaning of the labels; no file is read again.
 
         Raises:
             DataError: some labels have no meaning then; the message lists the problems.
@@ -162,18 +162,18 @@ def survey(
     Args:
         dataset: from `folder.open_dataset`.
         labels: how labels are read and understood.
-        meaning: of the labels, where it is known (a run's); otherwise it is inferred.
+        meaning: of the labels, if it is known (that of a run); otherwise it is inferred.
         allow: codes of `CODES` whose files are left out instead of being an error.
         splits: the splits to read.
-        progress: is called with the number of samples that are read, and of all.
+        progress: is called with the number of samples read and of all.
 
     Raises:
         DataError: something is wrong with the data; the message lists the problems.
-        SettingError: `allow` holds an unknown code.
+        SettingError: `allow` contains an unknown code.
     """
     for code in allow:
         if code not in CODES:
-            raise SettingError(f"--allow {code}: is not a code of a problem; {near(code, CODES)}")
+            raise SettingError(f"--allow {code}: no problem has this code; {near(code, CODES)}")
     samples = [sample for split in splits for sample in dataset.splits.get(split, ())]
     if not samples and meaning is None:
         _stop_at_errors(_unpaired(dataset), allow)
@@ -185,7 +185,7 @@ def survey(
 
 
 def _inferred(reading: Reading, allow: Collection[str]) -> Any:
-    """The meaning of the labels, where they make sense; what else is wrong is told first."""
+    """The meaning of the labels; if they have none, other problems are reported first."""
     facts = [one.labels for one in reading.examined if one.labels is not None]
     try:
         return reading.labels.meaning(reading.dataset.description, facts)
@@ -207,7 +207,7 @@ def _understood(reading: Reading, meaning: Any, allow: Collection[str]) -> Surve
 
 
 def _counted(examined: Examined, labels: Labels, meaning: Any) -> ImageFacts | Problem:
-    """The figures with what the labels hold under a meaning, or what is wrong."""
+    """The figures together with what the labels hold under a meaning, or what is wrong."""
     if isinstance(examined.found, Problem):
         return examined.found
     try:
@@ -225,16 +225,16 @@ def _unpaired(dataset: DataSet) -> list[Problem]:
         (
             "image-without-mask",
             dataset.images_without_mask,
-            "has no mask of the same stem in masks/.",
+            "has no mask with the same stem in masks/.",
             "Add the mask or",
         ),
         (
             "mask-without-image",
             dataset.masks_without_image,
-            "has no image of the same stem in images/.",
+            "has no image with the same stem in images/.",
             "Add it or",
         ),
-        ("same-stem", dataset.same_stem, "has the same stem as another file beside it.", "Rename one or"),
+        ("same-stem", dataset.same_stem, "has the same stem as another file next to it.", "Rename one or"),
     )
     return [
         Problem(code, "error", paths, message, f"{fix} remove the file, or leave it out with --allow {code}.")
@@ -272,7 +272,7 @@ def examine(sample: Sample, labels: Labels, axes: str | None = None) -> Examined
 
 
 def _examine_image(sample: Sample, shape: tuple[int, int, int] | None, axes: str | None) -> ImageFacts | Problem:
-    """The figures of an image, whose labels are for pages, height and width of `shape`."""
+    """The figures of an image whose labels have pages, height and width of `shape`."""
     try:
         image = read_image(sample.image, axes)
     except DataError as error:
@@ -293,7 +293,7 @@ def _unreadable(path: Path, error: DataError) -> Problem:
 
 
 def _error(code: str, path: Path, message: str, fix: str) -> Problem:
-    """What is wrong with a file; `fix` goes on with the option that allows it."""
+    """A problem with a file; `fix` is continued by the option that allows it."""
     return Problem(code, "error", (path,), message, f"{fix} --allow {code}.")
 
 
@@ -323,7 +323,7 @@ def _facts(sample: Sample, image: np.ndarray) -> ImageFacts:
 
 
 def _common_channels(facts: Sequence[ImageFacts]) -> tuple[int, list[Problem]]:
-    """Grey and RGB mix (grey is repeated); other mixtures are an error."""
+    """The usual number of channels; grey and RGB may be mixed (grey is repeated), others may not."""
     counts = Counter(fact.channels for fact in facts)
     if len(counts) <= 1:
         return next(iter(counts), 1), []
@@ -333,6 +333,6 @@ def _common_channels(facts: Sequence[ImageFacts]) -> tuple[int, list[Problem]]:
         return 3, [Problem("channels-differ", "warning", grey, message, "It is used as RGB with three equal channels.")]
     usual = counts.most_common(1)[0][0]
     odd = tuple(fact.sample.image for fact in facts if fact.channels != usual)
-    message = f"has another number of channels than the {usual} of most images."
+    message = f"has another number of channels than most images, which have {usual}."
     fix = "Convert it, or leave it out with --allow channels-differ."
     return usual, [Problem("channels-differ", "error", odd, message, fix)]

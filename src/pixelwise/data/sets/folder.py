@@ -1,7 +1,7 @@
 """A data set on disk: which images have which masks, and which split they belong to.
 
-Layouts: `images/` and `masks/` with the same stems, or any of `train/`, `val/`, `test/` each holding those two.
-What cannot be seen from the files stands in an optional `dataset.toml`.
+A data set consists of `images/` and `masks/` with the same stems, or of any of `train/`, `val/`, `test/` with those two
+in each. What cannot be seen from the files is written in an optional `dataset.toml`.
 """
 
 import hashlib
@@ -18,7 +18,7 @@ from pixelwise.core.errors import DataError, SettingError, near
 from pixelwise.data.files.readers import IMAGE_SUFFIXES
 
 SPLITS = ("train", "val", "test")
-TRAIN_PART, VAL_PART = 0.70, 0.15  # the rest is test
+TRAIN_PART, VAL_PART = 0.70, 0.15  # the rest is for test
 
 
 class Description(BaseModel):
@@ -28,11 +28,11 @@ class Description(BaseModel):
 
     classes: list[str] | None = None
     labels: LabelKind | None = None
-    ignore: int | list[int] | None = None  # mask values that count nowhere
-    group: str | None = None  # regular expression on the stem: what it captures stays in one split
+    ignore: int | list[int] | None = None  # mask values that do not count
+    group: str | None = None  # regular expression for the stem: images with the same captured text stay in one split
     colors: dict[str, tuple[Byte, Byte, Byte]] | None = None  # class name -> RGB
     pixel_size: float | None = None  # micrometres
-    axes: str | None = None  # of TIFF stacks whose metadata do not tell, for example "ZYX"
+    axes: str | None = None  # of TIFF stacks whose metadata do not say, for example "ZYX"
 
     @property
     def ignored(self) -> list[int]:
@@ -42,11 +42,11 @@ class Description(BaseModel):
 
 @dataclass(frozen=True)
 class Sample:
-    """One image and what a task reads its truth from. `name` is the image's stem."""
+    """One image, and where a task finds the truth about it. `name` is the image's stem."""
 
     name: str
     image: Path
-    target: Any  # the path of the mask, where masks are the truth
+    target: Any  # the path of a mask, if masks are the truth
 
     @property
     def files(self) -> tuple[Path, ...]:
@@ -63,13 +63,13 @@ class DataSet:
     description: Description
     images_without_mask: tuple[Path, ...] = ()
     masks_without_image: tuple[Path, ...] = ()
-    same_stem: tuple[Path, ...] = field(default=())  # files that share their stem with another: one of them is meant
+    same_stem: tuple[Path, ...] = field(default=())  # files that share their stem with another one
 
     def split(self, name: str) -> tuple[Sample, ...]:
         """The samples of a split.
 
         Raises:
-            DataError: there is no such split, or it is empty.
+            DataError: the split is missing or empty.
         """
         samples = self.splits.get(name, ())
         if not samples:
@@ -88,15 +88,15 @@ def open_dataset(root: Path, folds: int = 0, fold: int = 0) -> DataSet:
 
     Args:
         root: the folder.
-        folds: with 2 or more, train and val are pooled and split into this many equal-sized parts by hash.
-        fold: which of them is val, from 0.
+        folds: if 2 or more, train and val are pooled and split into this many equal parts by hash.
+        fold: the part that is val, counted from 0.
 
     Raises:
         DataError: the folder, its images or its masks are missing, or there are too few to split.
-        SettingError: `dataset.toml` or the folds make no sense.
+        SettingError: `dataset.toml` or the folds are invalid.
     """
     if not root.is_dir():
-        raise DataError(f"{root}: no such folder. Give a folder that holds images/ and masks/.")
+        raise DataError(f"{root}: no such folder. Give a folder that contains images/ and masks/.")
     description = read_description(root / "dataset.toml")
     ready = {name: root / name for name in SPLITS if (root / name / "images").is_dir()}
     found = {name: _pair(folder, description) for name, folder in ready.items()} or {"": _pair(root, description)}
@@ -115,7 +115,7 @@ def open_dataset(root: Path, folds: int = 0, fold: int = 0) -> DataSet:
 
 
 def read_description(path: Path) -> Description:
-    """Read `dataset.toml`, or give an empty description where there is none."""
+    """Read `dataset.toml`; without that file, the description is empty."""
     if not path.exists():
         return Description()
     tree = read_toml(path)
@@ -133,7 +133,7 @@ def read_description(path: Path) -> Description:
 
 
 def list_images(folder: Path) -> list[Path]:
-    """The files of a folder that have an image's extension, sorted; hidden files are left out."""
+    """The files of a folder with an image's extension, sorted, without hidden ones."""
     return sorted(
         path
         for path in folder.iterdir()
@@ -153,17 +153,17 @@ def _pair(folder: Path, description: Description) -> _Pairs:
     for part in ("images", "masks"):
         if not (folder / part).is_dir():
             raise DataError(
-                f"{folder}: has no folder '{part}'. A data set holds images/ and masks/ with the same stems, "
-                "or train/, val/ and test/ that hold those two."
+                f"{folder}: has no folder '{part}'. A data set consists of images/ and masks/ with the same stems, "
+                "or of train/, val/ and test/ with those two in each."
             )
     images, double_images = _by_stem(list_images(folder / "images"))
     masks, double_masks = _by_stem(list_images(folder / "masks"))
     if not images:
         raise DataError(
-            f"{folder / 'images'}: holds no images (known extensions: {', '.join(sorted(IMAGE_SUFFIXES))})."
+            f"{folder / 'images'}: contains no images (known extensions: {', '.join(sorted(IMAGE_SUFFIXES))})."
         )
     if not masks:
-        raise DataError(f"{folder / 'masks'}: holds no masks; each image needs a mask with the same stem.")
+        raise DataError(f"{folder / 'masks'}: contains no masks. Add a mask with the same stem for each image.")
     both = sorted(images.keys() & masks.keys())
     return _Pairs(
         tuple(Sample(stem, images[stem], masks[stem]) for stem in both),
@@ -192,17 +192,17 @@ def _complete_splits(root: Path, splits: Splits, description: Description) -> Sp
 
 
 def hash_of(name: str) -> float:
-    """A number in [0, 1) that depends on the text alone: the same on every machine and for ever.
+    """A number in [0, 1) that depends on the text alone: the same on every machine, forever.
 
     >>> round(hash_of("cell_000"), 6) == round(hash_of("cell_000"), 6) < 1
     True
     """
-    digest = hashlib.sha256(name.encode("utf-8", "surrogatepass")).digest()  # a file's name may be no text
+    digest = hashlib.sha256(name.encode("utf-8", "surrogatepass")).digest()  # a file's name need not be valid text
     return int.from_bytes(digest[:8], "big") / 2**64
 
 
 def group_of(stem: str, description: Description) -> str:
-    """What must stay in one split: the regular expression's first group (or whole match), else the stem itself."""
+    """What must stay in one split: the first group (or whole match) of the regular expression, else the stem."""
     match = re.search(description.group, stem) if description.group else None
     if match is None:
         return stem
@@ -224,18 +224,18 @@ def _place(value: float, names: Sequence[str]) -> str:
 
 
 def _fill(root: Path, places: dict[str, Literal["train", "val", "test"] | str]) -> None:
-    """Move the group whose hash is nearest to the border of train and val into whichever of the two is empty."""
+    """If train or val is empty, move the group there whose hash is nearest to the border of the two."""
     if not places:
         return
     if len(places) < 2:
         raise DataError(
-            f"{root}: holds a single image or group, which cannot be both trained on and validated with. "
+            f"{root}: contains a single image or group, which cannot serve for both training and validation. "
             "Add images, or make train/ and val/ yourself."
         )
     for empty, other in (("train", "val"), ("val", "train")):
         if empty not in places.values():
             candidates = [group for group, place in places.items() if place == other]
-            if len(candidates) < 2:  # or the other would be empty in its turn
+            if len(candidates) < 2:  # or the other would become empty
                 candidates = [group for group, place in places.items() if place == "test"]
             places[min(candidates, key=lambda group: abs(hash_of(group) - TRAIN_PART))] = empty
 
@@ -254,7 +254,7 @@ def _fold(root: Path, splits: Splits, description: Description, folds: int, fold
 
 
 def without(dataset: DataSet, paths: Iterable[Path]) -> DataSet:
-    """The data set without the samples of which a file is among `paths`."""
+    """The data set without the samples that have a file among `paths`."""
     bad = set(paths)
     splits = {
         name: tuple(sample for sample in samples if bad.isdisjoint(sample.files))

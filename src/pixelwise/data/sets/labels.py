@@ -19,7 +19,7 @@ class LabelRule:
         kind: binary, index, instances or color.
         classes: names and colours.
         values: binary only, the values of class 0 and class 1.
-        ignore: values (color: packed by `pack`) that count nowhere.
+        ignore: values (for color: packed by `pack`) that do not count.
     """
 
     kind: LabelKind
@@ -40,7 +40,7 @@ class LabelRule:
         return cls(settings.labels, classes, tuple(settings.values), tuple(settings.ignore))
 
     def known_values(self) -> dict[int, int]:
-        """Mask value -> class index, for all kinds but instances (whose ids are open-ended)."""
+        """Mask value -> class index, for all kinds but instances, whose ids may be any numbers."""
         if self.kind == "binary":
             return {self.values[0]: 0, self.values[1]: 1}
         if self.kind == "color":
@@ -57,7 +57,7 @@ class LabelRule:
             H x W uint8, class indices or `IGNORE`.
 
         Raises:
-            DataError: a value stands for no class; up to five such values are named.
+            DataError: a value does not stand for a class; up to five such values are named.
         """
         values = self._single(mask)
         indices = (values > 0).astype(np.uint8) if self.kind == "instances" else self._look_up(values)
@@ -76,7 +76,7 @@ class LabelRule:
 
     def _look_up(self, values: np.ndarray) -> np.ndarray:
         known = self.known_values()
-        if values.dtype == np.uint8:  # one table look-up; the common case
+        if values.dtype == np.uint8:  # the common case, in which a look-up in a table is enough
             table = np.full(256, IGNORE, np.uint8)
             table[[v for v in known if 0 <= v < 256]] = [k for v, k in known.items() if 0 <= v < 256]
             indices = table[values]
@@ -109,7 +109,7 @@ class LabelRule:
 
 
 def pack(colors: np.ndarray) -> np.ndarray:
-    """... x 3 RGB -> ... int64, one number a colour."""
+    """... x 3 RGB -> ... int64, one number for each colour."""
     wide = colors.astype(np.int64)
     return (wide[..., 0] * COLOR_BASE + wide[..., 1]) * COLOR_BASE + wide[..., 2]
 

@@ -1,4 +1,4 @@
-"""Masks: what they hold, and the guess of what their values mean."""
+"""Masks: what they hold, and a guess of what their values mean."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,41 +14,41 @@ from pixelwise.data.files.readers import read_mask
 from pixelwise.data.sets.folder import Description, Sample
 from pixelwise.data.sets.labels import LabelRule, pack, unpack, unpacked
 
-MAX_COLORS = 64  # more colours or values than this, unless named, are anti-aliased edges or a photograph
-_KEPT = 512  # of the values of a mask: so many of the lowest and of the highest; more than the classes there can be
+MAX_COLORS = 64  # more colours or values than this, unless named, come from anti-aliased edges or a photograph
+_KEPT = 512  # values of a mask, both of the lowest and of the highest; more than there can be classes
 _LOOKED_AT = 2048  # pixels; side of the middle part of a page in which objects are looked for
 
 
 @dataclass(frozen=True)
 class MaskFacts:
-    """What one mask holds: V values with their numbers of pixels. A photograph has more values than are kept."""
+    """What one mask holds: V values and their numbers of pixels. A photograph has more values than are kept."""
 
     shape: tuple[int, int, int]  # pages, height, width
     is_color: bool
     values: np.ndarray  # V, ascending; colours packed
     counts: np.ndarray  # 3 x V pixels in the top, middle and bottom third
-    others: np.ndarray  # 3 pixels with values between those that are kept
+    others: np.ndarray  # 3 numbers of pixels whose values are not kept
     objects: int = 0  # (page, value > 0) pairs that may be objects
     connected: int = 0  # those of them that form a single connected component
     most_ids: int = 0  # most values > 0 on one page
 
 
 class MaskLabels:
-    """Masks as labels of a data set: the target of a sample is the path of its mask."""
+    """Masks as the labels of a data set: the target of a sample is the path of its mask."""
 
     def read(self, sample: Sample, axes: str | None) -> MaskFacts:
         """What a mask holds.
 
         Raises:
-            DataError: it cannot be read, or is no mask.
+            DataError: the file cannot be read, or is not a mask.
         """
         return mask_facts(read_mask(sample.target, axes))
 
     def meaning(self, description: Description, facts: Sequence[MaskFacts]) -> LabelRule:
-        """What the values mean, by `dataset.toml` and by what the masks show.
+        """What the values mean, according to `dataset.toml` and to what the masks show.
 
         Raises:
-            DataError: the two contradict each other, or the masks make no sense.
+            DataError: the two contradict each other, or the masks have no valid meaning.
         """
         return make_rule(description, Evidence.of(facts))
 
@@ -56,7 +56,7 @@ class MaskLabels:
         """3 x K pixels of each class in the top, middle and bottom third.
 
         Raises:
-            DataError: a value stands for no class.
+            DataError: a value does not stand for a class.
         """
         values = unpacked(facts.values) if facts.is_color else facts.values
         indices = meaning.to_indices(values[None])[0]
@@ -64,7 +64,7 @@ class MaskLabels:
             raise DataError(f"holds more than {len(values)} values, of which most are ignored. Is it a mask?")
         rows = [np.bincount(indices, row, IGNORE + 1)[: len(meaning.classes)] for row in facts.counts]
         counts = np.stack(rows).astype(np.int64)
-        counts[:, -1] += facts.others  # those of instances are objects
+        counts[:, -1] += facts.others  # in masks of instances, these are objects
         return counts
 
 
@@ -80,7 +80,7 @@ def mask_facts(mask: np.ndarray) -> MaskFacts:
         row[np.searchsorted(values, found)] = pixels
     middle = slice(_KEPT, max(_KEPT, len(values) - _KEPT))
     kept = np.delete(values, middle), np.delete(counts, middle, axis=1), counts[:, middle].sum(1)
-    # Colours are classes, and numbers above those of classes are objects: that takes no look at their shapes.
+    # Colours are classes, and numbers too large for classes are objects; their shapes need not be looked at.
     evidence = (0, 0, 0) if is_color or values[-1] > MAX_CLASSES else _objects(mask)
     return MaskFacts(mask.shape[:3], is_color, *kept, *evidence)
 
@@ -89,7 +89,7 @@ def _histogram(mask: np.ndarray, is_color: bool) -> tuple[np.ndarray, np.ndarray
     """The values of a mask, ascending, and their numbers of pixels."""
     if is_color:
         mask = pack(mask)
-    if mask.dtype in (np.uint8, np.uint16):  # sorting takes far longer
+    if mask.dtype in (np.uint8, np.uint16):  # far faster than sorting
         counts = np.bincount(mask.ravel())
         values = np.flatnonzero(counts)
         return values.astype(mask.dtype), counts[values]
@@ -111,7 +111,7 @@ def _objects(mask: np.ndarray) -> tuple[int, int, int]:
 
 
 def _components(page: np.ndarray) -> np.ndarray:
-    """How many connected components each value above 0 has, by its number less 1, in the middle of a page."""
+    """The number of connected components of the values 1, 2, ... in the middle of a page."""
     rows, columns = (slice(max(0, length - _LOOKED_AT) // 2, (length + _LOOKED_AT) // 2) for length in page.shape)
     middle = page[rows, columns]
     labels, count = label(middle, connectivity=2, return_num=True)
@@ -133,7 +133,7 @@ class Evidence:
 
     @classmethod
     def of(cls, facts: Sequence[MaskFacts]) -> "Evidence":
-        """What all masks show together; once there are too many values for classes, no more are gathered."""
+        """What all masks show together; values are gathered until there are too many for classes."""
         values: set[int] = set()
         colors: set[int] = set()
         for one in facts:
@@ -151,13 +151,13 @@ class Evidence:
 
 
 def guess_kind(evidence: Evidence) -> LabelKind:
-    """Infer what kind of labels the masks hold.
+    """Guess what kind of labels the masks hold.
 
     Colour masks are "color"; two values in the whole set are "binary"; values that nearly always form one connected
     component each, with more than a few of them in a mask, are "instances"; the rest is "index".
 
     Raises:
-        DataError: a single value everywhere, or so many that they are no classes.
+        DataError: there is a single value everywhere, or too many for classes.
     """
     if evidence.colors:
         return "color"
@@ -173,8 +173,8 @@ def guess_kind(evidence: Evidence) -> LabelKind:
         return "instances"
     if len(evidence.values) > MAX_COLORS:
         raise DataError(
-            f"masks: hold {len(evidence.values)} different values, as smoothed (anti-aliased) or JPEG-compressed edges "
-            "give. Threshold the masks, or set `labels` in dataset.toml."
+            f"masks: hold {len(evidence.values)} different values, as from smoothed (anti-aliased) or JPEG-compressed "
+            "edges. Threshold the masks, or set `labels` in dataset.toml."
         )
     return "index"
 
@@ -183,7 +183,7 @@ def make_rule(description: Description, evidence: Evidence) -> LabelRule:
     """Combine what `dataset.toml` says with what the masks show.
 
     Raises:
-        DataError: the two contradict each other, or the masks make no sense.
+        DataError: the two contradict each other, or the masks have no valid meaning.
     """
     kind = description.labels or ("color" if description.colors else guess_kind(evidence))
     if kind == "color":
@@ -232,11 +232,13 @@ def _binary_rule(description: Description, evidence: Evidence) -> LabelRule:
 def _index_rule(description: Description, evidence: Evidence) -> LabelRule:
     ignore = set(description.ignored)
     if description.ignore is None and description.classes is None and IGNORE in evidence.values:
-        ignore.add(IGNORE)  # the field's custom: 255 is "not labelled"
+        ignore.add(IGNORE)  # by custom, 255 means "not labelled"
     values = evidence.values - ignore
     names = tuple(description.classes or numbered(max(values, default=0) + 1))
     if len(names) < 2:
-        raise DataError("masks: at least two classes are needed, and only the value 0 occurs.")
+        raise DataError(
+            "masks: at least two classes are needed, but only the value 0 occurs. Are these the right masks?"
+        )
     return LabelRule("index", ClassMap(names, _chosen_colors(description, names)), ignore=tuple(sorted(ignore)))
 
 
@@ -260,6 +262,8 @@ def _color_rule(description: Description, evidence: Evidence) -> LabelRule:
     names = tuple(description.classes or ("#{:02x}{:02x}{:02x}".format(*unpack(value)) for value in colors_found))
     _check_count("color", names, len(colors_found))
     if len(names) < 2:
-        raise DataError("masks: a single colour everywhere; at least two classes are needed.")
+        raise DataError(
+            "masks: every pixel has the same colour; at least two classes are needed. Are these the right masks?"
+        )
     colors = tuple(unpack(value) for value in colors_found)
     return LabelRule("color", ClassMap(names, colors), ignore=tuple(description.ignored))

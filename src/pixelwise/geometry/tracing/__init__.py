@@ -1,7 +1,7 @@
-"""What a network sees, found by running it once without data: its geometry and its layers.
+"""What a network sees, derived from running it once without data: its geometry and its layers.
 
-The network runs on tensors that have a shape but no values (torch's "meta" device). Each operator that runs says
-which input pixels its result depends on, given those of its arguments.
+The network runs on tensors that have a shape but no values (torch's "meta" device). Each operator that runs says on
+which input pixels its result depends, given those of its arguments.
 """
 
 from pixelwise.geometry.tracing.layers import Layer, Totals, totals, trace_layers

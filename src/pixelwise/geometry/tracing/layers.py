@@ -1,4 +1,4 @@
-"""The table of a network's layers: what each gives, what it costs, and how far it sees."""
+"""The table of a network's layers: what each returns, what it costs, and how far it sees."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,14 +21,14 @@ class Layer:
     kind: str  # the module's class
     shape: tuple[int, ...]  # of its output for one image: C x H x W
     parameters: int  # of its own
-    multiply_adds: int  # of its convolutions and products of matrices
-    receptive_field: int | None  # pixels a side that a value sees; None: the whole image, or it cannot be told
+    multiply_adds: int  # of its convolutions and matrix products
+    receptive_field: int | None  # side in pixels of the square that a value sees; None: the whole image, or unknown
     stride: int | None  # input pixels from one value to the next; None: as above, or less than one
 
 
 @dataclass(frozen=True)
 class Totals:
-    """What a whole network has and costs."""
+    """The size and cost of a whole network."""
 
     parameters: int
     multiply_adds: int
@@ -39,7 +39,7 @@ def trace_layers(
 ) -> list[Layer]:
     """A row for each module without children, or with weights of its own, each time that it runs, in order.
 
-    The network runs in eval mode on an image without values; nothing of it is read or changed.
+    The network runs in eval mode on an image without values, and stays unchanged.
 
     Args:
         network: takes N x in_channels x H x W.
@@ -47,7 +47,7 @@ def trace_layers(
         height: H of the image, in pixels.
         width: W of the image.
         stride: a multiple of every step that the network takes, as its geometry has it.
-        nested: list the modules around them too, after what they hold, if they return a tensor.
+        nested: also list the modules around them if they return a tensor, after the modules inside.
 
     Raises:
         ModelError: the network does not run at this size.
@@ -73,7 +73,7 @@ def trace_layers(
 
 
 def totals(network: nn.Module, layers: Sequence[Layer]) -> Totals:
-    """Parameters, each of which counts once, and the multiply-adds of all layers.
+    """All parameters, each counted once, and the multiply-adds of all layers.
 
     >>> network = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.MaxPool2d(2))
     >>> totals(network, trace_layers(network, 3, 64, 64, stride=2))
@@ -84,7 +84,7 @@ def totals(network: nn.Module, layers: Sequence[Layer]) -> Totals:
 
 
 class _Table:
-    """Rows that are entered as modules return."""
+    """Gets a row whenever a module returns."""
 
     def __init__(self, trace: Trace, nested: bool) -> None:
         self.layers: list[Layer] = []
@@ -98,7 +98,7 @@ class _Table:
         self._listed.append(0)
 
     def leave(self, name: str, module: nn.Module, inputs: Any, output: Any) -> None:
-        """A module returns: what the modules inside did not count is its own."""
+        """A module returns: whatever the modules inside did not count is its own."""
         spent = self._trace.multiply_adds - self._entered.pop()
         own = spent - self._listed.pop()
         self._listed[-1] += spent
@@ -112,7 +112,7 @@ class _Table:
 
 
 def _figures(seen: Seen) -> tuple[int | None, int | None]:
-    """Receptive field and stride of the axis where they are larger."""
+    """Receptive field and stride, each of the axis where it is larger."""
     reaches = [along.reach for along in seen.axes if along]
     if seen.reason or not reaches:
         return None, None

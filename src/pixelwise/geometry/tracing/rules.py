@@ -1,7 +1,7 @@
 """What each operator sees: the reach of its result, from the reaches of its arguments.
 
-The operators are those of torch's own core ("aten"), to which everything that a network calls comes down. Borders
-do not count, as in `Reach`: padding only moves the cells.
+The operators are those of torch's core ("aten"), to which every call of a network comes down. Borders are ignored, as
+in `Reach`: padding only moves the cells.
 """
 
 import math
@@ -16,18 +16,18 @@ from pixelwise.geometry.reach import Reach
 from pixelwise.geometry.tracing.seen import Along, Call, NotLocalError, Seen, from_end, joined, size_along
 
 WHOLE_IMAGE = "pooling over the whole image: an output pixel depends on every input pixel"
-"""Why a network with such a pooling is not exact, for its geometry."""
+"""Why the geometry of a network with such a pooling is not exact."""
 
 GROUP_NORM = "group norm averages over the image: an output pixel depends on every input pixel"
-"""Why a network with group norm is not exact, for its geometry."""
+"""Why the geometry of a network with group norm is not exact."""
 
 Rule = Callable[[Call], Seen | None]
 RULES: dict[str, Rule] = {}
-"""Rules by the operators' names; those that work in place have the name of those that do not."""
+"""Rules by the operators' names; operators that work in place share the name of those that do not."""
 
 
 def rule_of(operator: OpOverload) -> Rule | None:
-    """The rule of an operator, if it is known."""
+    """The rule of an operator, if there is one."""
     name = name_of(operator)
     if name in RULES:
         return RULES[name]
@@ -41,7 +41,7 @@ def name_of(operator: OpOverload) -> str:
 
 
 def fallback(call: Call, reason: str) -> Seen:
-    """What is left to say of an operator that is not local: its own pixels, where its result still has them."""
+    """What remains known of an operator that is not local: its own pixels, if its result still has them."""
     axes = []
     for axis in (0, 1):
         same = [
@@ -72,7 +72,7 @@ def _for(*names: str) -> Callable[[Rule], Rule]:
 @_for("clone", "detach", "alias", "lift_fresh", "_to_copy", "expand", "channel_shuffle")
 @_for("hardswish", "floor_divide", "log_sigmoid_forward", "_prelu_kernel")  # what torch has not marked as pointwise
 def elementwise(call: Call) -> Seen | None:
-    """Each value is made of those at its own place, in all arguments."""
+    """Each value depends on the values at its own position, in all arguments."""
     if all(seen is None or seen.is_uniform for _, seen in call.inputs):
         varies = any(seen is None and _varies(tensor.shape[-2:]) for tensor, seen in call.inputs)
         return None if varies else Seen()
@@ -84,10 +84,10 @@ def _varies(sizes: Iterable[int]) -> bool:
 
 
 def _along(call: Call, axis: int) -> Along | None:
-    """Rows or columns of a result each of whose values is made of those at its own place.
+    """Rows or columns of a result whose values depend on those at their own positions.
 
     Raises:
-        NotLocalError: the arguments do not lie on one another, or one of them depends on the place.
+        NotLocalError: the arguments are not aligned, or one of them depends on the position.
     """
     known = call.known(axis)
     if not known:
@@ -95,15 +95,15 @@ def _along(call: Call, axis: int) -> Along | None:
     dim = known[0][1].dim
     size = size_along(call.result, dim)
     if any(along.dim != dim or tensor.shape[dim] != size for tensor, along in known):
-        raise NotLocalError(f"{call.name} brings rows or columns together with other axes of a tensor")
+        raise NotLocalError(f"{call.name} combines rows or columns with other axes of a tensor")
     if any(seen is None and size_along(tensor, dim) > 1 for tensor, seen in call.inputs):
-        raise NotLocalError(f"{call.name} takes values that depend on the place in the image, not on its pixels")
+        raise NotLocalError(f"{call.name} takes values that depend on the position in the image, not on its pixels")
     return Along(dim, joined([along.reach for _, along in known], call.name))
 
 
 @_for("copy")
 def _copy(call: Call) -> Seen | None:
-    """What a tensor held before it is written to does not count."""
+    """What a tensor held before it was written to does not count."""
     return elementwise(Call(call.name, call.arguments, call.inputs[1:], call.result))
 
 
@@ -143,7 +143,7 @@ def _within_dimension(call: Call) -> Seen:
 
 
 def _forbid(call: Call, dims: Iterable[int], what: str) -> None:
-    """Raise the reason if one of these dimensions, counted from the end, is of the image."""
+    """Raise the reason if one of these dimensions, counted from the end, belongs to the image."""
     if {along.dim for axis in (0, 1) for _, along in call.known(axis)} & set(dims):
         raise NotLocalError(f"{call.name} {what}: an output pixel depends on every input pixel")
 
@@ -151,7 +151,7 @@ def _forbid(call: Call, dims: Iterable[int], what: str) -> None:
 @_for("mean", "sum", "amax", "amin", "max", "min", "var", "std", "var_mean", "std_mean", "argmax", "argmin", "prod")
 @_for("any", "all", "logsumexp", "linalg_vector_norm", "norm", "median", "aminmax", "nansum")
 def _reduction(call: Call) -> Seen | None:
-    """One value of many, over some dimensions or over all."""
+    """One value from many, over some dimensions or all of them."""
     if len(call.inputs) > 1:  # such as torch.max of two tensors
         return elementwise(call)
     tensor, seen = call.inputs[0]
@@ -166,7 +166,7 @@ def _reduction(call: Call) -> Seen | None:
 
 
 def _without(seen: Seen, gone: Iterable[int]) -> tuple[Along | None, Along | None]:
-    """The axes of a tensor that loses some dimensions; none of them is of the image."""
+    """The axes of a tensor that loses some dimensions, none of which belongs to the image."""
     rows, columns = (
         along and Along(along.dim + sum(dim > along.dim for dim in gone), along.reach) for along in seen.axes
     )
@@ -186,7 +186,7 @@ AxisRule = Callable[[Reach], Reach]
 
 
 def _over_image(call: Call, name: str, rows: AxisRule, columns: AxisRule) -> Seen:
-    """Apply a rule to the rows and one to the columns of a map whose last two axes they are."""
+    """Apply one rule to the rows and one to the columns of a map, its last two axes."""
     axes: list[Along | None] = []
     for dim, along, rule in zip((-2, -1), call.seen(name).axes, (rows, columns), strict=True):
         if along and along.dim != dim:
@@ -196,7 +196,7 @@ def _over_image(call: Call, name: str, rows: AxisRule, columns: AxisRule) -> See
 
 
 def _pairs(values: Any, default: Any = None) -> Sequence[int]:
-    """A figure for rows and one for columns: of one for both, of those of a volume, or of none."""
+    """A figure for rows and one for columns, from one for both, from those of a volume, or from the default."""
     given = [values] if isinstance(values, int) else list(values if values else default)
     return given * 2 if len(given) == 1 else given[-2:]
 
@@ -219,7 +219,7 @@ def _gathered(kernel: int, stride: int, padding: int, dilation: int, reach: Reac
 
 
 def _transposed(kernel: int, stride: int, crop: int, dilation: int, reach: Reach) -> Reach:
-    """Taps of a dilated kernel, and pixels that no stamp reaches, are taken to see what lies between."""
+    """As if a dilated kernel had no gaps, and the stamps left no pixel out."""
     return reach.transposed_convolution(max(dilation * (kernel - 1) + 1, stride), stride, crop)
 
 
@@ -241,7 +241,7 @@ def _padding(call: Call) -> Seen:
 
 
 def _moved(before: int, reach: Reach) -> Reach:
-    """Cells are added before the first, or taken away where the number is negative."""
+    """Add cells before the first, or remove some if the number is negative."""
     return reach.convolution(1, padding=before) if before else reach
 
 
@@ -261,7 +261,7 @@ def _pixel_unshuffle(call: Call) -> Seen:
     return _over_image(call, "self", rule, rule)
 
 
-# Cells to either side of the nearest that an interpolation reads, where the ratio is even.
+# Cells that an interpolation reads on either side of the nearest one, if the ratio is even.
 _RADII = {
     "upsample_nearest2d": -1,
     "_upsample_nearest_exact2d": -1,
@@ -293,7 +293,7 @@ def _resized(call: Call, before: int, after: int, reach: Reach) -> Reach:
 
 
 def _enlarged(name: str, factor: int, reach: Reach) -> Reach:
-    """By a power of two places are exact; else torch rounds them, and a cell may read its neighbours."""
+    """By a power of two positions are exact; otherwise torch rounds them, and a cell may read its neighbours."""
     radius = _RADII[name]
     if factor & (factor - 1):
         return reach.convolution(2 * radius + 3 if radius >= 0 else 3).upsampling(factor)
@@ -301,7 +301,7 @@ def _enlarged(name: str, factor: int, reach: Reach) -> Reach:
 
 
 def _reduced(name: str, factor: int, reach: Reach) -> Reach:
-    """Every cell reads those nearest to its centre; nearest interpolation reads the one at its start."""
+    """Every cell reads those nearest to its centre; nearest interpolation reads the first one."""
     radius, odd = _RADII[name], factor % 2
     if radius < 0:
         return reach.convolution(1, factor, padding=-(factor // 2) if "exact" in name else 0)
@@ -314,7 +314,7 @@ def _reduced(name: str, factor: int, reach: Reach) -> Reach:
 @_for("cat")
 def _concatenation(call: Call) -> Seen | None:
     if call.dim() in {along.dim for axis in (0, 1) for _, along in call.known(axis)}:
-        raise NotLocalError(f"{call.name} puts maps side by side: what it sees depends on the place")
+        raise NotLocalError(f"{call.name} puts maps side by side: what it sees depends on the position")
     return elementwise(call)
 
 
@@ -351,12 +351,12 @@ def _select(call: Call) -> Seen:
 
 @_for("split", "split_with_sizes", "index_select", "roll", "flip", "topk", "gather")
 def _parts(call: Call) -> Seen:
-    """Rearranges the channels; the image keeps its place."""
+    """Channels may be rearranged; rows and columns must stay."""
     given = call.arguments.get("dim", call.arguments.get("dims"))
     dims = [given] if isinstance(given, int) else given
     if not dims:
-        raise NotLocalError(f"{call.name} takes the tensor as one line")
-    _forbid(call, [from_end(dim, call.inputs[0][0].ndim) for dim in dims], "takes rows or columns from other places")
+        raise NotLocalError(f"{call.name} treats the tensor as one row of values")
+    _forbid(call, [from_end(dim, call.inputs[0][0].ndim) for dim in dims], "takes rows or columns from other positions")
     return Seen(call.seen("self").axes, call.reason)
 
 
@@ -399,7 +399,7 @@ def _reshaped(call: Call) -> Seen:
 
 
 def _runs(before: Sequence[int], after: Sequence[int]) -> Iterator[tuple[list[int], list[int]]]:
-    """Dimensions before and after a reshape that hold the same values; those of size 1 are left out.
+    """Dimensions before and after a reshape that hold the same values, without those of size 1.
 
     >>> list(_runs((1, 12, 6), (3, 4, 1, 6)))
     [([1], [0, 1]), ([2], [3])]
@@ -416,11 +416,11 @@ def _runs(before: Sequence[int], after: Sequence[int]) -> Iterator[tuple[list[in
 @_for("mm", "bmm", "addmm", "baddbmm", "mv", "dot")
 def _product(call: Call) -> Seen:
     if any(seen and seen.axes != (None, None) for _, seen in call.inputs):
-        raise NotLocalError(f"{call.name} multiplies matrices made of the image, so what it sees cannot be told")
+        raise NotLocalError(f"{call.name} multiplies matrices made of the image, so how far it sees cannot be derived")
     return Seen(reason=call.reason)
 
 
 def linear(call: Call) -> Seen:
-    """A dense layer mixes the last axis alone."""
+    """A dense layer mixes the last axis only."""
     _forbid(call, [-1], "mixes all rows or columns")
     return Seen(call.seen("input").axes, call.reason)

@@ -11,7 +11,7 @@ from pixelwise.geometry.reach import Reach
 
 
 class NotLocalError(ModelError):
-    """An operator sees what no reach can describe; the message is the reason."""
+    """No reach can describe what an operator sees; the message is the reason."""
 
 
 @dataclass(frozen=True)
@@ -24,14 +24,14 @@ class Along:
 
 @dataclass(frozen=True)
 class Seen:
-    """The input pixels that the values of a tensor depend on.
+    """The input pixels on which the values of a tensor depend.
 
-    Without axes and without a reason the values are the same everywhere. A tensor of which nothing is known, as a
-    parameter, has no `Seen` at all: it does not depend on the image, but may differ from place to place.
+    Without axes and without a reason the values are the same everywhere. A tensor about which nothing is known, such as
+    a parameter, has no `Seen` at all: it does not depend on the image, but may vary with the position.
     """
 
-    axes: tuple[Along | None, Along | None] = (None, None)  # rows, columns; None: the tensor has none of them
-    reason: str = ""  # why, beside those pixels, others may matter too
+    axes: tuple[Along | None, Along | None] = (None, None)  # rows, columns; None: the tensor does not have them
+    reason: str = ""  # why other pixels may matter, too
 
     @property
     def is_uniform(self) -> bool:
@@ -41,7 +41,7 @@ class Seen:
 
 @dataclass
 class Call:
-    """An operator that has run: what it was given and what it returned."""
+    """An operator that has run: what it received and what it returned."""
 
     name: str  # such as "convolution"
     arguments: dict[str, Any]  # by the names of the operator's schema
@@ -84,14 +84,14 @@ def joined(reaches: Sequence[Reach], name: str) -> Reach:
     """What all of them see together.
 
     Raises:
-        NotLocalError: they are of different resolutions.
+        NotLocalError: their resolutions differ.
     """
     whole = reaches[0]
     for reach in reaches[1:]:
         if len(reach.cells) != len(whole.cells):
             raise NotLocalError(
-                f"{name} joins maps of different resolutions, {len(whole.cells)} and {len(reach.cells)} cells to "
-                f"{whole.stride} pixels, so what it sees depends on the place"
+                f"{name} joins maps of different resolutions, {len(whole.cells)} and {len(reach.cells)} cells for "
+                f"{whole.stride} pixels, so what it sees depends on the position"
             )
         if reach is not whole:
             whole = whole.concatenation(reach)

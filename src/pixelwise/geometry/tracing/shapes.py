@@ -43,7 +43,7 @@ def result_of(func: OpOverload, name: str, args: Any, kwargs: Any, arguments: Ar
 
 
 def _pointwise(func: OpOverload, args: Any, kwargs: Any, tensors: Sequence[Tensor]) -> Tensor | None:
-    """Each value of those at its own place: the shapes are broadcast, the type is found with one value each."""
+    """The result of a pointwise operator: shapes are broadcast, and single values show its type."""
     try:
         shape = np.broadcast_shapes(*(tensor.shape for tensor in tensors))
     except ValueError:
@@ -56,7 +56,7 @@ def _pointwise(func: OpOverload, args: Any, kwargs: Any, tensors: Sequence[Tenso
 
 
 def _one_value(tensor: Tensor) -> Tensor:
-    """A tensor of as many dimensions, which decide on types too."""
+    """A single value with as many dimensions, since these also decide on the type of a result."""
     return torch.ones([1] * tensor.ndim, dtype=tensor.dtype, device="cpu")
 
 
@@ -105,7 +105,7 @@ def _pooled(arguments: Arguments) -> Tensor | None:
 
 
 def _pooled_size(size: int, kernel: int, stride: int, padding: int, dilation: int, is_ceiled: bool) -> int:
-    """Where the last window is cut short (ceil), it begins inside the image or its left padding."""
+    """With ceil the last window may be cut short, but it must begin inside the image or its left padding."""
     room = size + 2 * padding - dilation * (kernel - 1) - 1
     count = (-(-room // stride) if is_ceiled else room // stride) + 1
     return count - 1 if is_ceiled and (count - 1) * stride >= size + padding else count
@@ -150,7 +150,7 @@ def _reduced(arguments: Arguments) -> Tensor | None:
 
 
 def _normalized(arguments: Arguments) -> tuple[Tensor, Tensor, Tensor]:
-    """The statistics, which nobody looks at, are left out."""
+    """The statistics are left empty, since nobody looks at them."""
     values = arguments["input"]
     return _like(values, values.shape), _like(values, [0]), _like(values, [0])
 

@@ -1,4 +1,4 @@
-"""Running a network without data, while every tensor carries what it depends on.
+"""Running a network without data, while every tensor knows on what it depends.
 
 Shapes: N images, C channels, H x W pixels, K classes.
 """
@@ -25,7 +25,7 @@ from pixelwise.geometry.tracing.rules import fallback, linear, name_of, rule_of,
 from pixelwise.geometry.tracing.seen import Along, Call, NotLocalError, Seen
 from pixelwise.geometry.tracing.shapes import result_of
 
-STRIDES = (17, 19)  # height and width of the traced image; primes, so that no size divides another by chance
+STRIDES = (17, 19)  # height and width of the traced image in strides; primes, so that none divides another by chance
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 _current: "Trace | None" = None
@@ -34,8 +34,8 @@ _current: "Trace | None" = None
 def trace_geometry(network: nn.Module, in_channels: int, stride: int) -> Geometry:
     """Derive stride, halo and margin of a network in eval mode from the operators that it runs.
 
-    The network runs once, on an image of 17 x 19 strides without values; its parameters are neither read nor
-    copied, its modes are put back. It must not run elsewhere at the same time.
+    The network runs once, on an image of 17 x 19 strides without values; its parameters are neither read nor copied,
+    and its modes are restored. It must not run elsewhere at the same time.
 
     Args:
         network: takes N x in_channels x H x W, returns N x K x H x W where H and W are multiples of `stride`.
@@ -43,11 +43,11 @@ def trace_geometry(network: nn.Module, in_channels: int, stride: int) -> Geometr
         stride: a multiple of every step that the network takes.
 
     Returns:
-        Of rows and columns the larger figures. Where an operator is not local, or is not known, the geometry is not
-        exact, its reason names the operator, and halo and margin are those of what is local.
+        The larger figures of rows and columns. If an operator is not local, or unknown, the geometry is not exact, its
+        reason names the operator, and halo and margin are those of the local operators.
 
     Raises:
-        ModelError: the network does not run, or returns something else than N x K x H x W of one value a pixel.
+        ModelError: the network does not run, or does not return N x K x H x W.
 
     >>> trace_geometry(nn.Sequential(nn.MaxPool2d(2), nn.Upsample(scale_factor=2)), in_channels=3, stride=2)
     Geometry(stride=2, halo=1, margin=0, exact=True, reason='')
@@ -67,12 +67,11 @@ def trace_geometry(network: nn.Module, in_channels: int, stride: int) -> Geometr
 
 
 def _geometry(reaches: list[Reach], stride: int, reason: str, name: str) -> Geometry:
-    """Rows and columns as one; an output that sees nothing has no halo."""
+    """Combine rows and columns; an output that sees nothing has a halo of 0."""
     if any(len(reach.cells) != stride for reach in reaches):
         cells = " and ".join(str(len(reach.cells)) for reach in reaches)
         raise ModelError(
-            f"{name}: its logits have {cells} cells to {stride} pixels of the image: enlarge them by what the network "
-            f"has reduced them."
+            f"{name}: its logits have {cells} cells for {stride} pixels of the image: enlarge them to the image's size."
         )
     figures = [reach.geometry() for reach in reaches]
     halo, margin = (max([0, *values]) for values in ([of.halo for of in figures], [of.margin for of in figures]))
@@ -80,12 +79,12 @@ def _geometry(reaches: list[Reach], stride: int, reason: str, name: str) -> Geom
 
 
 def described_by(rule: Callable[..., Reach]) -> Callable[[Function], Function]:
-    """Tell the reach of a function or a `forward`, in place of its inside; without a trace it is the plain function.
+    """State the reach of a function or a `forward`, whose inside is then not traced; without a trace nothing changes.
 
     Args:
-        rule: takes the function's arguments, with the reach along one axis in the place of each tensor, and returns
-            the reach of the result; is called for rows and for columns. A tensor that does not depend on the image,
-            or on all of it, has the reach of the others. It raises a `NotLocalError` with the reason where the result
+        rule: takes the function's arguments, each tensor replaced by its reach along one axis, and returns the reach of
+            the result; it is called for rows and for columns. A tensor that does not depend on the image, or depends on
+            all of it, has the reach of the others. The rule raises a `NotLocalError` with the reason if the result
             depends on the whole image.
 
     >>> @described_by(lambda reach, factor: reach.upsampling(factor))
@@ -124,11 +123,11 @@ class Trace(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leaves
     @classmethod
     @override
     def _should_skip_dynamo(cls) -> bool:
-        """Torch asks this. A yes would import its compiler, which takes seconds, and nothing is compiled here."""
+        """Torch asks this. A yes would import its compiler, which takes seconds, although nothing is compiled here."""
         return False
 
     def run(self, network: nn.Module, in_channels: int, height: int, width: int) -> Any:
-        """The network's output for one image; modes are put back.
+        """The network's output for one image; its modes are restored.
 
         Raises:
             ModelError: it does not run.
@@ -151,14 +150,14 @@ class Trace(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leaves
                 ) from error
 
     def seen(self, tensor: Tensor) -> Seen | None:
-        """What a tensor depends on; None where it does not come from the image."""
+        """What a tensor depends on; None if it does not come from the image."""
         return self._seen.get(tensor)
 
     @override
     def __torch_dispatch__(
         self, func: OpOverload, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        """Run one operator without values, and note what its result depends on."""
+        """Run an operator without values, and note what its result depends on."""
         args, kwargs = _on_one_device((args, kwargs or {}))
         arguments = _named(func, args, kwargs)
         result = result_of(func, name_of(func), args, kwargs, arguments)
@@ -184,7 +183,7 @@ class Trace(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leaves
         """What the result depends on."""
         is_constant = not any(seen for _, seen in call.inputs)
         if rule is None:
-            unknown = f"the operator {call.name} is not known, so what it sees cannot be told"
+            unknown = f"the operator {call.name} is unknown, so how far it sees cannot be derived"
             return None if is_constant else fallback(call, unknown)
         try:
             return None if is_constant and rule is not uniform else rule(call)
@@ -198,15 +197,15 @@ class Trace(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leaves
             self._seen[tensor] = seen
 
     def _note_writing(self, written: Tensor, name: str) -> None:
-        """Tensors that share their memory with one that was written to have changed too."""
+        """Note that tensors that share memory with one that was written to have changed, too."""
         memory = written.untyped_storage()._cdata
         for tensor in list(self._seen.keys()):
             if tensor is not written and tensor.untyped_storage()._cdata == memory:
-                reason = f"{name} writes into a part of a map, which may then differ from place to place"
+                reason = f"{name} writes into a part of a map, so what it sees depends on the position"
                 self._seen[tensor] = Seen(reason=reason)
 
     def run_described(self, rule: Callable[..., Reach], function: Function, args: Any, kwargs: Any) -> Any:
-        """Run a function whose reach is told."""
+        """Run a function whose reach is stated."""
         result = self.run_paused(function, args, kwargs)
         tensors = _tensors((args, kwargs))
         call = Call(function.__name__, {}, [(tensor, self.seen(tensor)) for tensor in tensors], _tensors(result)[0])
@@ -216,14 +215,14 @@ class Trace(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leaves
         return result
 
     def run_linear(self, function: Function, args: Any, kwargs: Any) -> Any:
-        """Run a dense layer, which torch would take apart into reshapes and a product of matrices."""
+        """Run a dense layer, which torch would split into reshapes and a matrix product."""
         result = self.run_paused(function, args, kwargs)
         arguments = dict(zip(("input", "weight", "bias"), args, strict=False)) | kwargs
         self._set(result, self._apply(linear, self._call("linear", arguments, result)))
         return result
 
     def run_paused(self, function: Function, args: Any, kwargs: Any) -> Any:
-        """Run a function whose inside is not traced."""
+        """Run a function without tracing its inside."""
         was_paused, self._is_paused = self._is_paused, True
         try:
             return function(*args, **kwargs)
@@ -232,7 +231,7 @@ class Trace(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leaves
 
 
 class _DenseLayers(TorchFunctionMode):
-    """Finds dense layers before torch takes them apart."""
+    """Finds dense layers before torch splits them."""
 
     def __init__(self, trace: Trace) -> None:
         super().__init__()
@@ -287,7 +286,7 @@ def _tensors(values: Any) -> list[Tensor]:
 
 
 def _on_one_device(values: Any) -> Any:
-    """Constants that a network makes on another device lose their values too, where they meet the image."""
+    """Constants that a network makes on another device also lose their values once they meet the image."""
     tensors = _tensors(values)
     if len({tensor.device.type for tensor in tensors}) < 2:
         return values
@@ -303,7 +302,7 @@ def _named(func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> d
 
 
 def _multiply_adds(name: str, args: tuple[Any, ...], result: Any) -> int:
-    """Multiplications of a convolution or a product of matrices; biases do not count."""
+    """Multiplications of a convolution or a matrix product; biases do not count."""
     if name == "convolution":
         features, weight, is_transposed = args[0], args[1], args[6]
         return int((features if is_transposed else result).numel() * weight[0].numel())

@@ -8,12 +8,12 @@ Our deviations:
 
 - an image of any size goes in: it is padded at the right and bottom to the stride, the logits are cropped back. The
   paper classifies 224 x 224 windows, one around each object proposal, and puts their scores together;
-- fc6, 7 x 7, is padded by 3 and its mirror image cropped by 3, so that the deepest features keep their size. On the
-  paper's windows these have 7 x 7 cells, of which fc6 makes one and its mirror image 7 x 7 again;
-- convolutions before a normalisation have no bias, which it would take away again: with 3 channels and 21 classes
-  251,788,949 parameters, where the paper's have 16,704 such biases more; both are 251.8 M;
-- there is no dropout unless told otherwise; it then stands after fc6 and fc7, as in VGG16;
-- it is trained as any network here, not in the paper's two stages.
+- fc6, 7 x 7, is padded by 3 and its mirror image cropped by 3, so that the deepest features keep their size. In the
+  paper these have 7 x 7 cells, which fc6 reduces to one and its mirror image enlarges to 7 x 7 again;
+- convolutions before a normalisation have no bias, since the normalisation would cancel it: with 3 channels and 21
+  classes 251,788,949 parameters, 16,704 fewer than the paper's; both round to 251.8 M;
+- dropout is off by default; if on, it follows fc6 and fc7, as in VGG16;
+- it is trained like any network here, not in the paper's two stages.
 """
 
 from typing import ClassVar, Literal
@@ -27,25 +27,25 @@ from pixelwise.models.base import Segmenter, check_at_least_one, check_dropout
 from pixelwise.models.segmentation.mirrored import POOLINGS, UnpoolingDecoder, pool_with_positions, vgg16_to_depth
 
 DENSE_MULTIPLE = 64  # channels of fc6 and fc7 for each of the first stage's: 4096 of VGG16's
-DENSE_KERNEL = 7  # cells of a side that VGG16's first dense layer sees
+DENSE_KERNEL = 7  # cells along each side of what VGG16's first dense layer sees
 
 
 class DeconvNet(Segmenter):
     """VGG16 with its dense layers as convolutions, then unpooling and transposed convolutions in reverse order.
 
     Takes N x in_channels x H x W float images of any size, already normalised; gives N x num_classes x H x W logits.
-    Exact for tiles in as far as maxima are clear: see `layers.MaxPoolPositions`.
+    Exact for tiles wherever maxima are clear: see `layers.MaxPoolPositions`.
 
     Args:
         in_channels: C of the image.
         num_classes: K.
         width: channels of the first stage; 64 is the paper's. fc6 and fc7 have 64 times as many.
         norm: "batch", "group" or "none".
-        dropout: probability that a value is dropped after fc6 and after fc7.
+        dropout: probability of dropping a value after fc6 and after fc7.
 
     Raises:
         SettingError: a setting makes no sense.
-        ModelError: (forward) the images have other channels; or a single cell is all that batch norm would train on.
+        ModelError: (forward) as in `Segmenter`.
 
     >>> import torch
     >>> DeconvNet(num_classes=5, width=2)(torch.zeros(1, 3, 50, 17)).shape

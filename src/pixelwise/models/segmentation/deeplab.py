@@ -10,23 +10,22 @@ Our deviations, in both:
 
 - an image of any size goes in: it is padded at the right and bottom to the stride, the logits are cropped back;
 - the enlargements align areas, not corners (`align_corners=False`);
-- on a backbone that comes in any width, such as VGG16, `width` scales the backbone, too.
+- `width` also scales a backbone of variable width, such as VGG16.
 
 In DeepLabV2:
 
-- there is no conditional random field (section 3.3 there) after the network, and no fusion of several scales of the
-  image;
-- convolutions of the branches' hidden layers are normalised (batch norm unless told otherwise);
-- the poolings of VGG16 are those of the classifier (2 x 2), the last one dilated like the convolutions before it,
-  where the authors' code has 3 x 3 without dilation;
-- with an output stride of 16 the rates are half as large.
+- no conditional random field (its section 3.3) follows the network, and it does not fuse several scales of the image;
+- the convolutions of the branches' hidden layers are normalised (by batch norm unless set otherwise);
+- VGG16 keeps the classifier's poolings of 2 x 2, the last one dilated like the convolutions before it, where the
+  authors' code has 3 x 3 without dilation;
+- at an output stride of 16 the rates are half as large.
 
 In DeepLabV3+:
 
 - the backbone is a ResNet-101, one of the paper's two, or any other; the paper's better one is a modified Xception;
-- the image branch has a bias in place of a normalisation (see `layers.AtrousSpatialPyramidPooling`);
-- with `image_branch=False` nothing pools over the whole image, so that tiles give the whole image exactly;
-- dropout stands after the pyramid, as in the authors' code; the paper names none;
+- the image branch has a bias instead of a normalisation (see `layers.AtrousSpatialPyramidPooling`);
+- with `image_branch=False` nothing pools over the whole image, so that tiles reproduce the whole image exactly;
+- dropout follows the pyramid, as in the authors' code; the paper does not mention any;
 - `auxiliary=True` adds PSPNet's second head, which the paper does not have.
 """
 
@@ -59,30 +58,30 @@ LOW_WIDTH = 48  # channels that it reduces them to, at a width of 256
 
 
 class DeepLabV2(Segmenter):
-    """Atrous convolutions at several rates side by side, whose logits are added up; exact for tiles.
+    """Atrous convolutions at several rates, side by side, whose logits are added up; exact for tiles.
 
     Takes N x in_channels x H x W float images of any size, already normalised; gives N x num_classes x H x W logits.
 
     A branch has one of two forms. With hidden layers it is a 3 x 3 atrous convolution, a 1 x 1 convolution and a
-    1 x 1 classifier (fc6, fc7, fc8: section 4.1.2 and figure 7 of the paper, on VGG16). Without, the atrous
-    convolution is the classifier: the form of the ResNet-101 that the authors published; the paper does not say.
+    1 x 1 classifier (fc6, fc7, fc8: section 4.1.2 and figure 7 of the paper, on VGG16). Without hidden layers the
+    atrous convolution itself is the classifier, as in the authors' published ResNet-101; the paper does not say.
 
     Args:
         in_channels: C of the image.
         num_classes: K.
-        width: channels of the two hidden layers of a branch. None: as published, 1024 on vgg16, and no hidden layers
-            on any other backbone. It also scales a backbone that comes in any width.
-        backbone: a name that `make_backbone` knows; "vgg16" and "resnet101" are the paper's.
+        width: channels of a branch's two hidden layers. None: as published, 1024 on vgg16, and no hidden layers on any
+            other backbone. It also scales a backbone of variable width.
+        backbone: a name that `make_backbone` knows; the paper uses "vgg16" and "resnet101".
         head: "aspp", four branches with rates 6, 12, 18 and 24; or "largefov", one with rate 12.
-        norm: "batch", "group", with which it is not exact, or, on vgg16 and its like, "none".
-        dropout: probability that a value is dropped after each hidden layer, or, without these, of the deepest
-            features. None: as published, 0.5 with hidden layers, none without.
-        output_stride: 8 as in the paper, or 16, with half the rates: pixels of a side that a cell of the deepest
-            features stands for.
+        norm: "batch"; "group", which makes it inexact; or "none", on vgg16 and other chains.
+        dropout: probability of dropping a value after each hidden layer, or, without hidden layers, of the deepest
+            features. None: as published, 0.5 with hidden layers, 0 without.
+        output_stride: image pixels along each side of a cell of the deepest features: 8 as in the paper, or 16 with
+            half the rates.
 
     Raises:
         SettingError: a setting makes no sense.
-        ModelError: (forward) the images have other channels; or a single cell is all that batch norm would train on.
+        ModelError: (forward) as in `Segmenter`.
 
     >>> DeepLabV2(num_classes=5, width=8, backbone="resnet18").eval()(torch.zeros(1, 3, 31, 17)).shape
     torch.Size([1, 5, 31, 17])
@@ -111,7 +110,7 @@ class DeepLabV2(Segmenter):
         check_dropout(dropout)
         check_output_stride(output_stride, OUTPUT_STRIDES)
         if head not in SUMMED_RATES:
-            raise SettingError(f"model.head: there is no head {head!r}; {near(head, SUMMED_RATES)}")
+            raise SettingError(f"model.head: unknown head {head!r}; {near(head, SUMMED_RATES)}")
         scale = 1.0 if width is None else width / SUMMED_WIDTH
         encoder = make_scaled_backbone(backbone, in_channels, scale, norm, output_stride)
         super().__init__(in_channels, num_classes, encoder.stride)
@@ -148,7 +147,7 @@ def _branch(
 
 
 class DeepLabV3Plus(Segmenter):
-    """Atrous spatial pyramid pooling, then a small decoder that takes features of a quarter of the resolution.
+    """Atrous spatial pyramid pooling, then a small decoder that adds features at a quarter of the image's resolution.
 
     Takes N x in_channels x H x W float images of any size, already normalised; gives N x num_classes x H x W logits.
 
@@ -156,19 +155,19 @@ class DeepLabV3Plus(Segmenter):
         in_channels: C of the image.
         num_classes: K.
         width: channels of the pyramid and the decoder; the finer features are reduced to 48 / 256 of it. It also
-            scales a backbone that comes in any width.
+            scales a backbone of variable width.
         backbone: a name that `make_backbone` knows, with features of stride 4.
-        norm: "batch", "group" or, on vgg16 and its like, "none".
-        dropout: probability that a value is dropped after the pyramid.
-        output_stride: 16, with rates of 6, 12 and 18, or 8, with twice these: pixels of a side that a cell of the
-            deepest features stands for.
-        auxiliary: classify the stage before the last, too, for a second loss.
+        norm: "batch", "group", or "none" on vgg16 and other chains.
+        dropout: probability of dropping a value after the pyramid.
+        output_stride: image pixels along each side of a cell of the deepest features: 16, with rates of 6, 12 and 18,
+            or 8, with twice these rates.
+        auxiliary: also classify the stage before the last, for a second loss.
         image_branch: join the mean over the whole image to the pyramid; without it the network is exact for tiles
             (unless `norm` is "group").
 
     Raises:
         SettingError: a setting makes no sense, or the backbone has no features of stride 4.
-        ModelError: (forward) the images have other channels; or a single cell is all that batch norm would train on.
+        ModelError: (forward) as in `Segmenter`.
 
     >>> DeepLabV3Plus(num_classes=5, width=8, backbone="resnet18").eval()(torch.zeros(1, 3, 31, 17)).shape
     torch.Size([1, 5, 31, 17])
@@ -226,10 +225,10 @@ class DeepLabV3Plus(Segmenter):
 
 
 def _low_level(backbone: Backbone, name: str) -> int:
-    """The place of the features that the decoder takes."""
+    """The index of the features that the decoder takes."""
     if LOW_STRIDE not in backbone.strides:
         raise SettingError(
-            f"model.backbone: {name} has features of strides {', '.join(map(str, backbone.strides))}, but the decoder "
-            f"needs some of stride {LOW_STRIDE}: take another backbone, such as resnet18 or vgg16."
+            f"model.backbone: {name} has features at strides {', '.join(map(str, backbone.strides))}, but the decoder "
+            f"needs features at stride {LOW_STRIDE}: use another backbone, such as resnet18 or vgg16."
         )
     return backbone.strides.index(LOW_STRIDE)

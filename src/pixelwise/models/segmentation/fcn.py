@@ -1,4 +1,4 @@
-"""FCN-32s, FCN-16s, FCN-8s: a classifier whose dense layers are convolutions, so that it classifies every place.
+"""FCN-32s, FCN-16s, FCN-8s: a classifier whose dense layers are convolutions, so that it classifies every position.
 
 Shapes: N images, C channels, H x W pixels, K classes; "features at stride s" have H / s x W / s cells.
 
@@ -7,16 +7,16 @@ Paper: Long, Shelhamer, Darrell 2015, arXiv:1411.4038.
 Our deviations:
 
 - an image of any size goes in: it is padded at the right and bottom to the stride, the logits are cropped back;
-- fc6, 7 x 7, is padded by 3, where the paper adds 100 pixels around the image; so the crops are symmetrical and known
-  beforehand: half a stride on each side of a transposed convolution;
-- convolutions are normalised (batch norm unless told otherwise) and have no bias then, fc6 and fc7 among them;
+- fc6, 7 x 7, is padded by 3, where the paper adds 100 pixels around the image; the crops are therefore symmetrical and
+  known beforehand: half a stride on each side of a transposed convolution;
+- convolutions, fc6 and fc7 included, are normalised (by batch norm unless set otherwise) and then have no bias;
 - all transposed convolutions are trained, from a bilinear start; in the paper the last one stays bilinear;
-- the deepest score layer starts as other layers do, so that the first step reaches what is below; those of the skips
-  start at zero, as all of the paper's;
-- on another backbone than VGG16 the skips are its features at strides 8 and 16, and in place of fc6 and fc7 come a
-  3 x 3 and a 1 x 1 convolution of a quarter of its deepest channels, at least 64: in VGG16's own proportions they
-  would dwarf a small backbone;
-- the network is trained as a whole, not one form after the other.
+- the deepest score layer is initialised like other layers, so that the first step reaches the layers below; those of
+  the skips start at zero, like all of the paper's;
+- on a backbone other than VGG16 the skips are its features at strides 8 and 16, and fc6 and fc7 are replaced by a
+  3 x 3 and a 1 x 1 convolution with a quarter of its deepest channels, at least 64: in VGG16's proportions they would
+  dwarf a small backbone;
+- the network is trained as a whole, not one form after another.
 
 With 3 channels, 21 classes and norm "none", FCN-8s on VGG16 has 134,489,759 parameters:
 
@@ -42,7 +42,7 @@ from pixelwise.models.base import Segmenter, check_at_least_one, check_dropout
 
 STRIDE = 32  # of the deepest features
 DENSE_MULTIPLE = 64  # channels of fc6 and fc7 for each of VGG16's first: 4096 of 64
-DENSE_KERNEL = 7  # cells of a side that VGG16's first dense layer sees
+DENSE_KERNEL = 7  # cells along each side of what VGG16's first dense layer sees
 SMALLEST_HEAD = 64  # channels
 
 
@@ -50,22 +50,22 @@ class FCN(Segmenter):
     """What the three forms share; they differ in the finest features that they score.
 
     Takes N x in_channels x H x W float images of any size, already normalised; gives N x num_classes x H x W logits.
-    The deepest features, at stride 32, are scored; the scores are doubled and added to those of finer features until
-    the finest of the form, and enlarged to the image from there. Outside of the image the transposed convolutions
-    see zeros.
+    The deepest features, at stride 32, are scored. Their scores are repeatedly doubled in size and added to those of
+    finer features, down to the form's finest stride, and from there enlarged to the image's size. Outside the image
+    the transposed convolutions see zeros.
 
     Args:
         in_channels: C of the image.
         num_classes: K.
-        width: channels of VGG16's first convolutions, of which fc6 and fc7 have 64 times as many; or what
-            `make_backbone` says of another backbone. None: as published.
-        backbone: a name that `make_backbone` knows; it needs features at stride 32 and at those of the form's skips.
+        width: channels of VGG16's first convolutions; fc6 and fc7 have 64 times as many. For another backbone, see
+            `make_backbone`. None: as published.
+        backbone: a name that `make_backbone` knows; it needs features at stride 32 and at the strides of the skips.
         norm: "batch", "group" or "none".
-        dropout: probability that a value is dropped after fc6 and after fc7.
+        dropout: probability of dropping a value after fc6 and after fc7.
 
     Raises:
-        SettingError: a setting makes no sense, or the backbone lacks features that the form scores.
-        ModelError: (forward) the images have other channels; or a single cell is all that batch norm would train on.
+        SettingError: a setting makes no sense, or the backbone lacks features that the form needs.
+        ModelError: (forward) as in `Segmenter`.
     """
 
     small: ClassVar = {"backbone": "vgg16", "width": 16}
@@ -108,7 +108,7 @@ class FCN(Segmenter):
         self._start()
 
     def _start(self) -> None:
-        """The weights that are not the backbone's nor an upsampling's."""
+        """Initialise all weights but those of the backbone and of the upsamplings."""
         self.head.apply(he_start)
         self.score.apply(he_start)
         for score in self.skip_scores.parameters():
@@ -116,7 +116,7 @@ class FCN(Segmenter):
 
     @override
     def encoder(self) -> list[nn.Module]:
-        """The backbone, and what stands for the classifier's dense layers on VGG16."""
+        """The backbone, and on VGG16 the convolutions that were the classifier's dense layers."""
         return [self.backbone, self.head] if self.backbone.name == "vgg16" else super().encoder()
 
     @override
@@ -134,7 +134,7 @@ class FCN(Segmenter):
 
 
 class FCN32s(FCN):
-    """FCN whose scores come from the deepest features alone.
+    """FCN whose scores come from the deepest features only.
 
     >>> import torch
     >>> FCN32s(num_classes=5, width=1)(torch.zeros(1, 3, 50, 17)).shape
@@ -172,8 +172,8 @@ def _channels_at(strides: Sequence[int], backbone: Backbone, form: str) -> list[
     if backbone.stride != strides[0] or not channels.keys() >= set(strides):
         needed, found = (", ".join(map(str, sorted(group))) for group in (strides, backbone.strides))
         raise SettingError(
-            f"model.backbone: {form} scores features at the strides {needed}, the last being the largest, but those "
-            f"of {backbone.name} have {found}: use another backbone, such as vgg16 or resnet18."
+            f"model.backbone: {form} needs features at strides {needed} and none coarser, but {backbone.name} has them "
+            f"at {found}: use another backbone, such as vgg16 or resnet18."
         )
     return [channels[stride] for stride in strides]
 

@@ -1,24 +1,22 @@
-"""Gated-SCNN: a thin stream for shapes beside the network for regions, and gates that let the regions clean it.
+"""Gated-SCNN: a thin stream for shapes beside the network for regions, which cleans the shapes through gates.
 
 Shapes: N images, C channels, H x W pixels, K classes; F features of the finest map, at H / f x W / f.
 
 Paper: Takikawa et al. 2019, arXiv:1907.05740. The regular stream is any backbone. The shape stream starts from its
 finest features and is gated by three deeper ones (section 3.1, equations 1 and 2); it draws class boundaries. Atrous
-spatial pyramid pooling joins them with the deepest features (section 3, fusion module), and a decoder as that of
-DeepLabV3+ (Chen et al. 2018, arXiv:1802.02611) gives the logits. The losses that the paper trains it with, on the
-boundaries and on their agreement with the logits, are in `pixelwise.losses`.
+spatial pyramid pooling joins the boundaries with the deepest features (section 3, fusion module), and a decoder like
+that of DeepLabV3+ (Chen et al. 2018, arXiv:1802.02611) gives the logits. The paper's losses of the boundaries and of
+their agreement with the logits are in `pixelwise.losses`.
 
 Our deviations:
 
-- the regular stream is a ResNet-50 by default, one of the paper's own choices; its best figures are of a
-  WideResNet-38. Its three last features are the gates;
-- the shape stream works at the resolution of the backbone's finest features (half of the image's in a ResNet,
-  whose first convolution has a stride of 2) and its boundaries are enlarged to the image's, where the paper's runs at
-  the image's own;
-- the image gradients are Sobel magnitudes of the mean over channels, as operators of the network. The paper takes
-  Canny edges: their hysteresis follows an edge as far as it goes, so that one pixel may depend on the whole image,
-  and they are no part of the network;
-- boundaries come to the resolution of the pyramid as means over its cells, so that tiles agree with the image;
+- the regular stream is a ResNet-50 by default, one of the paper's own choices; its best figures come from a
+  WideResNet-38. Its last three features are the gates;
+- the shape stream works at the resolution of the backbone's finest features (half the image's in a ResNet, whose
+  first convolution has a stride of 2), and its boundaries are then enlarged; the paper's works at full resolution;
+- the image gradients are Sobel magnitudes of the mean over channels, computed by the network itself. The paper computes
+  Canny edges outside of it: their hysteresis follows an edge to its end, so that a pixel may depend on the whole image;
+- boundaries are reduced to the resolution of the pyramid as means over its cells, so that tiles agree with the image;
 - upsampling aligns areas (`align_corners=False`), and an image of any size goes in.
 """
 
@@ -61,13 +59,13 @@ class GSCNN(Segmenter):
     Args:
         in_channels: C of the image.
         num_classes: K.
-        backbone: name of the regular stream; at least three features.
+        backbone: name of the regular stream, which needs at least three features.
         width: channels of the pyramid and the decoder; those of the shape stream are 1/4 to 1/32 of it. It also scales
-            a backbone that comes in any width.
+            a backbone of variable width.
         norm: "batch", "group" or "none".
         output_stride: stride of the deepest features, 8 or 16. The rates of the pyramid are 6, 12, 18 at 16, twice
             that at 8.
-        image_branch: join the mean over the image, too, as the paper does; the network is exact without.
+        image_branch: also join the mean over the image, as the paper does; without it the network is exact.
 
     Raises:
         SettingError: a setting makes no sense.
@@ -115,7 +113,7 @@ class GSCNN(Segmenter):
         )
         self.head = nn.Conv2d(width, num_classes, kernel_size=1)
         start_heads(self)
-        nn.init.normal_(self.shapes.head.weight, std=0.01)  # no opinion about boundaries to begin with
+        nn.init.normal_(self.shapes.head.weight, std=0.01)  # undecided about boundaries at first
 
     @override
     def outputs_on_grid(self, images: Tensor) -> dict[str, Tensor]:
@@ -131,9 +129,9 @@ class GSCNN(Segmenter):
 
 
 def _scaled(count: int, width: int) -> int:
-    """Channels at that width where the published network has `count` at 256.
+    """Channels at that width where the published network, of width 256, has `count`.
 
-    At least two, as the scale of a single channel is undone by the next normalisation, so that it would not train.
+    At least two: the next normalisation would undo the scale of a single channel, which could then not train.
     """
     return max(count * width // WIDTH, 2)
 
@@ -141,16 +139,16 @@ def _scaled(count: int, width: int) -> int:
 def _check_features(backbone: str, strides: Sequence[int]) -> None:
     if len(strides) < GATES:
         raise SettingError(
-            f"model.backbone: {backbone} has {len(strides)} feature map(s), but three of them gate the shape stream: "
-            f"take another one, such as resnet18."
+            f"model.backbone: {backbone} has {len(strides)} feature map(s), but the shape stream needs three as "
+            f"gates: use another backbone, such as resnet18."
         )
 
 
 class ImageGradients(nn.Module):
     """How steep the image is: magnitudes of its Sobel gradients.
 
-    Takes N x C x H x W, gives N x 1 x H x W: of the mean over channels, in value per pixel (the Sobel weights divided
-    by 8); the border repeats itself. A magnitude is at least 1e-6, where its gradient is finite.
+    Takes N x C x H x W, gives N x 1 x H x W: the gradient of the mean over channels, in value per pixel (the Sobel
+    weights divided by 8); border pixels are repeated. A magnitude is at least 1e-6, so that its own gradient is finite.
 
     >>> ramp = torch.arange(4.0).expand(1, 3, 3, 4)
     >>> ImageGradients()(ramp)[0, 0, 1]
@@ -175,15 +173,15 @@ class ShapeStream(nn.Module):
     """Residual blocks at a fine resolution, each followed by a gate that a deeper feature map opens.
 
     Takes the feature maps of a backbone, finest first; gives edge logits, N x 1 x the size of the finest. A gate sees
-    one value a pixel of its deeper map, narrowed by a 1 x 1 convolution and enlarged to the finest.
+    one value for each pixel of its deeper map, reduced by a 1 x 1 convolution and enlarged to the finest.
 
-    Source: Takikawa et al. 2019, arXiv:1907.05740, sections 3 and 3.1; the numbers of channels are those of the network
-    that the authors published.
+    Source: Takikawa et al. 2019, arXiv:1907.05740, sections 3 and 3.1, with the channels of the authors' published
+    network.
 
     Args:
         channels: of the backbone's feature maps.
         strides: of the backbone's feature maps, in input pixels.
-        width: at 256 the stream has 64 channels, and 32, 16, 8 after the gates.
+        width: at 256 the stream has 64 channels, then 32, 16 and 8 after the gates.
         norm: a name in `layers.NORMS`.
 
     >>> stream = ShapeStream([8, 16, 32], [1, 2, 4], width=32, norm="batch")
@@ -196,7 +194,7 @@ class ShapeStream(nn.Module):
         shapes = [_scaled(count, width) for count in SHAPES]
         self.factors = [stride // strides[0] for stride in strides[-GATES:]]
         self.enter = nn.Conv2d(channels[0], shapes[0], kernel_size=1)
-        # No bias: the gate's normalisation would take it away again, and without one the gate has its own.
+        # No bias: the gate's normalisation would cancel it, and without a normalisation the gate has its own.
         self.reduce = nn.ModuleList(nn.Conv2d(count, 1, kernel_size=1, bias=False) for count in channels[-GATES:])
         self.blocks = nn.ModuleList(ResidualBlock(count, count, norm) for count in shapes[:-1])
         self.gates = nn.ModuleList(GatedConvolution(count, 1, after, norm) for count, after in pairwise(shapes))

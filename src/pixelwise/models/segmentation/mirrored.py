@@ -4,8 +4,8 @@ Shapes: N images, C channels, H x W pixels; both sides are multiples of 2**depth
 
 Papers: Noh et al. 2015, arXiv:1505.04366; Badrinarayanan et al. 2017, arXiv:1511.00561.
 
-Every max pooling keeps the positions of its maxima. On the way up, values go back to these positions, and
-convolutions make dense maps of the sparse ones.
+Every max pooling keeps the positions of its maxima. On the way up, values return to these positions, and convolutions
+turn the sparse maps into dense ones.
 """
 
 from collections.abc import Callable, Sequence
@@ -22,14 +22,14 @@ from pixelwise.layers import MaxPoolPositions, MaxUnpool
 POOLINGS = sum(isinstance(layer, Pool) for layer in VGG16.layers)  # 5
 
 LayerMaker = Callable[[int, int], nn.Module]
-"""Makes a layer from its input and output channels; the layer keeps height and width."""
+"""Makes a layer from its numbers of input and output channels; the layer keeps height and width."""
 
 
 def vgg16_to_depth(in_channels: int, width: int, depth: int, norm: str) -> ChainBackbone:
-    """VGG16 up to and with its pooling number `depth`.
+    """VGG16 up to and including its pooling number `depth`.
 
     Raises:
-        SettingError: a number is below 1, or there is no such normalisation.
+        SettingError: a number is below 1, or the normalisation is unknown.
 
     >>> vgg16_to_depth(3, width=4, depth=2, norm="batch").channels
     [4, 8, 8]
@@ -42,13 +42,13 @@ def vgg16_to_depth(in_channels: int, width: int, depth: int, norm: str) -> Chain
 def pool_with_positions(
     backbone: ChainBackbone, images: Tensor, pool: MaxPoolPositions, drop: nn.ModuleList | None = None
 ) -> tuple[Tensor, list[Tensor]]:
-    """Run a backbone whose poolings are 2 x 2, and note where each maximum stood.
+    """Run a backbone whose poolings are 2 x 2, and note the position of each maximum.
 
     Args:
-        backbone: such as `vgg16_to_depth` gives.
+        backbone: as `vgg16_to_depth` makes it.
         images: N x C x H x W, sides multiples of 2**depth.
         pool: takes the place of the backbone's poolings.
-        drop: what follows each pooling; None: nothing.
+        drop: follows each pooling; None: nothing does.
 
     Returns:
         N x C' x H / 2**depth x W / 2**depth features, and the positions of each pooling's maxima, finest first.
@@ -74,15 +74,15 @@ def pool_with_positions(
 class UnpoolingDecoder(nn.Module):
     """The stages of VGG16 mirrored: unpooling, then as many layers as the stage has convolutions.
 
-    Takes the deepest features and the positions that `pool_with_positions` gives; gives N x C x H x W, where C is
-    what the last layer makes of the first stage's channels. The last layer of a stage brings the channels to those
-    of the next finer one.
+    Takes the deepest features and the positions that `pool_with_positions` returns; gives N x C x H x W, where C is
+    the number of channels of the last layer. The last layer of a stage changes the channels to those of the next finer
+    stage.
 
     Args:
         channels: of each stage, finest first; as many stages as poolings.
         layer: makes a layer.
-        last: makes the very last layer in its place; None: `layer` does.
-        dropout: probability that a value is dropped after each stage of the deeper half.
+        last: makes the very last layer; None: `layer` makes it, too.
+        dropout: probability of dropping a value after each stage of the deeper half.
 
     >>> import torch
     >>> from pixelwise.layers import ConvNormAct
@@ -114,7 +114,7 @@ class UnpoolingDecoder(nn.Module):
 
 
 def convolutions_of(stage: int) -> int:
-    """How many convolutions VGG16 has before its pooling number `stage`, counted from 0.
+    """How many convolutions VGG16 has in stage `stage`, counted from 0: between one pooling and the next.
 
     >>> [convolutions_of(stage) for stage in range(POOLINGS)]
     [2, 2, 3, 3, 3]
@@ -124,7 +124,7 @@ def convolutions_of(stage: int) -> int:
 
 
 def deeper_half(depth: int, dropout: float) -> nn.ModuleList:
-    """Dropout for the deeper half of `depth` levels, the middle one among them; the others pass their values on.
+    """Dropout for the deeper half of `depth` levels, including a middle one; the others pass their values on.
 
     >>> [type(module).__name__ for module in deeper_half(3, 0.5)]
     ['Identity', 'Dropout', 'Dropout']

@@ -1,23 +1,22 @@
-"""The sliding-window classifier that fully convolutional networks replaced, and what casts a classifier to one.
+"""The sliding-window classifier that fully convolutional networks replaced, and how to turn it into one of them.
 
 Shapes: N images, C channels, H x W pixels, K classes; a patch has P x P pixels, a classifier a step of S pixels.
 
 Papers: Farabet et al. 2013, "Learning hierarchical features for scene labeling",
 https://doi.org/10.1109/TPAMI.2012.231; Ciresan et al. 2012, "Deep neural networks segment neuronal membranes in
-electron microscopy images", NIPS: each pixel is classified by the patch around it. That a classifier slides over an
-image as a convolution: Sermanet et al. 2014, arXiv:1312.6229 (OverFeat), section 3.5, and Long et al. 2015,
-arXiv:1411.4038, section 3.1. That its poolings need no steps then: Giusti et al. 2013, arXiv:1302.1700 (fragments
-of maps), which dilation writes as one map.
+electron microscopy images", NIPS: each pixel is classified by the patch around it. Sermanet et al. 2014,
+arXiv:1312.6229 (OverFeat), section 3.5, and Long et al. 2015, arXiv:1411.4038, section 3.1, slide a classifier over an
+image as a convolution. Giusti et al. 2013, arXiv:1302.1700, do without the steps of its poolings, by fragments of maps
+that dilation computes as one map.
 
 Our deviations, all of them in `Patch`:
 
-- one scale, one network: Farabet's classifier sees three scales, and segments average what it says; Ciresan's
-  entry averages several networks of two patch sizes;
-- all layers but the last are normalised (batch norm unless told otherwise), and have no bias then; ReLU instead of
-  tanh;
-- outside the image a patch sees zeros, which is the mean colour of a normalised image, where Ciresan mirrors it;
-- it trains on all pixels of a crop at once, as any network here, not on patches drawn at random; batch norm counts
-  each value of a map once, not once for each patch that holds it.
+- one scale, one network: Farabet's classifier sees three scales, and its results are averaged over segments; Ciresan
+  averages several networks of two patch sizes;
+- all layers but the last are normalised (by batch norm unless set otherwise) and then have no bias; ReLU replaces tanh;
+- outside the image a patch sees zeros, the mean colour of a normalised image, where Ciresan mirrors the image;
+- it trains on all pixels of a crop at once, like any network here, not on random patches; batch norm counts each value
+  of a map once, not once for each patch that contains it.
 """
 
 import copy
@@ -36,11 +35,11 @@ from pixelwise.layers import NORMS, he_start
 from pixelwise.models.base import Segmenter, check_at_least_one, check_dropout
 
 KERNELS = (4, 4, 5)  # of the three convolutions, a pooling by 2 after each: 65 -> 62 | 31 -> 28 | 14 -> 10 | 5
-PATCH = 65  # pixels a side: odd, so that its middle is a pixel, and no pooling leaves a rest
-MAP = 5  # pixels a side that the dense layers see of it
+PATCH = 65  # pixels on each side: odd, so that its middle is a pixel, and every pooling divides evenly
+MAP = 5  # pixels on each side of the map that the dense layers see
 
 PARTS = ("features", "avgpool", "flatten", "classifier")
-"""Children that a module which is no `nn.Sequential` may have, in the order in which it applies them."""
+"""Children that a module other than an `nn.Sequential` may have, in the order in which it applies them."""
 
 POINTWISE = (
     nn.Identity, nn.Dropout, nn.Dropout2d, nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.GELU, nn.SiLU, nn.Hardswish,
@@ -53,10 +52,10 @@ ADAPTIVE = (nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d)
 class Patch(Segmenter):
     """Classifies each pixel by the 65 x 65 pixels around it: three convolutions with poolings, two dense layers.
 
-    Takes N x in_channels x H x W float images, already normalised; gives N x num_classes x H x W logits. All
-    pixels are classified at once: the classifier's steps are 1 and its kernels dilated instead, its dense layers
-    are convolutions. The result is that of `slide(patch.classifier, ...)` over the image with 32 zeros around it,
-    about a hundred times faster. Both have to be in eval mode for that, so that batch norm and dropout stand still.
+    Takes N x in_channels x H x W float images, already normalised; gives N x num_classes x H x W logits. All pixels
+    are classified at once: instead of the classifier's steps the kernels are dilated, and its dense layers are
+    convolutions. The result equals that of `slide(patch.classifier, ...)` over the image with 32 zeros around it, and
+    comes about a hundred times faster. Both must be in eval mode for that, so that batch norm and dropout stand still.
 
     Args:
         in_channels: C of the image.
@@ -64,7 +63,7 @@ class Patch(Segmenter):
         width: filters of each convolution.
         hidden: values of the first dense layer.
         norm: "batch" or "none"; group norm would make a pixel depend on all others.
-        dropout: probability that a value of the first dense layer is dropped.
+        dropout: probability of dropping a value of the first dense layer.
 
     Raises:
         SettingError: a setting makes no sense.
@@ -97,7 +96,7 @@ class Patch(Segmenter):
 
     @property
     def classifier(self) -> nn.Sequential:
-        """A classifier of single patches with this network's weights (a copy): N x C x 65 x 65 -> N x K logits."""
+        """A classifier of single patches with a copy of this network's weights: N x C x 65 x 65 -> N x K logits."""
         classifier = self._plain_classifier()
         own = self.layers.state_dict().values()
         weights = {
@@ -121,7 +120,7 @@ class Patch(Segmenter):
 
     @override
     def outputs_on_grid(self, images: Tensor) -> dict[str, Tensor]:
-        """The logits of every pixel; as many zeros around the image as a patch sees of it beside its middle."""
+        """The logits of every pixel; zeros surround the image, so that a patch fits around each of its pixels."""
         around = PATCH // 2
         return {"logits": self.layers(F.pad(images, (around, around, around, around)))}
 
@@ -140,10 +139,7 @@ def _check_norm(norm: str) -> None:
 
 
 def _at_every_pixel(network: nn.Sequential) -> nn.Sequential:
-    """The same layers without steps: the taps of all that follows a step of 2 lie twice as far apart, and so on.
-
-    The layers are changed in place.
-    """
+    """Change layers in place to have no steps: after one of 2, the taps of all later layers lie twice as far apart."""
     step = 1
     for layer in network:
         if isinstance(layer, nn.Conv2d):
@@ -154,14 +150,14 @@ def _at_every_pixel(network: nn.Sequential) -> nn.Sequential:
 
 
 def slide(classifier: nn.Module, images: Tensor, patch: int, stride: int = 1) -> Tensor:
-    """Classify each window of the images on its own: what a fully convolutional network saves.
+    """Classify each window of the images on its own, the work that a fully convolutional network saves.
 
-    Nothing is added around the images: the windows lie inside. One row of windows is a batch.
+    All windows lie inside the images. One row of windows is a batch.
 
     Args:
         classifier: takes N x C x patch x patch, gives N x K logits.
         images: N x C x H x W, floating point.
-        patch: P, pixels a side of a window.
+        patch: P, pixels on each side of a window.
         stride: S, pixels from one window to the next.
 
     Returns:
@@ -178,7 +174,7 @@ def slide(classifier: nn.Module, images: Tensor, patch: int, stride: int = 1) ->
         raise SettingError(f"stride: must be at least 1 pixel, not {stride}.")
     if patch > min(images.shape[-2:]):
         size = f"{images.shape[-2]} x {images.shape[-1]}"
-        raise ModelError(f"a window of {patch} pixels a side does not fit into images of {size}: pad the images.")
+        raise ModelError(f"a window of {patch} x {patch} pixels does not fit into images of {size}: pad the images.")
     count = len(images)
     rows = []
     for row in images.unfold(2, patch, stride).unfold(3, patch, stride).unbind(2):  # N x C x W' x P x P each
@@ -188,29 +184,28 @@ def slide(classifier: nn.Module, images: Tensor, patch: int, stride: int = 1) ->
 
 
 def convolutionalize(classifier: nn.Module, image_size: int) -> nn.Sequential:
-    """Cast a classifier of images to a network that slides it over images of any size from its own on.
+    """Turn a classifier of images into a network that slides it over images of its own size or larger.
 
     A dense layer that sees C channels of h x w pixels is a convolution with a kernel of h x w on them; each later
-    one is a convolution of 1 x 1. The weights are copied. Where no layer pads (and no pooling has `ceil_mode`),
-    the result is that of `slide` at the classifier's stride, the product of its layers' strides; it may have a last
-    row or column more where the steps leave the last pixels of a window unseen, which then needs less room. A layer
-    that pads puts zeros around each window, where the convolutional form sees the image instead: the two then agree on
-    images of `image_size` alone.
+    dense layer is a convolution of 1 x 1. The weights are copied. Where no layer pads (and no pooling has `ceil_mode`),
+    the result is that of `slide` at the classifier's stride, the product of its layers' strides; it may have one more
+    row or column at the end if the steps skip the last pixels of a window, which then needs less room. A layer that
+    pads puts zeros around each window, where the convolutional form sees the image instead: the two then agree only on
+    images of `image_size`.
 
     Args:
-        classifier: takes N x C x image_size x image_size, gives N x K logits. An `nn.Sequential`, nested as it
-            likes; or a module with the children `features`, `avgpool`, `flatten` (both optional) and
-            `classifier`, applied in that order, which is the layout of torchvision's AlexNet and VGG. Layers:
-            convolutions, poolings, batch norm, local response norm, pointwise activations, dropout; then
-            `nn.Flatten` and dense layers. An adaptive pooling is left out where it changes nothing at that size,
-            and becomes a plain one where it leaves one pixel.
-        image_size: pixels a side that the classifier was made for.
+        classifier: takes N x C x image_size x image_size, gives N x K logits. An `nn.Sequential`, possibly nested; or
+            a module with the children `features`, `avgpool`, `flatten` (the last two optional) and `classifier`,
+            applied in that order, the layout of torchvision's AlexNet and VGG. Layers: convolutions, poolings, batch
+            norm, local response norm, pointwise activations, dropout; then `nn.Flatten` and dense layers. An adaptive
+            pooling is dropped if it changes nothing at that size, and becomes a plain one if it leaves one pixel.
+        image_size: pixels on each side of the images that the classifier was made for.
 
     Returns:
         Takes N x C x H x W, gives N x K x H' x W' with H' = 1 for H = image_size; in the classifier's mode.
 
     Raises:
-        ModelError: a layer that cannot be cast, or not in that place; a size that is not the classifier's.
+        ModelError: a layer cannot be converted, or not in its place; or `image_size` is not the classifier's.
 
     Source: Sermanet et al. 2014, arXiv:1312.6229, section 3.5; Long et al. 2015, arXiv:1411.4038, section 3.1.
 
@@ -228,7 +223,7 @@ def convolutionalize(classifier: nn.Module, image_size: int) -> nn.Sequential:
 
 
 def _cast_all(layers: Iterable[tuple[str, nn.Module]], values: Tensor) -> nn.Sequential:
-    """The named layers for maps. `values`: empty images, 1 x C x H x W, of the size that the classifier takes."""
+    """Convert the named layers. `values`: empty images, 1 x C x H x W, of the size that the classifier takes."""
     image_size, flat, network = values.shape[-1], False, nn.Sequential()
     for name, layer in layers:
         if isinstance(layer, nn.Flatten):
@@ -239,7 +234,7 @@ def _cast_all(layers: Iterable[tuple[str, nn.Module]], values: Tensor) -> nn.Seq
     if values.shape[-2:] != (1, 1):
         raise ModelError(
             f"the classifier ends with {_size(values)} for images of {image_size} x {image_size}, not with one value "
-            f"a class: end it with nn.Flatten and a dense layer, or give the image_size that it was made for."
+            f"for each class: end it with nn.Flatten and a dense layer, or give the image_size that it was made for."
         )
     return network
 
@@ -248,7 +243,7 @@ def _layers(module: nn.Module, name: str = "") -> Iterator[tuple[str, nn.Module]
     """The layers in the order in which they are applied, by their full names.
 
     Raises:
-        ModelError: (of the outermost module) it has other children than a classifier's.
+        ModelError: the outermost module has children other than a classifier's.
     """
     if type(module).forward is not nn.Sequential.forward:
         if name:
@@ -276,7 +271,7 @@ def _in_order(classifier: nn.Module) -> nn.Sequential:
 
 
 def _channels(layers: Iterable[tuple[str, nn.Module]], image_size: int) -> int:
-    """C of the images, by the first layer that has weights."""
+    """C of the images, derived from the first layer with weights."""
     values = torch.empty(1, 1, image_size, image_size, device="meta")
     for name, layer in layers:
         if isinstance(layer, nn.Conv2d):
@@ -287,11 +282,11 @@ def _channels(layers: Iterable[tuple[str, nn.Module]], image_size: int) -> int:
             return max(layer.in_features // values.numel(), 1)
         if isinstance(layer, SPATIAL + ADAPTIVE):
             values = _size_after(name, layer, values)
-    raise ModelError("the classifier has neither a convolution nor a dense layer, so there is nothing to slide.")
+    raise ModelError("the classifier has neither a convolution nor a dense layer: give one that has.")
 
 
 def _cast(name: str, layer: nn.Module, values: Tensor, flat: bool) -> nn.Module:
-    """The layer for maps: a copy, or a convolution with its weights. `values`: 1 x C x h x w that it gets."""
+    """Convert a layer: to a copy, or to a convolution with its weights. `values`: the 1 x C x h x w that it gets."""
     if isinstance(layer, POINTWISE) or (isinstance(layer, SPATIAL) and not flat):
         return copy.deepcopy(layer)
     if isinstance(layer, ADAPTIVE) and not flat:
@@ -301,11 +296,11 @@ def _cast(name: str, layer: nn.Module, values: Tensor, flat: bool) -> nn.Module:
     if isinstance(layer, nn.BatchNorm1d) and flat and values.shape[-2:] == (1, 1):
         return _as_batch_norm_of_maps(layer)
     if isinstance(layer, SPATIAL + ADAPTIVE):
-        why = "it stands after nn.Flatten, where no map is left"
+        why = "it comes after nn.Flatten, which leaves no map"
     elif isinstance(layer, nn.Linear):
         why = "a dense layer takes the values of a whole map: put nn.Flatten before it"
     elif isinstance(layer, nn.BatchNorm1d):
-        why = "put it after the first dense layer, whose values are one pixel each"
+        why = "put it after the first dense layer, where each value is one pixel"
     else:
         why = "only convolutions, poolings, batch norm, activations, dropout, nn.Flatten and dense layers can be cast"
     raise ModelError(f"{name} ({type(layer).__name__}) has no convolutional form: {why}.")
@@ -344,12 +339,12 @@ def _plain_pooling(name: str, layer: nn.Module, values: Tensor) -> nn.Module:
         return plain((height, width), stride=1)
     raise ModelError(
         f"{name} ({type(layer).__name__}) has no convolutional form: it pools {height} x {width} to {after[0]} x "
-        f"{after[1]} pixels, and would pool other sizes otherwise; give an image_size at which it changes nothing."
+        f"{after[1]} pixels, and would pool other sizes differently; give an image_size at which it changes nothing."
     )
 
 
 def _size_after(name: str, layer: nn.Module, values: Tensor) -> Tensor:
-    """An empty tensor of the size that the layer gives."""
+    """The layer's result without values."""
     try:
         result: Tensor = Trace(stride=1).run(layer, *values.shape[1:])
     except ModelError as error:
@@ -365,7 +360,7 @@ def _size(values: Tensor) -> str:
 
 
 def _check_forward(classifier: nn.Module, network: nn.Sequential, shape: tuple[int, ...]) -> None:
-    """Compare the two on one image: a module's forward may do more than apply its children.
+    """Compare the two on one image, since a module's forward may do more than apply its children.
 
     Raises:
         ModelError: they differ.
@@ -379,5 +374,5 @@ def _check_forward(classifier: nn.Module, network: nn.Sequential, shape: tuple[i
     if expected.shape != result.shape or (expected - result).abs().max() > 1e-3 * expected.abs().max():
         raise ModelError(
             f"{type(classifier).__name__}: its forward does more than apply {', '.join(PARTS)} in that order: give "
-            f"an nn.Sequential of all that it does."
+            f"an nn.Sequential that does all of it."
         )

@@ -1,4 +1,4 @@
-"""PSPNet: features beside their means over grids of a few bins, so that each pixel knows the scene it is in.
+"""PSPNet: features beside their means over coarse grids, so that each pixel knows the scene around it.
 
 Shapes: N images, C channels, H x W pixels, K classes; the deepest features have H / output_stride x
 W / output_stride cells.
@@ -8,14 +8,14 @@ Paper: Zhao, Shi, Qi, Wang, Jia 2017, arXiv:1612.01105.
 Our deviations:
 
 - an image of any size goes in: it is padded at the right and bottom to the stride, the logits are cropped back;
-- the deepest features are those of the classifier that `backbone` names, whose first layer is one 7 x 7 convolution
-  in a ResNet where the authors' code has three of 3 x 3;
-- the enlargements align areas, not corners (`align_corners=False`), and the mean over the whole image has a bias in
-  place of a normalisation (see `layers.PyramidPooling`);
-- on a backbone that comes in any width, such as VGG16, `width` scales the backbone, too;
-- the auxiliary head is there only with `auxiliary=True`: nothing but its own loss trains it.
+- the deepest features are those of the classifier named by `backbone`; in a ResNet its first layer is one 7 x 7
+  convolution where the authors' code has three of 3 x 3;
+- enlarging aligns areas, not corners (`align_corners=False`), and the mean over the whole image has a bias instead of
+  a normalisation (see `layers.PyramidPooling`);
+- `width` also scales a backbone of variable width, such as VGG16;
+- the auxiliary head exists only with `auxiliary=True`, as nothing but its own loss trains it.
 
-It pools over the whole image, so that tiles of it only come near the whole image.
+The network pools over the whole image, so that tiles only approximate the result for the whole image.
 """
 
 from collections.abc import Sequence
@@ -39,24 +39,24 @@ class PSPNet(Segmenter):
     """Pyramid scene parsing network.
 
     Takes N x in_channels x H x W float images of any size, already normalised; gives N x num_classes x H x W logits.
-    A batch of one can be trained if its image is larger than the output stride.
+    A batch of one image can be trained on if the image is larger than the output stride.
 
     Args:
         in_channels: C of the image.
         num_classes: K.
-        width: channels of the convolution that mixes the features with their means; the auxiliary head has half of
-            it. It also scales a backbone that comes in any width.
+        width: channels of the convolution that mixes the features with their means; the auxiliary head has half as
+            many. It also scales a backbone of variable width.
         backbone: a name that `make_backbone` knows.
-        norm: "batch", "group" or, on vgg16 and its like, "none".
-        dropout: probability that a value is dropped before the classifier.
-        output_stride: 8 as in the paper, 16, or 32, which is cheapest and draws coarsest: pixels of a side that a
-            cell of the deepest features stands for. Convolutions are dilated where the backbone would be coarser.
-        auxiliary: classify the stage before the last, too, for a second loss (the paper's section 4 weighs it by
-            0.4).
+        norm: "batch", "group", or "none" on vgg16 and other chains.
+        dropout: probability of dropping a value before the classifier.
+        output_stride: image pixels along each side of a cell of the deepest features: 8 as in the paper, 16, or 32,
+            which is cheapest and coarsest. Convolutions are dilated where the backbone would be coarser.
+        auxiliary: also classify the stage before the last, for a second loss (to which section 4 of the paper gives a
+            weight of 0.4).
 
     Raises:
         SettingError: a setting makes no sense.
-        ModelError: (forward) the images have other channels; or a single cell is all that batch norm would train on.
+        ModelError: (forward) as in `Segmenter`.
 
     >>> import torch
     >>> PSPNet(num_classes=5, width=8, backbone="resnet18").eval()(torch.zeros(1, 3, 31, 17)).shape
@@ -104,12 +104,12 @@ class PSPNet(Segmenter):
 
 
 class AuxiliaryHead(nn.Sequential):
-    """Logits from an earlier stage, whose loss reaches the layers below without the detour of those above.
+    """Logits from an earlier stage, whose loss reaches the layers below without a detour through those above.
 
     Takes N x in_channels x H x W features, gives N x num_classes x H x W logits: a 3 x 3 convolution to `width`
     channels, dropout, a 1 x 1 convolution.
 
-    Source: Zhao et al. 2017, arXiv:1612.01105, section 4; its layers as in the authors' code.
+    Source: Zhao et al. 2017, arXiv:1612.01105, section 4; the layers are those of the authors' code.
 
     >>> import torch
     >>> AuxiliaryHead(8, 5, width=4)(torch.zeros(1, 8, 3, 2)).shape
@@ -127,17 +127,17 @@ class AuxiliaryHead(nn.Sequential):
 
 
 def auxiliary_output(head: nn.Module | None, features: list[Tensor], strides: Sequence[int]) -> dict[str, Tensor]:
-    """The auxiliary logits at the size of the image, under their name; nothing without a head, or in eval mode."""
+    """The auxiliary logits at the size of the image, by name; empty without a head or in eval mode."""
     if head is None or not head.training:
         return {}
     return {"auxiliary": enlarge(head(features[AUXILIARY_STAGE]), strides[AUXILIARY_STAGE])}
 
 
 def make_scaled_backbone(name: str, in_channels: int, scale: float, norm: str, output_stride: int) -> Backbone:
-    """The backbone of a network that has `scale` times its published width: as wide itself, where it can be.
+    """The backbone of a network that has `scale` times its published width, itself scaled if its width is variable.
 
     Raises:
-        SettingError: as `make_backbone`.
+        SettingError: as in `make_backbone`.
 
     >>> make_scaled_backbone("vgg16", in_channels=3, scale=1 / 16, norm="batch", output_stride=8).channels
     [4, 8, 16, 32, 32, 32]
@@ -147,7 +147,7 @@ def make_scaled_backbone(name: str, in_channels: int, scale: float, norm: str, o
 
 
 def start_heads(network: Segmenter) -> None:
-    """Draw the weights of all parts but the backbone, which has drawn its own."""
+    """Draw the weights of all parts but the backbone, which draws its own."""
     for name, part in network.named_children():
         if name != "backbone":
             part.apply(he_start)

@@ -1,4 +1,4 @@
-"""SegNet: the way up puts each value back to where its maximum stood, instead of learning to enlarge.
+"""SegNet: on the way up each value returns to the position of its maximum; nothing learns to enlarge.
 
 Shapes: N images, C channels, H x W pixels, K classes; `width` channels at the first stage.
 
@@ -7,12 +7,12 @@ Paper: Badrinarayanan, Kendall, Cipolla 2017, arXiv:1511.00561.
 Our deviations:
 
 - an image of any size goes in: it is padded at the right and bottom to the stride, the logits are cropped back;
-- convolutions before a normalisation have no bias, which it would take away again: with 3 channels and 11 classes
-  29,441,419 parameters, where the paper's 29.45 M count 7,936 such biases;
+- convolutions before a normalisation have no bias, since the normalisation would cancel it: with 3 channels and 11
+  classes 29,441,419 parameters, where the paper's 29.45 M include 7,936 such biases;
 - the image is normalised before it goes in, as for every network here, not by local contrast;
 - `depth` may be less than the paper's 5 poolings;
-- there is no dropout unless told otherwise; it then stands where Bayesian SegNet has it, in the deeper half of the
-  encoder's and the decoder's stages (Kendall et al. 2015, arXiv:1511.02680), and acts while training only.
+- dropout is off by default; if on, it is placed as in Bayesian SegNet, in the deeper half of the encoder's and the
+  decoder's stages (Kendall et al. 2015, arXiv:1511.02680), and acts only in training.
 """
 
 from typing import ClassVar, Literal
@@ -37,7 +37,7 @@ class SegNet(Segmenter):
     """Encoder and decoder of 13 convolutions each, joined by the positions of the poolings' maxima.
 
     Takes N x in_channels x H x W float images of any size, already normalised; gives N x num_classes x H x W logits.
-    Exact for tiles in as far as maxima are clear: see `layers.MaxPoolPositions`.
+    Exact for tiles wherever maxima are clear: see `layers.MaxPoolPositions`.
 
     Args:
         in_channels: C of the image.
@@ -45,11 +45,11 @@ class SegNet(Segmenter):
         width: channels of the first stage; 64 is the paper's.
         depth: number of poolings, from 1 to the paper's 5.
         norm: "batch", "group" or "none".
-        dropout: probability that a value is dropped after the stages of the deeper half.
+        dropout: probability of dropping a value after each stage of the deeper half.
 
     Raises:
         SettingError: a setting makes no sense.
-        ModelError: (forward) the images have other channels; or a single cell is all that batch norm would train on.
+        ModelError: (forward) as in `Segmenter`.
 
     >>> import torch
     >>> SegNet(num_classes=5, width=4, depth=2)(torch.zeros(1, 3, 31, 17)).shape

@@ -1,27 +1,26 @@
-"""U-Net: a contracting path for context, an expanding path for place, and skips between them.
+"""U-Net: a contracting path for context, an expanding path for position, and skips between them.
 
 Shapes: N images, C channels, H x W pixels, K classes; level i has `levels[i]` channels at 1 / (stem * 2**i)
-of the resolution, level `depth` is the deepest. On a backbone the stride of its finest features stands for the stem.
+of the resolution, and level `depth` is the deepest. On a backbone the stride of its finest features replaces the stem.
 
 Paper: Ronneberger, Fischer, Brox 2015, arXiv:1505.04597.
 
 Our deviations, all of them in the form with `padding="same"`:
 
-- convolutions are padded with zeros and normalised (batch norm unless told otherwise), and have no bias then;
+- convolutions are padded with zeros and normalised (by batch norm unless set otherwise), and then have no bias;
 - an image of any size goes in: it is padded at the right and bottom to the stride, the logits are cropped
   back;
-- a `stem` of 2 or 4 folds the image into channels first (the inverse of the pixel shuffle of Shi et al. 2016,
-  arXiv:1609.05158) and enlarges the logits bilinearly last, so that every level works at a lower resolution:
-  4 or 16 times cheaper, logits at full resolution;
-- with `residual`, the two convolutions of a level have a shortcut beside them (He et al. 2016,
-  arXiv:1512.03385);
-- with a `backbone`, its features take the contracting path's place; the expanding path keeps its own `levels`, so that
-  it is as small beside 2048 channels as beside 512, and the logits are enlarged bilinearly last;
-- channels stop doubling at `max_width` (the paper's 1024, so its own five levels are not touched);
-- there is no dropout unless told otherwise.
+- a `stem` of 2 or 4 first folds the image into channels (the inverse of the pixel shuffle of Shi et al. 2016,
+  arXiv:1609.05158) and finally enlarges the logits bilinearly, so that every level works at a lower resolution: 4 or
+  16 times cheaper, with logits at full resolution;
+- with `residual`, a shortcut bypasses the two convolutions of each level (He et al. 2016, arXiv:1512.03385);
+- with a `backbone`, its features replace the contracting path; the expanding path keeps its own `levels`, so that it is
+  as small beside 2048 channels as beside 512, and finally the logits are enlarged bilinearly;
+- channels stop doubling at `max_width` (the paper's 1024, so that its own five levels are unchanged);
+- dropout is off by default.
 
-The form with `padding="valid"` is the paper's. Both start their weights as the paper does, with the biases at
-zero; a backbone has its own start.
+The form with `padding="valid"` is the paper's. Both initialise their weights as the paper does, with biases at zero; a
+backbone has its own initialisation.
 """
 
 import math
@@ -49,11 +48,11 @@ PAPER_DEPTH = 4
 MAX_DEPTH = 10  # a stride of 1024 pixels: beyond it no image has a pixel left at the deepest level
 
 BlockMaker = Callable[[int, int], list[nn.Module]]
-"""Makes the layers of a level from its input and output channels."""
+"""Makes the layers of a level from its numbers of input and output channels."""
 
 
 class UNet(Segmenter):
-    """U-Net in two forms: the paper's (`padding="valid"`) and today's (`padding="same"`), which a backbone may join.
+    """U-Net in two forms: the paper's (`padding="valid"`), and today's (`padding="same"`), which may have a backbone.
 
     Takes N x in_channels x H x W float images, already normalised; gives N x num_classes x H' x W' logits.
     "same": any size from 1 x 1, H' = H. "valid": `output_size` says H'; 572 gives 388 at depth 4.
@@ -61,28 +60,27 @@ class UNet(Segmenter):
     Args:
         in_channels: C of the image.
         num_classes: K.
-        width: channels of the first level; also the width of a backbone that comes in several (vgg16 and others).
-        depth: number of poolings; with a backbone, of halvings from the finest of its features to the coarsest that
-            is used. None: the paper's 4; all of the backbone's.
+        width: channels of the first level; also the width of a backbone of variable width, such as vgg16.
+        depth: number of poolings; with a backbone, of halvings from its finest features to the coarsest ones that are
+            used. None: the paper's 4, or all of the backbone's.
         padding: "same" or "valid".
         norm: "batch", "group" or "none"; None takes "batch" for "same" and "none" for "valid".
-        dropout: probability that a value is dropped at the end of the contracting path (the two deepest
-            levels); the paper's own training used 0.5.
-        stem: 1, 2 or 4: pixels of a side that are folded into channels before the first level ("same" without a
-            backbone only).
-        residual: put a shortcut beside each level's two convolutions ("same" only).
-        max_width: most channels of a level.
-        backbone: a name that `make_backbone` knows, whose features take the contracting path's place ("same" only).
+        dropout: probability of dropping a value at the end of the contracting path (its two deepest levels); the paper
+            trained with 0.5.
+        stem: 1, 2 or 4: side of the squares of pixels that are folded into channels before the first level (only
+            "same" without a backbone).
+        residual: let a shortcut bypass each level's two convolutions (only "same").
+        max_width: largest number of channels of a level.
+        backbone: a name that `make_backbone` knows; its features replace the contracting path (only "same").
 
     Attributes:
-        geometry: stride, halo and margin, the stem included; for a network in eval mode.
-        backbone: None without.
+        geometry: stride, halo and margin in eval mode, including the stem.
+        backbone: None if there is none.
         levels: channels of each level, `depth + 1` of them; with a backbone the last is not used.
 
     Raises:
         SettingError: a setting makes no sense.
-        ModelError: (forward) the images have other channels, or a size that "valid" cannot take; or one cell is all
-            that batch norm would train on.
+        ModelError: (forward) as in `Segmenter`; or "valid" cannot take the images' size.
 
     >>> import torch
     >>> UNet(in_channels=3, num_classes=5, width=8, depth=2)(torch.zeros(1, 3, 31, 17)).shape
@@ -151,7 +149,7 @@ class UNet(Segmenter):
 
     @override
     def encoder(self) -> list[nn.Module]:
-        """The levels of the contracting path, finest first; or the backbone."""
+        """The levels of the contracting path, finest first, or the backbone."""
         return list(self.contracting) if self.backbone is None else super().encoder()
 
     @override
@@ -161,7 +159,7 @@ class UNet(Segmenter):
 
     @override
     def outputs(self, images: Tensor) -> dict[str, Tensor]:
-        """The logits, at the size of the images or, without padding, at what it leaves of them."""
+        """The logits, at the size of the images or, without padding, at that of `output_size`."""
         if self.padding == "same":
             return super().outputs(images)
         self.check_images(images)
@@ -182,7 +180,7 @@ class UNet(Segmenter):
         """Side of the logits, in pixels, for an image of that side.
 
         Raises:
-            ModelError: "valid" cannot take that size; the message names the nearest that it can.
+            ModelError: "valid" cannot take that size; the message names the nearest ones that it can take.
 
         >>> UNet(padding="valid", width=1).output_size(572)
         388
@@ -196,7 +194,8 @@ class UNet(Segmenter):
             smallest = self.input_size(1)
             choices = f"{below} or {below + self.stride}" if below >= smallest else f"{smallest}, the smallest"
             raise ModelError(
-                f"a U-Net of depth {self.depth} without padding cannot take {input_size} pixels a side: take {choices}."
+                f"a U-Net of depth {self.depth} without padding cannot take a side of {input_size} pixels: use "
+                f"{choices}."
             )
         return output
 
@@ -213,21 +212,21 @@ class UNet(Segmenter):
         return self._input_size(deepest)
 
     def _input_size(self, deepest: int) -> int:
-        """Side of the image that gives the deepest level `deepest` cells, where nothing is padded."""
+        """Side of the image for which the deepest level has `deepest` cells, without padding."""
         size = deepest + 4
         for _ in range(self.depth):
             size = 2 * size + 4
         return size
 
     def _output_size(self, deepest: int) -> int:
-        """Side of the logits that come from `deepest` cells there, where nothing is padded."""
+        """Side of the logits for which the deepest level has `deepest` cells, without padding."""
         size = deepest
         for _ in range(self.depth):
             size = 2 * size - 4
         return size
 
     def _unpadded_geometry(self) -> Geometry:
-        """Apply the operators of `outputs_on_grid` to the reach of one axis, and take the margin that is lost.
+        """Apply the operators of `outputs_on_grid` to the reach of one axis; the margin is what the network cuts off.
 
         The cells begin with the window that goes in, so that it loses less than a tile on a grid needs.
         """
@@ -247,14 +246,14 @@ class UNet(Segmenter):
 class ContractingPath(nn.ModuleList):
     """The levels of the way down: two convolutions each, and max pooling between them.
 
-    Takes N x in_channels x H x W, gives the features of every level, finest first: what a backbone does, too.
+    Like a backbone it takes N x in_channels x H x W and gives the features of every level, finest first.
 
     Args:
         in_channels: channels of the image.
         channels: of each level.
-        block: makes the convolutions of a level from its input and output channels.
-        stem: pixels of a side that are folded into channels first.
-        dropout: probability that a value is dropped at the two deepest levels.
+        block: makes the convolutions of a level from its numbers of input and output channels.
+        stem: side of the squares of pixels that are first folded into channels.
+        dropout: probability of dropping a value at the two deepest levels.
 
     Attributes:
         strides: input pixels of a cell of each level.
@@ -295,11 +294,11 @@ def _levels(width: int, depth: int, max_width: int) -> list[int]:
 
 
 def _check_settings(depth: int | None, padding: str, norm: str | None, stem: int) -> None:
-    """Name the first setting that makes no sense alone."""
+    """Refuse settings that make no sense on their own."""
     if depth is not None and not 1 <= depth <= MAX_DEPTH:
         raise SettingError(f"model.depth: must be between 1 and {MAX_DEPTH} poolings, not {depth}.")
     if padding not in PADDINGS:
-        raise SettingError(f"model.padding: {padding!r} is no padding; {near(padding, PADDINGS)}")
+        raise SettingError(f"model.padding: unknown padding {padding!r}; {near(padding, PADDINGS)}")
     if norm is not None:
         check_norm(norm)
     if stem not in STEMS:
@@ -307,19 +306,17 @@ def _check_settings(depth: int | None, padding: str, norm: str | None, stem: int
 
 
 def _check_together(padding: str, stem: int, residual: bool, backbone: str | None) -> None:
-    """Name the first setting that makes no sense with another."""
+    """Refuse settings that make no sense together."""
     if stem > 1 and padding == "valid":
         raise SettingError(f'model.stem: {stem} needs model.padding "same"; with "valid" it must be 1.')
     if residual and padding == "valid":
         raise SettingError(
-            'model.residual: needs model.padding "same", where a shortcut has the size of what it skips.'
+            'model.residual: needs model.padding "same", so that a shortcut has the size of what it skips.'
         )
     if backbone is not None and padding == "valid":
-        raise SettingError(
-            f'model.backbone: {backbone} pads its convolutions, so it needs model.padding "same", or none for "valid".'
-        )
+        raise SettingError(f'model.backbone: {backbone} pads its convolutions, so it needs model.padding "same".')
     if backbone is not None and stem > 1:
         raise SettingError(
-            f"model.stem: {stem} folds the image for a contracting path of its own; with the backbone {backbone}, "
-            f"whose first layers take the image as it is, it must be 1."
+            f"model.stem: must be 1 with the backbone {backbone}, whose first layers take the image as it is, not "
+            f"{stem}."
         )
