@@ -26,7 +26,6 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from pixelwise.core.config import make_config
-from pixelwise.core.memory import held_bytes
 from pixelwise.models import UNet
 from pixelwise.models.checkpoint import save_model
 from pixelwise.prediction.costs import Memory
