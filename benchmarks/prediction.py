@@ -101,7 +101,7 @@ def speed_ways(network: UNet, runner: Runner, image: np.ndarray) -> dict[str, Ca
     from monai.inferers import sliding_window_inference
 
     side, tensor = len(image), torch.from_numpy(image[..., 0])[None, None]
-    memory = Memory(16 * GiB, held_bytes())
+    memory = Memory(16 * GiB, held=0)
     tilings = {name: runner.tiler.choose((side, side), tile, memory) for name, tile in TILES.items()}
     whole_network = ov.convert_model(network, example_input=tensor)
     whole_network.reshape([1, 1, side, side])
