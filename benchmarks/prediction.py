@@ -5,7 +5,7 @@
     python benchmarks/prediction.py files      many small images from PNG to PNG
     python benchmarks/prediction.py start      processor time of `pixelwise --help`
 
-Ways are interleaved and the medians of the rounds compared, after their results are. Writes
+Ways are interleaved, their results compared, and then the medians of the rounds. Writes
 benchmarks/results/prediction-*.json and prints the tables that docs/benchmarks.md holds.
 """
 
@@ -26,12 +26,12 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from pixelwise.core.config import make_config
-from pixelwise.core.memory import held_bytes
 from pixelwise.models import UNet
 from pixelwise.models.checkpoint import save_model
 from pixelwise.prediction.costs import Memory
 from pixelwise.prediction.predictor import array_logits, predict
-from pixelwise.prediction.runner import make_runner
+from pixelwise.prediction.runner import Runner, make_runner
+from pixelwise.prediction.tiler import TileSize
 
 RESULTS = Path(__file__).resolve().parent / "results"
 GiB = 2**30
@@ -41,12 +41,6 @@ def seconds(work: Callable[[], object]) -> float:
     begin = time.perf_counter()
     work()
     return time.perf_counter() - begin
-
-
-def rounds(ways: dict[str, Callable[[], object]], count: int) -> dict[str, float]:
-    """Median seconds of each way, all of them once a round; each has run before."""
-    times = [{name: seconds(work) for name, work in ways.items()} for _ in range(count)]
-    return {name: statistics.median(row[name] for row in times) for name in ways}
 
 
 def lively_unet(**form: Any) -> UNet:
@@ -73,23 +67,46 @@ def convolution_peak() -> float:
 
 
 def speed(side: int, count: int) -> None:
-    """One image, six ways; `pw.predict` with all that a call does, but for what the first one keeps."""
-    import openvino as ov
-    from monai.inferers import sliding_window_inference
-
+    """One image, six ways; the table is printed and recorded after every way, so that a run may be cut short."""
     network = lively_unet(width=32, depth=4)
     image = np.random.default_rng(0).normal(size=(side, side, 1)).astype(np.float32)
     tensor = torch.from_numpy(image[..., 0])[None, None]
+    with torch.inference_mode():
+        expected = network(tensor)[0].numpy()
+    with FlopCounterMode(display=False) as flops:
+        network(torch.zeros(1, 1, 256, 256))
+    operations = flops.get_total_flops() / 256**2 * side**2
     runner = make_runner(network, 1)
-    memory = Memory(16 * GiB, held_bytes())
-    tilings = {
-        "tiles, auto": runner.tiler.choose((side, side), "auto", memory),
-        "tiles of 1024": runner.tiler.choose((side, side), 1024, memory),
-    }
-    print(f"pw.predict, first call: {seconds(lambda: predict(network, image)):.1f} s", flush=True)
+    ways = speed_ways(network, runner, image)
+    told = {"peak_gflops": convolution_peak() / 1e9, "engine": runner.engine.name, "side": side}
+    told["first_call_seconds"] = seconds(ways[SECOND_CALL])
+    times: dict[str, list[float]] = {name: [] for name in ways}
+    rows: dict[str, dict[str, float]] = {}
+    for _ in range(count):
+        for name, work in ways.items():
+            begin = time.perf_counter()
+            result = np.squeeze(work())
+            times[name].append(time.perf_counter() - begin)
+            difference = float(np.abs(result - expected).max() / np.abs(expected).max())
+            assert difference < 1e-4 or name == PEERS["monai"], f"{name} differs from the whole image by {difference}"
+            rows[name] = {"difference": difference, "rounds": len(times[name])}
+            add_medians(rows, times, operations)
+            record("speed", {**told, "ways": rows})
+    print_speed(told, rows)
+
+
+def speed_ways(network: UNet, runner: Runner, image: np.ndarray) -> dict[str, Callable[[], Any]]:
+    """What is compared; each gives logits."""
+    import openvino as ov
+    from monai.inferers import sliding_window_inference
+
+    side, tensor = len(image), torch.from_numpy(image[..., 0])[None, None]
+    memory = Memory(16 * GiB, held=0)
+    tilings = {name: runner.tiler.choose((side, side), tile, memory) for name, tile in TILES.items()}
     whole_network = ov.convert_model(network, example_input=tensor)
     whole_network.reshape([1, 1, side, side])
     compiled = ov.compile_model(whole_network, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    engine = "auto" if side >= 2048 else runner.engine.name  # "auto" leaves smaller images to torch
 
     def eager() -> np.ndarray:
         with torch.inference_mode():
@@ -99,34 +116,42 @@ def speed(side: int, count: int) -> None:
         with torch.inference_mode():
             return sliding_window_inference(tensor, (512, 512), 4, network, overlap=0.5, mode="gaussian")[0].numpy()
 
-    ways: dict[str, Callable[[], Any]] = {
-        "pw.predict, second call": lambda: predict(network, image, logits=True),
+    return {
+        SECOND_CALL: lambda: predict(network, image, engine=engine, logits=True),
         **{name: (lambda tiling=tiling: array_logits(runner, image, tiling)) for name, tiling in tilings.items()},
-        "OpenVINO, whole image at once": lambda: compiled(tensor.numpy())[0],
-        "PyTorch eager, whole image": eager,
-        "MONAI sliding window, 512, overlap 0.5": monai,
+        PEERS["openvino"]: lambda: compiled(tensor.numpy())[0],
+        PEERS["eager"]: eager,
+        PEERS["monai"]: monai,
     }
-    expected = eager()
-    differences = {
-        name: float(np.abs(np.squeeze(work()) - expected).max() / np.abs(expected).max()) for name, work in ways.items()
-    }
-    for name in ("pw.predict, second call", *tilings):
-        assert differences[name] < 1e-4, f"{name} differs from the whole image by {differences[name]}"
-    medians = rounds(ways, count)
-    with FlopCounterMode(display=False) as flops:
-        network(torch.zeros(1, 1, 256, 256))
-    per_pixel = flops.get_total_flops() / 256**2
-    peak = convolution_peak()
-    rows = {
-        name: {
-            "seconds": medians[name],
-            "gflops": per_pixel * side**2 / medians[name] / 1e9,
-            "difference": differences[name],
-            **{f"times_faster_than_{other}": medians[peer] / medians[name] for other, peer in PEERS.items()},
+
+
+SECOND_CALL = "pw.predict, second call"
+TILES: dict[str, TileSize] = {"tiles, auto": "auto", "tiles of 1024": 1024}
+PEERS = {
+    "openvino": "OpenVINO, whole image at once",
+    "eager": "PyTorch eager, whole image",
+    "monai": "MONAI sliding window, 512, overlap 0.5",
+}
+
+
+def add_medians(rows: dict[str, dict[str, float]], times: dict[str, list[float]], operations: float) -> None:
+    """Seconds, speed, and how many times faster than its peers each way is, as far as they have run."""
+    medians = {name: statistics.median(each) for name, each in times.items() if each}
+    for name, row in rows.items():
+        row |= {"seconds": medians[name], "gflops": operations / medians[name] / 1e9}
+        row |= {
+            f"times_faster_than_{other}": medians[peer] / medians[name]
+            for other, peer in PEERS.items()
+            if peer in medians
         }
-        for name in ways
-    }
-    print(f"machine: {peak / 1e9:.0f} GFLOP/s in a large convolution; engine: {runner.engine.name}; {side} x {side}\n")
+
+
+def print_speed(told: dict[str, Any], rows: dict[str, dict[str, float]]) -> None:
+    print(
+        f"machine: {told['peak_gflops']:.0f} GFLOP/s in a large convolution; engine: {told['engine']}; "
+        f"{told['side']} x {told['side']}; first call of pw.predict: {told['first_call_seconds']:.1f} s "
+        "(bar of the second: 6 times MONAI)\n"
+    )
     print(
         "| way | s | useful GFLOP/s | difference from the whole image | times OpenVINO whole | times eager whole "
         "| times MONAI |"
@@ -138,14 +163,6 @@ def speed(side: int, count: int) -> None:
             + " | ".join(f"{row[f'times_faster_than_{other}']:.2f}" for other in PEERS)
             + " |"
         )
-    record("speed", {"peak_gflops": peak / 1e9, "engine": runner.engine.name, "side": side, "ways": rows})
-
-
-PEERS = {
-    "openvino": "OpenVINO, whole image at once",
-    "eager": "PyTorch eager, whole image",
-    "monai": "MONAI sliding window, 512, overlap 0.5",
-}
 
 
 def record(name: str, value: dict[str, Any]) -> None:

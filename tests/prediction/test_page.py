@@ -96,3 +96,5 @@ def test_a_pixel_that_is_not_a_number_is_named_by_its_place() -> None:
         moved = Window(20, 40, 30, 50) if read == page.read else Window(10, 30, 10, 30)
         with pytest.raises(DataError, match=r"^rows 20 to 39, columns 30 to 49: holds 1 values that are NaN"):
             read(moved)
+    with pytest.raises(DataError, match=r"^holds 1 values that are NaN"):
+        page.read(Window.whole(50, 60))

@@ -55,3 +55,14 @@ def test_any_other_module_is_probed_once(probed: list[nn.Module]) -> None:
         assert sizes_of(network, 1) == Sizes(1, Geometry(stride=1, halo=1, margin=1), any_size=True)
     assert sizes_of(other, 1) == Sizes(1, Geometry(stride=2, halo=1, margin=0))
     assert probed == [network, other]
+    network.weight.data *= 2  # other values see as far
+    assert sizes_of(network.eval(), 1).geometry.halo == 1
+    assert probed == [network, other]
+
+
+def test_a_module_whose_parts_have_changed_is_probed_again(probed: list[nn.Module]) -> None:
+    network = nn.Sequential(nn.Conv2d(1, 2, 3, padding=1))
+    assert sizes_of(network, 1).geometry.halo == 1
+    network[0] = nn.Conv2d(1, 2, 7, padding=3)
+    assert sizes_of(network, 1).geometry.halo == 3
+    assert probed == [network, network]

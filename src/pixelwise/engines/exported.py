@@ -9,6 +9,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -83,6 +84,7 @@ class ExportedEngine:
         self.name = name
         self._sizes, self._examples = sizes, _Examples(sizes)
         self._compile_graph = compile_graph
+        self._lock = Lock()
         network = on_device(network, torch.device("cpu"))
         self._run = self._from_cache(network, cache) if cache else self._export(network, None)
 
@@ -99,7 +101,8 @@ class ExportedEngine:
                 f"images of {' x '.join(map(str, images.shape))} do not fit the exported network, which takes "
                 f"N x {sizes.channels} x H x W with H and W of {sizes.step} * n + {self._examples.smallest} pixels."
             )
-        return self._run(np.ascontiguousarray(images, np.float32))
+        with self._lock:  # what is kept with a network may be called from several threads
+            return self._run(np.ascontiguousarray(images, np.float32))
 
     @staticmethod
     def is_kept(network: nn.Module, cache: Path, sizes: Sizes) -> bool:

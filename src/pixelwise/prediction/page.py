@@ -49,6 +49,8 @@ class Page:
         try:
             require_finite(pixels)
         except DataError as error:
+            if window == Window.whole(*self.shape):
+                raise
             y0, y1, x0, x1 = place
             raise DataError(f"rows {y0} to {y1 - 1}, columns {x0} to {x1 - 1}: {error}") from error
         return pixels

@@ -14,9 +14,9 @@ from pixelwise.core.memory import default_limit, held_bytes, size_text
 from pixelwise.core.windows import Window, reader
 from pixelwise.data.pixels.normalize import require_finite
 from pixelwise.engines import Arrays, EngineChoice, TorchEngine
-from pixelwise.engines.kept import kept_engine
 from pixelwise.geometry.reach import Geometry
 from pixelwise.prediction.costs import FIXED_BYTES, Memory
+from pixelwise.prediction.kept import kept_runner
 from pixelwise.prediction.page import Page, cut, planes_of
 from pixelwise.prediction.postprocess import argmax
 from pixelwise.prediction.runner import Runner, approximation, assembled, dtype_of, logits_of, make_runner
@@ -41,6 +41,9 @@ def predict(
     views: str = "none",
 ) -> np.ndarray:
     """Run a network over an image of any size.
+
+    What is prepared for a large image is kept with the network, so that the next call begins at once; when anything
+    of the network has changed, it is prepared again.
 
     Args:
         network: takes N x C x H x W, returns logits N x K x H x W, or several outputs by name, "logits" among them;
@@ -74,7 +77,7 @@ def predict(
     out = _whole(network, image, choice) if is_plain else None
     if out is None:
         limit = default_limit()
-        runner = make_runner(network, image.shape[2], choice, views, prepare=kept_engine)
+        runner = kept_runner(network, image.shape[2], choice, views)
         tiling = runner.tiler.choose(image.shape[:2], tile, Memory(limit, held_bytes()))
         _warn_if_approximate(network, runner, tiling)
         out = array_logits(runner, image, tiling)

@@ -76,12 +76,7 @@ class Runner:
 
 
 def make_runner(
-    network: nn.Module,
-    channels: int,
-    choice: EngineChoice = FASTEST,
-    views: str = "none",
-    scale: float = 1.0,
-    prepare: Callable[[nn.Module, EngineChoice, Sizes], Engine] = make_engine,
+    network: nn.Module, channels: int, choice: EngineChoice = FASTEST, views: str = "none", scale: float = 1.0
 ) -> Runner:
     """A network with an engine to run it.
 
@@ -93,7 +88,6 @@ def make_runner(
             and right-angle turns) of a window. As windows begin and end on the stride grid, so do their views:
             tiles still give what the whole image gives.
         scale: images are resized by this for the network, and its outputs back.
-        prepare: makes the engine, or has kept it.
 
     Raises:
         SettingError: there is no such engine or test-time augmentation. ModelError: they do not fit the network.
@@ -101,7 +95,7 @@ def make_runner(
     if views not in VIEWS:
         raise SettingError(f"views {views}: is not a test-time augmentation; {near(views, VIEWS)}")
     sizes, dtype = sizes_of(network, channels), dtype_of(network)
-    engine = prepare(network, choice, sizes)
+    engine = make_engine(network, choice, sizes)
     largest = largest_map(network, small_images(sizes, dtype)) if engine.device == "cpu" else 0.0
     return Runner(engine, Tiler(sizes, Costs(engine, sizes, dtype, largest, VIEWS[views], scale)))
 

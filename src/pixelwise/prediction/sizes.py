@@ -1,5 +1,6 @@
 """Which images a network takes: one of the toolkit says so, any other module is probed."""
 
+from collections.abc import Hashable
 from weakref import WeakKeyDictionary
 
 from torch import nn
@@ -8,12 +9,13 @@ from pixelwise.geometry.probing import Probed, probe_geometry
 from pixelwise.geometry.reach import Geometry
 from pixelwise.geometry.sizes import Sizes
 from pixelwise.models import Segmenter
+from pixelwise.prediction.state import form_of
 
-_PROBED: WeakKeyDictionary[nn.Module, Probed] = WeakKeyDictionary()
+_PROBED: WeakKeyDictionary[nn.Module, tuple[Hashable, Probed]] = WeakKeyDictionary()
 
 
 def sizes_of(network: nn.Module, channels: int) -> Sizes:
-    """The images that a network takes; a module is probed once.
+    """The images that a network takes; a module is probed once, and again when its parts have changed.
 
     A module of a user that states a `geometry` is believed; it must keep the size of the image.
 
@@ -27,7 +29,8 @@ def sizes_of(network: nn.Module, channels: int) -> Sizes:
     stated = getattr(network, "geometry", None)
     if isinstance(stated, Geometry):
         return Sizes(channels, stated)
-    if network not in _PROBED:
-        _PROBED[network] = probe_geometry(network, channels)
-    probed = _PROBED[network]
+    form = form_of(network)
+    if network not in _PROBED or _PROBED[network][0] != form:
+        _PROBED[network] = form, probe_geometry(network, channels)
+    probed = _PROBED[network][1]
     return Sizes(channels, probed.geometry, probed.any_size)
