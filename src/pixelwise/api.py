@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from torch import nn
+from typing_extensions import override
 
 from pixelwise.core.classes import ClassMap
 from pixelwise.core.config import SECTIONS, TOP, Config, Overrides, check_names
@@ -52,6 +53,7 @@ class Run:
     facts: dict[str, Any]  # best epoch, its metric and value
     _predictors: dict[Any, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
 
+    @override
     def __repr__(self) -> str:
         best = ""
         if "value" in self.facts:

@@ -121,4 +121,4 @@ def process_start() -> float:
     """The start of this process on the monotonic clock: `--minutes` counts from there."""
     import psutil
 
-    return time.monotonic() - max(0.0, time.time() - psutil.Process().create_time())
+    return time.monotonic() - max(0.0, time.time() - float(psutil.Process().create_time()))

@@ -6,6 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from typing_extensions import override
+
 from pixelwise.core.run_folder import RunFolder
 from pixelwise.training.callbacks import Callbacks, StepReport
 
@@ -113,24 +115,24 @@ class TrainingDisplay(Callbacks):
         self._waiting: list[str] = []
         self._speed = Speed()
 
+    @override
     def note(self, text: str) -> None:
-        """A line for people and for the log."""
         self._display.note(text)
         self._write(text)
 
+    @override
     def surveyed(self, done: int, total: int) -> None:
-        """So many samples were checked."""
         if done == total:
             self._display.note(f"checked {total} images and masks")
 
+    @override
     def stepped(self, report: StepReport) -> None:
-        """A step is done."""
         rate = self._speed.of(report.step)
         text = f"epoch {report.epoch}, step {report.step}, loss {report.loss:.3f}"
         self._display.show(min(report.progress, 1.0), text + (f", {rate:.1f} steps/s" if rate else ""))
 
+    @override
     def validated(self, line: dict[str, Any]) -> None:
-        """An epoch is over."""
         value = line.get(self._figure.name)
         score = "" if value is None else f", {self._figure.title} {value:.4f}"
         self.note(f"epoch {line['epoch']}: loss {line['loss']:.4f}{score}, {line['seconds']:.0f} s")

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 
 import tomli_w
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from typing_extensions import override
 
 from pixelwise.core.errors import SettingError, near
 
@@ -176,6 +177,7 @@ class Config(Section):
     augment: AugmentSettings
     loss: LossSettings
 
+    @override
     def __repr__(self) -> str:
         """The plan in a line; `to_toml` has all of it."""
         train = self.train

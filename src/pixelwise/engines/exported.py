@@ -185,7 +185,7 @@ def export(network: nn.Module, sizes: Sizes) -> bytes:
             )
             program = torch.onnx.export(traced, dynamo=True, verbose=False)
             assert program is not None
-            return program.model_proto.SerializeToString()
+            return bytes(program.model_proto.SerializeToString())
     except Exception as error:  # the exporter passes on whatever the network raises
         raise ModelError(
             f"{type(network).__name__}: cannot be exported ({reason(error)}). Use the engine torch (--engine torch)."

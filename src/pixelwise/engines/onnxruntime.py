@@ -24,6 +24,6 @@ def compile_graph(graph: bytes) -> Run:
     source = session.get_inputs()[0].name
 
     def run(images: np.ndarray) -> list[np.ndarray]:
-        return session.run(None, {source: images})
+        return list(session.run(None, {source: images}))
 
     return run

@@ -124,7 +124,7 @@ def empty_tiles(image: Thumbnail, windows: Sequence[Window]) -> np.ndarray:
     limits = np.repeat(busy.shape, 2)
     y0, _, x0, _ = np.clip(corners // image.cell, 0, limits).T
     _, y1, _, x1 = np.clip(-(-corners // image.cell), 0, limits).T
-    return summed[y1, x1] - summed[y0, x1] - summed[y1, x0] + summed[y0, x0] == 0
+    return np.asarray(summed[y1, x1] - summed[y0, x1] - summed[y1, x0] + summed[y0, x0] == 0)
 
 
 def background_cells(image: Thumbnail) -> np.ndarray:
@@ -147,7 +147,7 @@ def background_cells(image: Thumbnail) -> np.ndarray:
     """
     middle = (image.low + image.high) / 2
     known = np.isfinite(image.low).all(2) & np.isfinite(image.high).all(2)
-    background = known & _flat_cells(np.where(known, (image.high - image.low).max(2), np.inf), image.step)
+    background: np.ndarray = known & _flat_cells(np.where(known, (image.high - image.low).max(2), np.inf), image.step)
     for order in [2] * _ROUNDS + [4] * _ROUNDS:
         if background.sum() < max(_FEWEST_CELLS, _SMALLEST_SHARE * background.size):
             return np.zeros_like(background)
@@ -162,7 +162,7 @@ def background_cells(image: Thumbnail) -> np.ndarray:
 
 def _flat_cells(contrast: np.ndarray, step: float) -> np.ndarray:
     """Otsu's threshold on the logarithm, in 256 levels; differences that come from rounding do not count."""
-    finite = np.isfinite(contrast)
+    finite: np.ndarray = np.isfinite(contrast)
     positive = contrast[finite & (contrast > 0)]
     if not len(positive):
         return finite
@@ -172,7 +172,7 @@ def _flat_cells(contrast: np.ndarray, step: float) -> np.ndarray:
         return finite
     grey = ((logarithm - lowest) * (255 / (highest - lowest))).astype(np.uint8)
     threshold, _ = cv2.threshold(grey, 0, 255, cv2.THRESH_BINARY | cv2.THRESH_OTSU)
-    return finite & (grey <= threshold)
+    return np.asarray(finite & (grey <= threshold))
 
 
 def _fit_surface(level: np.ndarray, chosen: np.ndarray, order: int) -> np.ndarray:
@@ -256,7 +256,8 @@ class RegionMask:
             DataError: the mask has several channels, or another size than it should.
         """
         rows, columns = self._indices(window)
-        return self._part(rows, columns)[rows - rows[0]][:, columns - columns[0]]
+        part: np.ndarray = self._part(rows, columns)[rows - rows[0]]
+        return part[:, columns - columns[0]]
 
     def touches(self, window: Window) -> bool:
         """Whether a window of the image contains a pixel of the region."""
@@ -275,7 +276,7 @@ class RegionMask:
             raise DataError(
                 f"the region mask has {part.shape[2]} channels, but must have one, whose nonzero pixels are predicted."
             )
-        return part != 0
+        return np.asarray(part != 0)
 
 
 def _whole_factor(small: tuple[int, int], large: tuple[int, int]) -> int:

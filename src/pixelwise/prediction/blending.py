@@ -35,7 +35,7 @@ class Blender:
         is_top, is_left = tile.window.y0 == 0, left == 0
         is_bottom, is_right = tile.owned.y1 == tiling.height, tile.owned.x1 == tiling.width
         weights = _fade(height, overlap, is_top, is_bottom)[:, None] * _fade(width, overlap, is_left, is_right)
-        mixed = values * weights.astype(values.dtype)
+        mixed: np.ndarray = values * weights.astype(values.dtype)
         if not is_top:
             mixed[:, :overlap] += self._below.pop((name, left))
         if not is_left:

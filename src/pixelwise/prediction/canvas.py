@@ -327,7 +327,8 @@ def _stored_probabilities(logits: np.ndarray, dtype: str) -> np.ndarray:
     probabilities = softmax(logits)
     if dtype == "uint8":
         probabilities *= 255
-        return np.rint(probabilities, out=probabilities).astype(np.uint8)
+        np.rint(probabilities, out=probabilities)
+        return probabilities.astype(np.uint8)
     return probabilities.astype(np.float16)
 
 
@@ -337,7 +338,7 @@ def softmax(logits: np.ndarray) -> np.ndarray:
     >>> softmax(np.zeros((2, 1, 1))).ravel().tolist()
     [0.5, 0.5]
     """
-    shares = logits - logits.max(0, keepdims=True)
+    shares: np.ndarray = logits - logits.max(0, keepdims=True)
     np.exp(shares, out=shares)
     shares /= shares.sum(0, keepdims=True)
     return shares

@@ -90,14 +90,15 @@ class Costs:
     def bytes_per_pixel(self) -> float:
         """What a window costs, measured on one of `PROBE_SIDE` pixels; at least what two of its largest maps take."""
         probe = self._probe()
+        pixels: int = probe[0, 0].size
         outputs = self._output_bytes  # which also readies the engine, so that its own needs do not count below
         release_free_memory()
         if self.engine.device == "cuda":
             torch.cuda.reset_peak_memory_stats()
             before = torch.cuda.memory_allocated()
             self.engine(probe)
-            return (torch.cuda.max_memory_allocated() - before) / probe[0, 0].size
-        measured = growth(lambda: self.engine(probe)) / probe[0, 0].size
+            return (torch.cuda.max_memory_allocated() - before) / pixels
+        measured = growth(lambda: self.engine(probe)) / pixels
         # Beside the engine's own maps, windows and outputs wait for their turn before and behind it.
         waiting = (WAITING + (self.runs > 1)) * (self.sizes.channels * self.dtype.itemsize + outputs)
         return 1.1 * max(measured, 2 * self.largest_map) + waiting + self.bytes_scaled_back
@@ -108,7 +109,7 @@ class Costs:
         probe = self._probe()
         begin = time.perf_counter()
         self.engine(probe)
-        return self.runs * (time.perf_counter() - begin) / probe[0, 0].size
+        return float(self.runs * (time.perf_counter() - begin) / probe[0, 0].size)
 
     @property
     def bytes_scaled_back(self) -> float:
@@ -147,4 +148,4 @@ def largest_map(network: nn.Module, images: np.ndarray) -> float:
     finally:
         for hook in hooks:
             hook.remove()
-    return largest / (images.shape[2] * images.shape[3])
+    return largest / math.prod(images.shape[2:])

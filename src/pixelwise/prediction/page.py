@@ -90,7 +90,7 @@ def cut(read: Read, tiling: Tiling, tile: Tile) -> np.ndarray:
     block = read(needed) if tiling.scaling is None else tiling.scaling.read(read, needed)
     if block.shape[:2] == (len(rows), len(columns)) and rows[0] == top and columns[0] == left:
         return block
-    return block[(rows - top)[:, None], columns - left]
+    return np.asarray(block[(rows - top)[:, None], columns - left])
 
 
 def _inside(start: int, end: int, length: int, border: str) -> np.ndarray:

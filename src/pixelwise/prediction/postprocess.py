@@ -101,7 +101,7 @@ def choose_classes(logits: Iterable[np.ndarray], options: PostProcess) -> np.nda
     first, second, *others = logits
     options.require_classes(2 + len(others))
     lead = np.log(options.threshold / (1 - options.threshold))
-    return (second - first >= lead).astype(np.uint8)
+    return np.asarray(second - first >= lead, np.uint8)
 
 
 def argmax(planes: Iterable[np.ndarray]) -> np.ndarray:

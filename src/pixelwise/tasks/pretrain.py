@@ -18,6 +18,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from typing_extensions import override
 
 from pixelwise.core.classes import IGNORE, ClassMap
 from pixelwise.core.config import Config, ModelSettings, PhaseSettings
@@ -97,6 +98,7 @@ class PatchClassifier(Coder):
         super().__init__(network)
         self.dense = nn.Conv2d(feature_shapes(network)[-1][0], network.num_classes, kernel_size=1)
 
+    @override
     def outputs(self, images: Tensor) -> dict[str, Tensor]:
         """N x K x 1 x 1 "logits", from the mean of the deepest features' four middle cells."""
         features = self.features(images)[-1]
@@ -126,6 +128,7 @@ class Autoencoder(Coder):
         pairs = list(zip(shapes[1:], shapes[:-1], strict=True)) if stacked else [(shapes[-1], shapes[0])]
         self.decoders = nn.ModuleList(_decoder(*pair) for pair in pairs)
 
+    @override
     def parts(self) -> dict[str, list[nn.Module]]:
         """Of a stack "level 1", "level 2", ...: a level of the encoder with its decoder."""
         if len(self.decoders) == 1:
@@ -133,6 +136,7 @@ class Autoencoder(Coder):
         pairs = zip(self._levels, self.decoders, strict=True)
         return {level_name(number): [level, decoder] for number, (level, decoder) in enumerate(pairs, start=1)}
 
+    @override
     def outputs(self, images: Tensor) -> dict[str, Tensor]:
         """What the decoders that train make of the features ("rebuilt N"), and what it should be ("wanted N")."""
         features = self.features(images)
@@ -162,6 +166,7 @@ def _decoder(deep: tuple[int, int], shallow: tuple[int, int]) -> nn.Sequential:
 
 
 class _Double(nn.Module):
+    @override
     def forward(self, features: Tensor) -> Tensor:
         return enlarge(features, 2, "nearest")
 
@@ -218,7 +223,8 @@ class CoderPredictor:
         data = self.config.data
         fitted = match_channels(image, data.channels)
         gain, offset = Normalization.from_settings(data).gain_and_offset(fitted)
-        return (resize(fitted, data.scale).astype(np.float32) * gain + offset).transpose(2, 0, 1)
+        normalized: np.ndarray = resize(fitted, data.scale).astype(np.float32) * gain + offset
+        return normalized.transpose(2, 0, 1)
 
 
 @dataclass
@@ -334,15 +340,17 @@ class PatchPretraining(Pretraining):
     name = "patches"
     figure = Figure("accuracy", "accuracy of middle pixels")
 
+    @override
     def fill_training(self, draft: Draft, network: Segmenter) -> None:
         """Small patches, centred on each class equally often."""
         side = PATCH * network.stride
         draft.fill("train", patch=(side, side), balance=1.0)
 
+    @override
     def network(self, config: Config) -> PatchClassifier:
-        """A classifier of patches."""
         return PatchClassifier(checkpoint.build_network(config))
 
+    @override
     def criterion(self, config: Config, survey: Survey) -> Criterion:
         """Cross entropy of middle pixels."""
         return classify_loss
@@ -395,16 +403,18 @@ class RebuildPretraining(Pretraining):
         self.stacked = stacked
         self.name = "stacked" if stacked else "rebuild"
 
+    @override
     def fill_training(self, draft: Draft, network: Segmenter) -> None:
         """A stack trains level after level, for an equal share of the time each."""
         coder = Autoencoder(network, self.stacked)
         phases = [PhaseSettings(parts=name, share=1.0, rate=1.0) for name in coder.parts()]
         draft.fill("train", schedule=phases)
 
+    @override
     def network(self, config: Config) -> Autoencoder:
-        """An autoencoder."""
         return Autoencoder(checkpoint.build_network(config), self.stacked)
 
+    @override
     def criterion(self, config: Config, survey: Survey) -> Criterion:
         """The relative squared error of what is rebuilt."""
         return rebuild_loss

@@ -12,6 +12,7 @@ import numpy as np
 import psutil
 import torch
 from torch import Tensor, nn
+from typing_extensions import override
 
 from pixelwise.core.classes import IGNORE, ClassMap
 from pixelwise.core.config import Config
@@ -280,6 +281,7 @@ class Criterion(nn.Module):
         self.register_buffer("class_weights", torch.from_numpy(np.append(weights, 0).astype(np.float32)))
         self.loss = SegmentationLoss(config.loss, weights.tolist())
 
+    @override
     def forward(self, outputs: dict[str, Tensor], targets: dict[str, Tensor]) -> dict[str, Tensor]:
         """Outputs by name, N x H x W int64 "labels", N x H x W "border" weights if any -> scalars by name."""
         labels, weights = targets["labels"], None

@@ -15,6 +15,7 @@ from typing import Any, TypeVar, cast
 
 import torch
 from lightning_fabric import Fabric
+from typing_extensions import override
 
 from pixelwise.backbones import load_pretrained
 from pixelwise.core.config import Config, Overrides
@@ -63,6 +64,7 @@ class Result:
     best: Best
     finished_before: bool = False  # --resume of a finished run
 
+    @override
     def __repr__(self) -> str:
         best = f"best {self.best.metric} {self.best.value:.4f} (epoch {self.best.epoch})"
         return f"{self.run}: {self.epochs} epochs in {self.minutes:.1f} minutes, {best}"

@@ -13,6 +13,7 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from typing_extensions import override
 
 from pixelwise.core.config import Config, PhaseSettings, TrainSettings
 from pixelwise.core.errors import SettingError, near
@@ -32,6 +33,7 @@ class WithOutputs(nn.Module):
         super().__init__()
         self.network = network
 
+    @override
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """N x C x H x W images -> outputs by name."""
         outputs: dict[str, Tensor] = self.network.outputs(images)

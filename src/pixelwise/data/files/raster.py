@@ -90,7 +90,7 @@ class RasterSource:
         if self._image.mode == "P":
             return self._shaped(np.asarray(self._loaded()))
         if self._depth in (2, 4) and self._color_type == 0:  # which Pillow stretches to 255
-            return self.image() // (255 // (2**self._depth - 1))
+            return np.asarray(self.image() // (255 // (2**self._depth - 1)))
         return self.image()
 
     def _shaped(self, pixels: np.ndarray) -> np.ndarray:

@@ -247,7 +247,7 @@ def write_pyramid_tiff(
             )
 
 
-def _tiff_tiles(path: Path, level: zarr.Array, progress: Progress | None) -> Iterator[np.ndarray]:
+def _tiff_tiles(path: Path, level: zarr.Array[Any], progress: Progress | None) -> Iterator[np.ndarray]:
     """Tiles of an array, row by row of each of its planes; those at the edges may be smaller."""
     for number in np.ndindex(level.shape[:-2]):
         for y0 in range(0, level.shape[-2], _TIFF_TILE):
@@ -328,8 +328,8 @@ def _pyramid(shape: tuple[int, ...]) -> list[tuple[int, ...]]:
 
 
 def _make_pyramid(
-    path: Path, axes: str, base: zarr.Array, shapes: Sequence[tuple[int, ...]], progress: Progress | None
-) -> list[zarr.Array]:
+    path: Path, axes: str, base: zarr.Array[Any], shapes: Sequence[tuple[int, ...]], progress: Progress | None
+) -> list[zarr.Array[Any]]:
     """The array and smaller ones of these shapes, each with every second pixel of the one before."""
     levels = [base]
     for number, shape in enumerate(shapes, start=1):
@@ -347,7 +347,7 @@ def _make_pyramid(
     return levels
 
 
-def _chunks(level: zarr.Array) -> Iterator[tuple[tuple[int, ...], Window]]:
+def _chunks(level: zarr.Array[Any]) -> Iterator[tuple[tuple[int, ...], Window]]:
     """Numbers of the plane, and the window in it, of each chunk."""
     height, width = level.shape[-2:]
     for plane in np.ndindex(level.shape[:-2]):
@@ -373,7 +373,7 @@ def _make_level(folder: Path, axes: str, shape: tuple[int, ...], dtype: np.dtype
     )
 
 
-def _open_level(folder: Path) -> zarr.Array:
+def _open_level(folder: Path) -> zarr.Array[Any]:
     # Comparing every chunk with 0, to leave out the empty ones, takes longer than compressing them.
     level = zarr.open_array(store=LocalStore(folder), mode="r+", zarr_format=3)
     return level.with_config({"write_empty_chunks": True})

@@ -68,8 +68,8 @@ class TiffSource:
     def resolved(self, pixels: np.ndarray) -> np.ndarray:
         """Resolve palette and white-is-zero of pixels as they are stored, P x H x W x C or a part of it."""
         if self._has_palette:
-            palette = np.asarray(self.keyframe.colormap)  # 3 x entries, 16 bits
-            return (palette.T >> 8).astype(np.uint8)[pixels[..., 0]]
+            palette = np.asarray(self.keyframe.colormap).T >> 8  # entries x 3, from 16 bits
+            return np.asarray(palette.astype(np.uint8)[pixels[..., 0]])
         return self._white_high(pixels)
 
     def labels(self) -> np.ndarray:

@@ -32,7 +32,7 @@ _NUMBERS_V3 = re.compile(r"bool|(u?int|float|complex)\d+")
 class ZarrImage:
     """An open array, with the meaning of its dimensions."""
 
-    array: zarr.Array
+    array: zarr.Array[Any]
     axes: str  # one of Z, T, I (pages), C, S (channels), Y, X for each dimension
     pixel_size: float | None  # micrometres
 
@@ -132,7 +132,8 @@ def _json(path: Path) -> dict[str, Any]:
 
 def _ome(attributes: Mapping[str, Any]) -> Mapping[str, Any]:
     """OME's metadata, which are found under "ome" since version 0.5."""
-    return attributes.get("ome", attributes)
+    ome: Mapping[str, Any] = attributes.get("ome", attributes)
+    return ome
 
 
 def _multiscale(node: _Node) -> Mapping[str, Any] | None:
@@ -147,7 +148,7 @@ def _inside(root: Path, path: str) -> Path:
     return folder
 
 
-def _open_array(node: _Node) -> zarr.Array:
+def _open_array(node: _Node) -> zarr.Array[Any]:
     _check_numbers(node)
     unsafe = sorted(set(_codecs(node)) - _SAFE_CODECS)
     if unsafe:

@@ -83,7 +83,8 @@ def draw_map(
 
 def _whole(offsets: np.ndarray, centre: float) -> np.ndarray:
     """Offsets moved to about `centre`, such that they are whole numbers."""
-    return (offsets + round(centre + offsets.flat[0]) - offsets.flat[0]).astype(np.float32)
+    moved: np.ndarray = offsets + round(centre + offsets.flat[0]) - offsets.flat[0]
+    return moved.astype(np.float32)
 
 
 def _displacement(rng: np.random.Generator, settings: AugmentSettings, size: Size) -> np.ndarray:
@@ -133,7 +134,7 @@ def move_points(points: np.ndarray, maps: Maps) -> np.ndarray:
     inverse = np.linalg.pinv(np.stack([columns, rows], axis=1))
     centre = np.array([maps[0].shape[1] - 1, maps[0].shape[0] - 1]) / 2
     middle = np.array([float(maps[0].mean()), float(maps[1].mean())])
-    found = centre + (points - middle) @ inverse.T
+    found: np.ndarray = centre + (points - middle) @ inverse.T
     for _ in range(INVERSION_STEPS):
         inside = found.clip(0, 2 * centre)
         reached = np.stack([_at(axis, inside) for axis in maps], axis=1) + (found - inside) @ np.stack([columns, rows])
@@ -169,7 +170,7 @@ def _linear_part(maps: Maps) -> tuple[np.ndarray, np.ndarray]:
 
 def _at(values: np.ndarray, places: np.ndarray) -> np.ndarray:
     """Values of a map between its pixels, at P x 2 places (x, y) inside of it."""
-    return ndimage.map_coordinates(values.astype(np.float64), places[:, ::-1].T, order=1, mode="nearest")
+    return np.asarray(ndimage.map_coordinates(values.astype(np.float64), places[:, ::-1].T, order=1, mode="nearest"))
 
 
 def _remap(array: np.ndarray, maps: Maps, interpolation: int, border: int) -> np.ndarray:

@@ -101,7 +101,7 @@ class Normalization:
         """
         require_finite(image)
         gain, offset = self.gain_and_offset(image)
-        return image.astype(np.float32) * gain + offset
+        return np.asarray(image.astype(np.float32) * gain + offset)
 
 
 def require_finite(image: np.ndarray) -> None:

@@ -43,7 +43,7 @@ def _stretch(channel: np.ndarray) -> np.ndarray:
         return np.zeros(channel.shape, dtype=np.uint8)
     known = values[finite]
     low, high = np.percentile(known[:: max(1, known.size // SAMPLE)], STRETCH)
-    scaled = np.where(finite, values - low, 0) / max(high - low, np.finfo(np.float32).tiny)
+    scaled: np.ndarray = np.where(finite, values - low, 0) / max(high - low, np.finfo(np.float32).tiny)
     return (scaled.clip(0, 1) * 255).astype(np.uint8)
 
 
@@ -52,7 +52,7 @@ def colorize(labels: np.ndarray, classes: ClassMap) -> np.ndarray:
 
     `labels` is H x W of integers, 0 to K - 1 or `IGNORE`. Returns H x W x 3 uint8.
     """
-    return _palette(classes)[labels]
+    return np.asarray(_palette(classes)[labels])
 
 
 def _palette(classes: ClassMap) -> np.ndarray:

@@ -49,7 +49,7 @@ class Outline:
         down = np.arange(window.y0, window.y1, dtype=np.float32)[:, None] - np.float32(self.row)
         across = np.arange(window.x0, window.x1, dtype=np.float32) - np.float32(self.column)
         turn = np.arctan2(down, across) * np.float32(ANGLES / (2 * np.pi)) + np.float32(ANGLES / 2)
-        return np.hypot(down, across) / self.radii[turn.astype(np.int32) % ANGLES]
+        return np.asarray(np.hypot(down, across) / self.radii[turn.astype(np.int32) % ANGLES])
 
 
 def make_cells(
@@ -186,7 +186,7 @@ def _stain(rng: np.random.Generator, instances: np.ndarray, outlines: list[Outli
     mottled = np.exp(0.22 * _smooth_noise(rng, instances.shape, 1.6) + 0.22 * _smooth_noise(rng, instances.shape, 5))
     light = thickness * mottled * _nuclei(rng, instances, outlines)
     light += _granules(rng, instances)
-    return (light * brightness.astype(np.float32)[instances]).astype(np.float32)
+    return np.asarray(light * brightness.astype(np.float32)[instances], np.float32)
 
 
 def _nuclei(rng: np.random.Generator, instances: np.ndarray, outlines: list[Outline]) -> np.ndarray:
@@ -237,7 +237,7 @@ def _lens(rng: np.random.Generator, light: np.ndarray) -> np.ndarray:
     haze = 0.12 * cv2.GaussianBlur(light, (0, 0), 12)
     medium = 0.12 * np.exp(0.25 * _smooth_noise(rng, light.shape, 30))
     seen = sharp + defocus * (soft - sharp) + haze + medium + _specks(rng, light.shape)
-    return seen * _illumination(rng, light.shape)
+    return np.asarray(seen * _illumination(rng, light.shape))
 
 
 def _specks(rng: np.random.Generator, size: tuple[int, ...]) -> np.ndarray:
@@ -250,7 +250,7 @@ def _illumination(rng: np.random.Generator, size: tuple[int, ...]) -> np.ndarray
     """Share of the light: bright near the middle, far less in the corners."""
     rows, columns = np.ogrid[-1 : 1 : size[0] * 1j, -1 : 1 : size[1] * 1j]
     down, across = rng.uniform(-0.5, 0.5, 2)
-    return np.exp(-rng.uniform(0.15, 0.35) * ((rows - down) ** 2 + (columns - across) ** 2))
+    return np.asarray(np.exp(-rng.uniform(0.15, 0.35) * ((rows - down) ** 2 + (columns - across) ** 2)))
 
 
 def _camera(rng: np.random.Generator, light: np.ndarray) -> np.ndarray:

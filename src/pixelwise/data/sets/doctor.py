@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import numpy as np
+from typing_extensions import override
 
 from pixelwise.core.errors import DataError, SettingError, near
 from pixelwise.core.progress import Progress
@@ -81,6 +82,7 @@ class Problem:
     message: str
     fix: str
 
+    @override
     def __str__(self) -> str:
         shown = ", ".join(map(str, self.files[:3])) + (
             f" and {len(self.files) - 3} more" if len(self.files) > 3 else ""

@@ -76,6 +76,7 @@ class LabelRule:
 
     def _look_up(self, values: np.ndarray) -> np.ndarray:
         known = self.known_values()
+        indices: np.ndarray
         if values.dtype == np.uint8:  # the common case, in which a look-up in a table is enough
             table = np.full(256, IGNORE, np.uint8)
             table[[v for v in known if 0 <= v < 256]] = [k for v, k in known.items() if 0 <= v < 256]

@@ -114,7 +114,7 @@ def _components(page: np.ndarray) -> np.ndarray:
     """The number of connected components of the values 1, 2, ... in the middle of a page."""
     rows, columns = (slice(max(0, length - _LOOKED_AT) // 2, (length + _LOOKED_AT) // 2) for length in page.shape)
     middle = page[rows, columns]
-    labels, count = label(middle, connectivity=2, return_num=True)
+    labels, count = label(middle, connectivity=2, return_num=True)  # type: ignore[no-untyped-call]  # scikit-image's
     values = np.zeros(count + 1, page.dtype)
     values[labels] = middle  # all pixels of a component have the same one
     return np.bincount(values)[1:]

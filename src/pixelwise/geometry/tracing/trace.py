@@ -6,7 +6,7 @@ Shapes: N images, C channels, H x W pixels, K classes.
 import functools
 from collections.abc import Callable, Iterator, MutableMapping
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -27,7 +27,8 @@ from pixelwise.geometry.tracing.shapes import result_of
 
 STRIDES = (17, 19)  # height and width of the traced image in strides; primes, so that none divides another by chance
 
-Function = TypeVar("Function", bound=Callable[..., Any])
+Arguments = ParamSpec("Arguments")
+Result = TypeVar("Result")
 _current: "Trace | None" = None
 
 
@@ -78,7 +79,9 @@ def _geometry(reaches: list[Reach], stride: int, reason: str, name: str) -> Geom
     return Geometry(stride, halo, margin, exact=not reason, reason=reason)
 
 
-def described_by(rule: Callable[..., Reach]) -> Callable[[Function], Function]:
+def described_by(
+    rule: Callable[..., Reach],
+) -> Callable[[Callable[Arguments, Result]], Callable[Arguments, Result]]:
     """State the reach of a function or a `forward`, whose inside is then not traced; without a trace nothing changes.
 
     Args:
@@ -94,14 +97,15 @@ def described_by(rule: Callable[..., Reach]) -> Callable[[Function], Function]:
     torch.Size([1, 1, 4, 6])
     """
 
-    def decorate(function: Function) -> Function:
+    def decorate(function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
         @functools.wraps(function)
-        def run(*args: Any, **kwargs: Any) -> Any:
+        def run(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
             if _current is None:
                 return function(*args, **kwargs)
-            return _current.run_described(rule, function, args, kwargs)
+            result: Result = _current.run_described(rule, function, args, kwargs)
+            return result
 
-        return run  # type: ignore[return-value]
+        return run
 
     return decorate
 
@@ -204,7 +208,7 @@ class Trace(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leaves
                 reason = f"{name} writes into a part of a map, so what it sees depends on the position"
                 self._seen[tensor] = Seen(reason=reason)
 
-    def run_described(self, rule: Callable[..., Reach], function: Function, args: Any, kwargs: Any) -> Any:
+    def run_described(self, rule: Callable[..., Reach], function: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         """Run a function whose reach is stated."""
         result = self.run_paused(function, args, kwargs)
         tensors = _tensors((args, kwargs))
@@ -214,14 +218,14 @@ class Trace(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leaves
             self._set(tensor, after)
         return result
 
-    def run_linear(self, function: Function, args: Any, kwargs: Any) -> Any:
+    def run_linear(self, function: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         """Run a dense layer, which torch would split into reshapes and a matrix product."""
         result = self.run_paused(function, args, kwargs)
         arguments = dict(zip(("input", "weight", "bias"), args, strict=False)) | kwargs
         self._set(result, self._apply(linear, self._call("linear", arguments, result)))
         return result
 
-    def run_paused(self, function: Function, args: Any, kwargs: Any) -> Any:
+    def run_paused(self, function: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         """Run a function without tracing its inside."""
         was_paused, self._is_paused = self._is_paused, True
         try:
