@@ -71,7 +71,7 @@ def test_of_a_large_image_the_middle_is_shown(tmp_path: Path) -> None:
 def test_unknown_layers_and_layers_without_a_map(tmp_path: Path) -> None:
     save(tmp_path / "x.png", 20, 20)
     predictor = make_predictor()
-    with pytest.raises(SettingError, match=r"^--layer haed: the network has no such layer; did you mean head"):
+    with pytest.raises(SettingError, match=r"^--layer haed: there is no such layer in the network; did you mean head"):
         draw_features(predictor, tmp_path / "x.png", ["haed"], "unet")
     with pytest.raises(SettingError, match=r"^--layer q: the network has no such layer; choose from: .*, \.\.\.$"):
         draw_features(predictor, tmp_path / "x.png", ["q"], "unet")
