@@ -73,7 +73,9 @@ def test_unknown_layers_and_layers_without_a_map(tmp_path: Path) -> None:
     predictor = make_predictor()
     with pytest.raises(SettingError, match=r"^--layer haed: there is no such layer in the network; did you mean head"):
         draw_features(predictor, tmp_path / "x.png", ["haed"], "unet")
-    with pytest.raises(SettingError, match=r"^--layer q: there is no such layer in the network; choose from: .*, \.\.\.$"):
+    with pytest.raises(
+        SettingError, match=r"^--layer q: there is no such layer in the network; choose from: .*, \.\.\.$"
+    ):
         draw_features(predictor, tmp_path / "x.png", ["q"], "unet")
     with pytest.raises(SettingError, match=r"^--layer up: does not run; choose a layer that returns a map"):
         draw_features(predictor, tmp_path / "x.png", ["up"], "unet")
