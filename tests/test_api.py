@@ -61,7 +61,7 @@ def literal(run: pw.Run, image: np.ndarray) -> np.ndarray:
 def test_the_public_names() -> None:
     assert pw.__all__ == ["Run", "__version__", "load", "models", "predict", "train"]
     networks = {network.__name__ for network in pw.models.MODELS.values()}
-    assert set(pw.models.__all__) == networks | {"MODELS", "Segmenter", "build", "convolutionalize"}
+    assert set(pw.models.__all__) == networks | {"MODELS", "Segmenter", "build", "convolutionalize", "slide"}
     names = "patch fcn32s fcn16s fcn8s unet deconvnet segnet pspnet deeplabv2 deeplabv3plus gscnn"
     assert " ".join(pw.models.MODELS) == names
     assert pw.models.MODELS["unet"] is pw.models.UNet

@@ -11,9 +11,11 @@ from PIL import Image
 import pixelwise as pw
 from pixelwise.data.sets.doctor import survey
 from pixelwise.data.sets.folder import open_dataset
-from pixelwise.data.sets.masks import MaskLabels
-from pixelwise.training.plan import Machine, make_plan
+from pixelwise.engines.machine import Machine
+from pixelwise.tasks import TASKS
+from pixelwise.training.plan import make_plan
 
+TASK = TASKS["segment"]
 CPU = Machine(cores=2, memory=24 << 30, device="cpu", fast_bf16=False)
 
 
@@ -30,7 +32,7 @@ def test_the_kind_of_labels_is_seen_from_the_masks_alone(
             shutil.copy(path, tmp_path / part)
     if name == "camvid":  # only a person can know that 11 is void
         (tmp_path / "dataset.toml").write_text("ignore = 11\n", encoding="utf-8")
-    found = survey(open_dataset(tmp_path), MaskLabels())
+    found = survey(open_dataset(tmp_path), TASK.labels)
     assert found.meaning.kind == kind
     assert found.channels == channels
     assert len(found.meaning.classes) == count
@@ -46,8 +48,8 @@ def test_what_the_plan_sees_in_real_images(
 ) -> None:
     dataset = open_dataset(real_data / name)
     few = {split: samples[:40] for split, samples in dataset.splits.items()}
-    found = survey(type(dataset)(dataset.root, few, dataset.description), MaskLabels())
-    config = make_plan(found, CPU, minutes=10)
+    found = survey(type(dataset)(dataset.root, few, dataset.description), TASK.labels)
+    config = make_plan(TASK, found, CPU, {"train": {"minutes": 10}})
     assert config.data.normalization == normalization
     assert config.augment.flip_vertical is flip_vertical
     assert config.data.scale == scale

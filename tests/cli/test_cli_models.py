@@ -100,7 +100,9 @@ def test_bad_usage(run: Path, image: Path, tmp_path: Path) -> None:
     assert "--checkerboard: the kernel must be between 1 and 64 pixels, not 65" in refused("--checkerboard", 65, 2)
     assert "--set: a run has its settings" in refused("unet", "--features", run, image, *SMALL)
     assert "is a run of unet, not of segnet" in refused("segnet", "--features", run, image)
-    assert "--layer haed: the network has no such layer" in refused("unet", "--features", run, image, "--layer", "haed")
+    assert "--layer haed: there is no such layer in the network" in refused(
+        "unet", "--features", run, image, "--layer", "haed"
+    )
     assert "no such file" in refused("unet", "--features", tmp_path, image)
     assert "missing.png" in refused("unet", "--features", run, tmp_path / "missing.png")
     assert "cannot take" in refused("unet", "--set", "model.padding=valid", "--size", "512")

@@ -114,7 +114,7 @@ def test_only_large_images_are_tiled_unasked(monkeypatch: pytest.MonkeyPatch) ->
 
 def test_networks_that_cannot_be_tiled_exactly(monkeypatch: pytest.MonkeyPatch) -> None:
     network, image = make_network(norm="group"), make_image(30, 40)
-    message = r"UNet: group norm averages over .*; its tiles overlap and are blended, which only comes near its result"
+    message = r"UNet: group norm averages over .*\. Its tiles overlap and are blended, so the result only approx"
     with pytest.warns(ApproximateWarning, match=message):
         tiled = predict(network, image, tile=16, logits=True)
     assert 1e-10 < np.abs(tiled - whole(network, image)).max() < 10
@@ -125,7 +125,7 @@ def test_networks_that_cannot_be_tiled_exactly(monkeypatch: pytest.MonkeyPatch) 
 
 def test_tiles_of_an_inexact_network_without_padding() -> None:
     network = make_network(padding="valid", norm="group")
-    with pytest.warns(ApproximateWarning, match=r"UNet: group norm .*; its tiles see a part of the image each, which"):
+    with pytest.warns(ApproximateWarning, match=r"UNet: group norm .*\. Its tiles each see only a part of"):
         assert predict(network, make_image(30, 40), tile=16).shape == (30, 40)
     predict(network, make_image(30, 40), tile=40)  # one window sees all: no warning
 

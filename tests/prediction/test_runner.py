@@ -293,7 +293,7 @@ def test_classes_come_from_the_logits_among_several_outputs() -> None:
     image = draw(30, 40)
     np.testing.assert_array_equal(predict(TwoOutputs(SAME), image, tile=8), predict(SAME, image))
     with pytest.raises(
-        ModelError, match=r'^the network returned out, aux, but classes come from "logits": wrap it in a'
+        ModelError, match=r'^the network returned out, aux, but classes come from "logits"\. Wrap it in a'
     ):
         logits_of({"out": image, "aux": image})
 

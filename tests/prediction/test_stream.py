@@ -214,7 +214,7 @@ def test_a_stack_whose_axes_are_unclear_needs_their_names(tmp_path: Path, out: P
 def test_an_image_is_never_replaced_by_its_mask(tmp_path: Path, form: Any) -> None:
     source = save(tmp_path / ("x.png" if form == "png" else "x.tif"), noise(4, 5))
     before = source.read_bytes()
-    with pytest.raises(OutputError, match=r"x\.(png|tif): is the image itself, which its mask would replace; choose"):
+    with pytest.raises(OutputError, match=r"x\.(png|tif): is the image itself, and its mask would replace it\. Choose"):
         run(bright(), [source], OutputOptions(tmp_path, form))
     assert source.read_bytes() == before
     run(bright(), [source], OutputOptions(tmp_path, "tiff" if form == "png" else "png"))

@@ -42,7 +42,7 @@ def test_what_is_blended_says_so(kind: str, form: Any, tmp_path: Path, out: Path
         predict_files(predictor, [str(source)], OutputOptions(out, form), listener=Listener(note=notes.append))
     )
     assert entry["approximate"] is True
-    assert any("are blended, which only comes near" in note for note in notes)
+    assert any("are blended, so the result only approximates" in note for note in notes)
     np.testing.assert_array_equal(mask_of(entry), predictor.labels(image[..., None]))  # blended there as well
     assert (mask_of(entry) == tiled(None, network).labels(image[..., None])).mean() > 0.8
     whole = only(run(tiled("auto", network), [source], OutputOptions(out / "whole", form)))
@@ -54,15 +54,15 @@ def test_what_does_not_fit_the_memory(tmp_path: Path, out: Path, little_memory: 
     source = save_tiled(tmp_path / "x.tif", smooth(64, 64))
     little_memory()
     (failure,) = run(tiled(16), [source], OutputOptions(out, "png")).failed
-    assert failure["message"].startswith(f"{source}: a PNG holds the whole mask of 64 x 64 pixels in memory")
-    assert "0 MiB are left; take --format tiff or zarr, or allow more" in failure["message"]
+    assert failure["message"].startswith(f"{source}: a PNG needs its whole mask of 64 x 64 pixels in memory")
+    assert "only 0 MiB are left. Use --format tiff or zarr, or allow more" in failure["message"]
 
 
 def test_a_network_of_other_classes_than_the_run(tmp_path: Path, out: Path) -> None:
     source = save(tmp_path / "x.png", smooth(16, 16))
     predictor = tiled("auto", Brightness(-1.0, 0.0, 1.0))
     (failure,) = run(predictor, [source], OutputOptions(out)).failed
-    assert failure["message"] == f"{source}: the network returned 3 classes, and the run has 2."
+    assert failure["message"] == f"{source}: the network returned 3 classes, but the run has 2."
 
 
 def test_a_threshold_is_for_two_classes(tmp_path: Path, out: Path) -> None:

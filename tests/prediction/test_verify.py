@@ -135,7 +135,7 @@ def test_a_crop_where_the_memory_is_short(tmp_path: Path, monkeypatch: pytest.Mo
     assert found["height"] * found["width"] <= 200_000
     assert found["height"] == 444  # the root, on the stride
     assert found["flipped_pixels"] == 0
-    with pytest.raises(DataError, match=r"of memory is not enough for one forward of any part of the image"):
+    with pytest.raises(DataError, match=r"of memory is not enough for a forward pass of any part of the image"):
         verify_seams(with_room(monkeypatch, 9), path, 64)
 
 
@@ -163,4 +163,6 @@ def test_a_network_that_depends_on_rounding_is_exact_by_torch_alone(tmp_path: Pa
     other.runner.engine.name = "openvino"  # whether its own rounding shows here differs from machine to machine
     found = verify_seams(other, path)
     assert not found["exact"]
-    assert found["reason"] == ("it puts values where maxima stood, and openvino rounds otherwise than torch; use torch")
+    assert found["reason"] == (
+        "it places values where maxima were, and openvino rounds differently from torch; use torch"
+    )

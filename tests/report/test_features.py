@@ -71,14 +71,16 @@ def test_of_a_large_image_the_middle_is_shown(tmp_path: Path) -> None:
 def test_unknown_layers_and_layers_without_a_map(tmp_path: Path) -> None:
     save(tmp_path / "x.png", 20, 20)
     predictor = make_predictor()
-    with pytest.raises(SettingError, match=r"^--layer haed: the network has no such layer; did you mean head"):
+    with pytest.raises(SettingError, match=r"^--layer haed: there is no such layer in the network; did you mean head"):
         draw_features(predictor, tmp_path / "x.png", ["haed"], "unet")
-    with pytest.raises(SettingError, match=r"^--layer q: the network has no such layer; choose from: .*, \.\.\.$"):
+    with pytest.raises(
+        SettingError, match=r"^--layer q: there is no such layer in the network; choose from: .*, \.\.\.$"
+    ):
         draw_features(predictor, tmp_path / "x.png", ["q"], "unet")
-    with pytest.raises(SettingError, match=r"^--layer up: does not run; choose a layer that gives a map"):
+    with pytest.raises(SettingError, match=r"^--layer up: does not run; choose a layer that returns a map"):
         draw_features(predictor, tmp_path / "x.png", ["up"], "unet")
     dense = nn.Sequential(nn.Flatten(), nn.Linear(4, 3))
-    with pytest.raises(SettingError, match=r"^--layer 1: gives values of 1 x 3; choose"):
+    with pytest.raises(SettingError, match=r"^--layer 1: returns values of 1 x 3; choose"):
         look(dense, torch.zeros(1, 1, 2, 2), ["1"])
     assert not any(module._forward_hooks for module in dense.modules())
 

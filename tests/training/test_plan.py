@@ -394,7 +394,7 @@ def test_whatever_the_user_sets_the_plan_stands_or_names_the_setting(name: str, 
         ({"data": {"std": [0.1, 0.2, 0.3]}}, r"^data\.std: has 3 figures for 1 channels\.$"),
         (
             {"loss": {"tversky": 1, "tversky_alpha": 0, "tversky_beta": 0}},
-            r"^loss\.tversky_alpha, loss\.tversky_beta: both are 0, so no error costs anything\. Set one of them",
+            r"^loss\.tversky_alpha, loss\.tversky_beta: both are 0, so errors cost nothing\. Set one of them",
         ),
         (
             {"loss": {"cross_entropy": 0, "dice": 0}},

@@ -1,7 +1,7 @@
 """Engines run a network: an array in, its outputs by name out. One file an engine, one interface, one test suite.
 
-`torch` runs any module as it is. `openvino` and `onnxruntime` run float32 networks on the CPU, from a graph that
-`torch.export` takes of them and that is proved equal to the network before it is used.
+`torch` runs any module as it is. `openvino` and `onnxruntime` run float32 networks on the CPU: `torch.export` turns
+these into a graph, which is proved equal to the network before it is used.
 """
 
 from importlib.util import find_spec
@@ -37,7 +37,7 @@ class Engine(Protocol):
     Attributes:
         name: the engine's name, one of `ENGINES`.
         device: where it runs: "cpu", "cuda", "mps".
-        note: why "auto" took this engine and not a faster one, or nothing.
+        note: why "auto" did not take a faster engine; empty if it did.
     """
 
     name: str
@@ -45,7 +45,7 @@ class Engine(Protocol):
     note: str
 
     def __call__(self, images: np.ndarray) -> Arrays:
-        """N x C x H x W float32 -> the outputs by name, such as N x K x H' x W' float32; arrays of their own."""
+        """N x C x H x W float32 -> the outputs by name, such as N x K x H' x W' float32; the caller may change them."""
         ...
 
 
@@ -62,8 +62,8 @@ def make_engine(network: nn.Module, choice: EngineChoice, sizes: Sizes) -> Engin
 
     Args:
         network: any module that takes N x C x H x W and returns a tensor, or several as a dict, tuple or list.
-        choice: which engine, and how. Where "auto" chooses one that then cannot take the network, torch runs it, and
-            its `note` says why.
+        choice: which engine, and how. If "auto" chooses one that then cannot run the network, torch runs it, and its
+            `note` says why.
         sizes: of the images to come.
 
     Raises:
@@ -74,9 +74,9 @@ def make_engine(network: nn.Module, choice: EngineChoice, sizes: Sizes) -> Engin
     if name == "torch":
         return TorchEngine(network, choice)
     if choice.amp:
-        raise SettingError(f"engine {name}: has no half precision (amp); use the engine torch, on a GPU.")
+        raise SettingError(f"engine {name}: does not support half precision (amp). Use the engine torch on a GPU.")
     if choice.compiled:
-        raise SettingError(f"engine {name}: cannot use torch.compile; use the engine torch.")
+        raise SettingError(f"engine {name}: cannot use torch.compile. Use the engine torch.")
     try:
         return _exported_engine(name, network, choice, sizes)
     except (ModelError, SettingError) as error:
@@ -88,7 +88,7 @@ def make_engine(network: nn.Module, choice: EngineChoice, sizes: Sizes) -> Engin
 def choose_engine(network: nn.Module, choice: EngineChoice) -> str:
     """The name of an engine; "auto" becomes the fastest that is installed and suits the network and the choice.
 
-    A network that `depends_on_rounding` goes with torch, whose tiles and whole images round alike.
+    A network that `depends_on_rounding` stays with torch, which rounds tiles and whole images alike.
 
     Raises:
         SettingError: there is no such engine.
@@ -120,15 +120,16 @@ def depends_on_rounding(network: nn.Module) -> bool:
 
 def _exported_engine(name: str, network: nn.Module, choice: EngineChoice, sizes: Sizes) -> Engine:
     if choice.device != "cpu":
-        raise SettingError(f"engine {name}: runs on the CPU alone, not on {choice.device}; use the engine torch there.")
+        raise SettingError(f"engine {name}: only runs on the CPU, not on {choice.device}. Use the engine torch there.")
     if not is_float32(network):
         raise ModelError(
-            f"{type(network).__name__}: is not a float32 network, and {name} runs these alone; use the engine torch."
+            f"{type(network).__name__}: is not a float32 network, and {name} only runs those. Use the engine torch."
         )
     missing = next((package for package in ENGINES[name] if not find_spec(package)), None)
     if missing:
         raise SettingError(
-            f"engine {name}: needs {missing}, which is not installed: {_installation(missing)}, or use another engine."
+            f"engine {name}: needs the package {missing}, which is not installed. Run `{_installation(missing)}`, "
+            "or use another engine."
         )
     compilers = {"openvino": openvino.compile_graph, "onnxruntime": onnxruntime.compile_graph}
     return ExportedEngine(name, network, compilers[name], choice.cache, sizes)

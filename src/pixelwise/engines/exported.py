@@ -31,7 +31,7 @@ NamedRun = Callable[[np.ndarray], Arrays]
 
 @dataclass(frozen=True)
 class _Examples:
-    """Images of the sizes that a network takes, to export it with and to compare it on."""
+    """Images of the sizes that a network takes: it is exported with them, and compared on them."""
 
     sizes: Sizes
 
@@ -101,7 +101,7 @@ class ExportedEngine:
                 f"images of {' x '.join(map(str, images.shape))} do not fit the exported network, which takes "
                 f"N x {sizes.channels} x H x W with H and W of {sizes.step} * n + {self._examples.smallest} pixels."
             )
-        with self._lock:  # what is kept with a network may be called from several threads
+        with self._lock:  # several threads may use an engine that is kept with its network
             return self._run(np.ascontiguousarray(images, np.float32))
 
     @staticmethod
@@ -156,7 +156,7 @@ def _kept_path(network: nn.Module, cache: Path, sizes: Sizes) -> Path:
 
 
 def _named(run: Run, names: Sequence[str]) -> NamedRun:
-    """With the network's own names, which a graph could not hold: it may give one to a value inside."""
+    """Add the network's own names; a graph cannot hold them, since it may already use one for an inner value."""
     return lambda images: dict(zip(names, run(images), strict=True))
 
 
@@ -173,7 +173,7 @@ def export(network: nn.Module, sizes: Sizes) -> bytes:
     """The network in eval mode as an ONNX graph with its weights; N, H and W may vary.
 
     Raises:
-        ModelError: it cannot be exported; the message has the exporter's reason.
+        ModelError: it cannot be exported; the message gives the exporter's reason.
     """
     examples = _Examples(sizes)
     images = examples.images(2, examples.side(), examples.side(1))
@@ -194,7 +194,7 @@ def export(network: nn.Module, sizes: Sizes) -> bytes:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the exporter's own warnings, which tell its makers something, not our users."""
+    """Silence the exporter's warnings, which are meant for its makers and not for our users."""
     loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
     levels = [logger.level for logger in loggers]
     try:
@@ -211,7 +211,7 @@ def _quiet() -> Iterator[None]:
 def fingerprint(network: nn.Module, sizes: Sizes) -> str:
     """A name for the exported network that changes with its weights, its parts, and what exports it.
 
-    The proof finds out a network that computes something else with the same weights and parts.
+    If a network computes something else with the same weights and parts, the proof finds out.
     """
     packages = [_version(package) for package in ("pixelwise", "torch", "onnx", "onnxscript")]
     facts = (type(network).__module__, type(network).__qualname__, repr(network), sizes, packages)

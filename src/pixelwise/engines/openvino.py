@@ -13,13 +13,13 @@ if TYPE_CHECKING:
 
 
 def compile_graph(graph: bytes) -> Run:
-    """Make a function of images out of an ONNX graph, for any N, H and W that the graph takes.
+    """Turn an ONNX graph into a function of images, for any N, H and W that the graph takes.
 
-    It uses as many threads as torch does (`torch.set_num_threads`, OMP_NUM_THREADS): the physical cores, unless
-    told otherwise. One compilation serves all sizes: it is 1 to 8% slower than one for each size, and a new size
-    costs a tenth of a call. What it returns is a copy, so that it outlives the next call.
+    It uses as many threads as torch does (`torch.set_num_threads`, OMP_NUM_THREADS), by default one for each physical
+    core. One compilation serves all sizes: it is 1 to 8% slower than one for each size, and a new size costs a tenth
+    of a call. What it returns is a copy, so that it outlives the next call.
 
-    OpenVINO's own cache is not used: to compile takes it a tenth of a second, and to load what it kept half of that.
+    OpenVINO's own cache would not pay: it compiles in a tenth of a second, and loads from its cache in half of that.
 
     Raises:
         RuntimeError: OpenVINO cannot run it.
@@ -36,7 +36,7 @@ def compile_graph(graph: bytes) -> Run:
 
 @cache
 def _core() -> "openvino.Core":
-    """OpenVINO itself, once a process, as it wants to be used."""
+    """OpenVINO itself; it wants to be started once in a process."""
     import openvino
 
     return openvino.Core()
@@ -46,6 +46,6 @@ def _settings() -> dict[str, str | int]:
     return {
         "INFERENCE_PRECISION_HINT": "f32",  # without it bfloat16, or on ARM float16, where the CPU has them
         "PERFORMANCE_HINT": "LATENCY",
-        "NUM_STREAMS": 1,  # one image after the other, each on all threads: the least memory
+        "NUM_STREAMS": 1,  # images one after the other, each on all threads: takes the least memory
         "INFERENCE_NUM_THREADS": torch.get_num_threads(),
     }

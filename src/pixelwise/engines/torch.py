@@ -1,4 +1,4 @@
-"""PyTorch: in channels_last, in float32 that is float32 (no TF32, no bfloat16) unless half precision is asked for."""
+"""PyTorch, in channels_last. float32 means float32 (no TF32, no bfloat16), unless the user wants half precision."""
 
 import copy
 from collections.abc import Iterator
@@ -14,7 +14,7 @@ from pixelwise.engines.choice import Arrays, EngineChoice
 from pixelwise.geometry.modes import evaluation_mode
 
 _EAGER = EngineChoice("torch")
-TOLERANCE = 1e-4  # of the largest logit: what float32 is allowed to differ by
+TOLERANCE = 1e-4  # of the largest value: by how much float32 may differ
 
 
 class TorchEngine:
@@ -25,9 +25,9 @@ class TorchEngine:
 
     Args:
         network: takes N x C x H x W; returns a tensor such as N x K x H' x W', a dict of them, a tuple or a list.
-        choice: the device, half precision, and whether torch.compile runs it. That takes from seconds to a minute
-            before the first image and as long again when another size of image comes; then the sizes do not matter.
-            Its first outputs are compared with the eager ones.
+        choice: the device, half precision, and whether torch.compile runs it. To compile takes from seconds to a
+            minute before the first image, and as long again before the first of another size; from then on any size
+            will do. The first outputs are compared with the eager ones.
         note: why this engine runs the network.
 
     Raises:
@@ -42,7 +42,7 @@ class TorchEngine:
     def __init__(self, network: nn.Module, choice: EngineChoice = _EAGER, note: str = "") -> None:
         self._place = torch.device(choice.device)
         if choice.amp and self._place.type == "cpu":
-            raise SettingError("amp: half precision runs on a GPU alone; leave it out on the CPU.")
+            raise SettingError("amp: half precision only works on a GPU. Leave it out on the CPU.")
         self.device = self._place.type
         self.note = note
         self._network = on_device(network, self._place)
@@ -90,19 +90,19 @@ class TorchEngine:
             return self._run(batch)
         except torch.OutOfMemoryError:
             raise
-        except RuntimeError as error:  # whatever torch.compile meets is one
+        except RuntimeError as error:  # any failure of torch.compile is one
             raise ModelError(
                 f"{type(self._network).__name__}: torch.compile cannot compile it here: {reason(error)}. "
                 "Leave --compile out."
             ) from error
 
     def _prove(self, compiled: Tensor, expected: Tensor) -> None:
-        """Refuse a compiled network whose outputs are others; half precision rounds too much to tell."""
+        """Refuse a compiled network whose outputs differ; half precision rounds too much to tell."""
         difference = float((compiled - expected).abs().max())
         if not self._amp and difference > TOLERANCE * float(expected.abs().max()):
             raise ModelError(
-                f"{type(self._network).__name__}: compiled by torch.compile its outputs differ from its own by "
-                f"{difference:.2g}. Leave --compile out."
+                f"{type(self._network).__name__}: compiled by torch.compile, its outputs differ by {difference:.2g} "
+                "from its own. Leave --compile out."
             )
 
     def _autocast(self) -> AbstractContextManager[object]:
@@ -127,7 +127,7 @@ class TorchEngine:
         if not tensors or len(tensors) < len(outputs):
             raise ModelError(
                 f"{type(self._network).__name__}: returned {_kinds(returned)}; it must return a tensor of logits, "
-                "N x K x H x W, or a dict, tuple or list of tensors. Wrap it in a module that does."
+                "N x K x H x W, or a dict, tuple or list of tensors. Wrap it in a module that does so."
             )
         return {name: values.float() if self._amp else values for name, values in tensors.items()}
 

@@ -12,7 +12,7 @@ from pixelwise.prediction.tiling import Tile, Tiling
 class Blender:
     """Cuts what tiles own out of their windows' outputs, and blends the windows of a tiling that overlap.
 
-    The weights of overlapping windows fade across an overlap. Their tiles must come row by row, from left to right.
+    The weights of such windows fade across the overlap. Tiles must come row by row, from left to right.
     What a window shares with later ones is kept as strips: one of the image's width at the bottom, one of a window's
     height at the right. So the memory grows with the width alone. Once a window has come, everything is known that
     its tile owns and one row and column more, because the weights of later windows are 0 there.

@@ -31,7 +31,7 @@ from pixelwise.prediction.runner import logits_of
 from pixelwise.prediction.tiling import Tile, Tiling
 
 CHUNKS = (1024, 512)  # sides of a Zarr's chunks: the first that fits the tiles evenly, else the last
-CERTAIN = float(np.log(1e6))  # the logit of class 0, beside zeros, where nothing is predicted
+CERTAIN = float(np.log(1e6))  # the logit of class 0 where nothing is predicted; the others are 0
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ class Canvas(Protocol):
     def finish(self, details: Entry, tick: Progress) -> Entry:
         """Write the files; returns their paths, by what they are.
 
-        `details` are what else the entry says, which is kept with the mask; `tick` is called often, and may raise.
+        `details` is what else the entry says; it is kept with the mask. `tick` is called often, and may raise.
         """
         ...
 
@@ -120,7 +120,7 @@ class MemoryCanvas:
 
     @staticmethod
     def bytes_needed(blank: Blank) -> int:
-        """What it holds at most: masks and what is beside them of all pages, and what is needed to write them."""
+        """The most that it holds: masks of all pages, what is beside them, and what is needed to write them."""
         options, (pages, height, width) = blank.options, blank.pages
         pixels = height * width
         each = 1 + (8 if blank.instances else 0)
@@ -161,7 +161,7 @@ class MemoryCanvas:
             target = blank.target(".png", "overlays")
             write_image(target, overlay(self._picture, self._masks[0], blank.classes))
             entry["overlay"] = str(target)
-        # Last, because it says that all is done.
+        # Last, because it tells that everything is done.
         record = blank.request.record(details)
         write_mask(self._target, _flat(self._masks), blank.classes.palette, blank.source.pixel_size, record)
         return entry
@@ -179,7 +179,7 @@ class ZarrCanvas:
     """Writes each tile to a Zarr as it comes; what is on disk stays valid whenever the process ends.
 
     The Zarr is the output itself. Where a TIFF is wanted or the mask is to be cleaned, it grows under a hidden name
-    beside the output, which is made of it in the end.
+    beside the output, which is made from it in the end.
     """
 
     def __init__(self, blank: Blank) -> None:
@@ -220,7 +220,7 @@ class ZarrCanvas:
             stored = _stored_probabilities(logits, options.probability_type)
             self._probabilities.write(number, page, tile.owned, stored)
         classes = choose_classes(logits, options.clean)
-        self._mask.write(number, page, tile.owned, classes)  # last: its record says that the tile is done
+        self._mask.write(number, page, tile.owned, classes)  # last: its record tells that the tile is done
 
     def finish(self, details: Entry, tick: Progress) -> Entry:
         """Clean the mask, add its pyramid, assemble the TIFF."""
@@ -267,7 +267,7 @@ def open_canvas(blank: Blank) -> Canvas:
     """A canvas for a mask: in memory where the format and the memory let one, else a Zarr.
 
     Raises:
-        DataError: a PNG is wanted, whose mask must be held in memory, and is too large.
+        DataError: the user wants a PNG, and its mask does not fit into the memory.
     """
     options, source, room = blank.options, blank.source, blank.room
     needed = MemoryCanvas.bytes_needed(blank)
@@ -277,7 +277,7 @@ def open_canvas(blank: Blank) -> Canvas:
         if needed > room:
             raise _too_large(source, needed, room)
         return MemoryCanvas(blank)
-    # What was begun by tiles goes on so; what takes long can only be resumed if it is written by tiles.
+    # What was started by tiles continues by tiles. What takes long can only be resumed if it is written by tiles.
     begun = blank.options.begun(blank.request.input, source) is not None
     only_in_memory = blank.instances or options.overlay
     is_long = math.prod(blank.pages) > PNG_PIXELS and not only_in_memory
@@ -285,28 +285,28 @@ def open_canvas(blank: Blank) -> Canvas:
         return MemoryCanvas(blank)
     if only_in_memory:
         blank.note(
-            f"{blank.request.input.source}: is written by tiles; instances and overlays are made of images in memory "
-            "alone."
+            f"{blank.request.input.source}: is written tile by tile, so it gets no instances and no overlay, which "
+            "need the whole mask in memory."
         )
     return ZarrCanvas(blank)
 
 
 def _too_large(source: Source, needed: int, room: int) -> DataError:
     return DataError(
-        f"a PNG holds the whole mask of {source.height} x {source.width} pixels in memory, which takes "
-        f"{size_text(needed)}, and {size_text(max(room, 0))} are left; take --format tiff or zarr, or allow more."
+        f"a PNG needs its whole mask of {source.height} x {source.width} pixels in memory, which takes "
+        f"{size_text(needed)}, but only {size_text(max(room, 0))} are left. Use --format tiff or zarr, or allow more."
     )
 
 
 def _logits(blank: Blank, outputs: Arrays, region: np.ndarray | None) -> np.ndarray:
-    """The logits, sure of class 0 outside of the region.
+    """The logits; outside of the region they are sure of class 0.
 
     Raises:
-        ModelError: they are of another number of classes.
+        ModelError: their number of classes is not that of the run.
     """
     logits, count = logits_of(outputs), len(blank.classes)
     if len(logits) != count:
-        raise ModelError(f"the network returned {len(logits)} classes, and the run has {count}.")
+        raise ModelError(f"the network returned {len(logits)} classes, but the run has {count}.")
     return logits if region is None else np.where(region, logits, _certain(count, logits.dtype))
 
 

@@ -15,10 +15,10 @@ from pixelwise.geometry.sizes import Sizes
 from pixelwise.prediction.tiling import Tiling
 
 PROBE_SIDE = 768
-SAFE_MAPS = 12  # times its largest map: more than a network holds at once, with all that waits
+SAFE_MAPS = 12  # times its largest map: surely more than a network holds at once, with all that waits
 WAITING = 7  # windows and outputs that wait between reading, network and writing, each
 SCALED_BACK = 4  # times the outputs of a tile at the size of the image: with probabilities and what makes them
-FIXED_BYTES = 64 * 2**20  # for all that does not grow with a window
+FIXED_BYTES = 64 * 2**20  # for everything that does not grow with a window
 GPU_SHARE = 0.8  # of the free memory of a GPU
 
 
@@ -28,7 +28,7 @@ class Memory:
 
     Fields:
         limit: bytes that this process may hold.
-        held: bytes that it held before the first window; what an engine keeps for the next window counts once.
+        held: bytes that it held before the first window.
     """
 
     limit: int
@@ -46,14 +46,14 @@ class Memory:
 
 @dataclass(frozen=True)
 class Costs:
-    """What windows of an engine cost; measured when it is first asked for.
+    """What the windows of an engine cost; measured when someone first asks.
 
     Fields:
         engine: runs the network.
         sizes: the images that the network takes.
         dtype: of these images.
-        largest_map: bytes that the network's largest feature map takes for a pixel of the image, where it runs on
-            the CPU.
+        largest_map: bytes that the network's largest feature map takes for a pixel of the image; 0 on CUDA, which
+            tells its memory itself.
         runs: of the network for a window.
         scale: of the image for the network.
     """
@@ -72,18 +72,18 @@ class Costs:
         return max(0, int((memory.free - FIXED_BYTES) / self.bytes_per_pixel))
 
     def surely_fits(self, pixels: int, memory: Memory) -> bool:
-        """Whether the memory is so ample that there is no need to measure, which takes as long as a small image."""
+        """Whether the memory is so ample that nothing needs to be measured, which takes as long as a small image."""
         return self.engine.device == "cpu" and self._safe_bytes(pixels) <= memory.free
 
     def cost(self, tiling: Tiling) -> int:
-        """Bytes that running a tiling takes beside what was held: as measured, or more than it can be."""
+        """Bytes that running a tiling takes beyond what was held: as measured, or surely enough."""
         pixels = math.prod(tiling.window_shape)
         if "bytes_per_pixel" in self.__dict__:
             return int(FIXED_BYTES + pixels * self.bytes_per_pixel)
         return int(self._safe_bytes(pixels))
 
     def _safe_bytes(self, pixels: int) -> float:
-        """More than a window takes."""
+        """Surely enough for a window."""
         return FIXED_BYTES + (SAFE_MAPS * self.largest_map + self.bytes_scaled_back) * pixels
 
     @cached_property
@@ -105,7 +105,7 @@ class Costs:
 
     @cached_property
     def seconds_per_pixel(self) -> float:
-        """How long the network takes for a pixel of a window, measured on one of `PROBE_SIDE` pixels."""
+        """Seconds that the network takes for a pixel of a window, measured on one of `PROBE_SIDE` pixels."""
         probe = self._probe()
         begin = time.perf_counter()
         self.engine(probe)
@@ -134,7 +134,7 @@ def small_images(sizes: Sizes, dtype: np.dtype) -> np.ndarray:
 
 
 def largest_map(network: nn.Module, images: np.ndarray) -> float:
-    """Bytes of the largest array that a part of the network gives, for each pixel of the images."""
+    """Bytes of the largest array that a part of the network returns, for each pixel of the images."""
     largest = 0
 
     def look(module: nn.Module, inputs: object, output: object) -> None:

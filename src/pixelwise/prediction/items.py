@@ -1,7 +1,7 @@
 """What goes through the threads of a prediction: images under way, their windows, and what is to be written.
 
-The reading thread makes images and items, the writing thread writes the items and counts. What an item does when its
-turn to be written comes, it knows itself.
+The reading thread makes images and items, the writing thread writes the items and counts. Each item knows how it is
+written.
 """
 
 import math
@@ -53,7 +53,7 @@ class Image:
         self.blender = Blender(tiling)
         self.tiles = pages * len(tiling.tiles)
         self.left = self.tiles  # to come
-        self.skipped = 0  # tiles that a test called empty, or that lie outside of the region
+        self.skipped = 0  # tiles that are empty background, or outside of the region
         self.is_failed = False
 
     def details(self) -> Entry:
@@ -68,10 +68,10 @@ class Image:
 
 
 class Step(Protocol):
-    """A step on the way of an image, as the reading thread makes it."""
+    """What the reading thread makes, one after the other."""
 
     def fits(self, batch: "Batch") -> bool:
-        """Whether a batch has a place for it."""
+        """Whether there is a place for it in a batch."""
         ...
 
     def enter(self, batch: "Batch") -> None:
@@ -80,7 +80,7 @@ class Step(Protocol):
 
 
 class Item(Protocol):
-    """Something that is to be written."""
+    """Something to be written."""
 
     @property
     def image(self) -> Image | None:
@@ -88,7 +88,7 @@ class Item(Protocol):
         ...
 
     def write(self, writer: "Writer") -> None:
-        """Do what is to be done."""
+        """Write it."""
         ...
 
 
@@ -101,10 +101,10 @@ class Batch:
 
 
 class _NeedsNoEngine:
-    """Goes with the windows before it."""
+    """Goes with the windows that came before it."""
 
     def fits(self, batch: Batch) -> bool:
-        """Until there are many of its kind."""
+        """Up to a number."""
         return len(batch.others) < MOST_OTHERS
 
     def enter(self: Item, batch: Batch) -> None:
@@ -169,7 +169,7 @@ class Predicted(Place):
 
 @dataclass(frozen=True)
 class Passed(_NeedsNoEngine, Place):
-    """A tile that is not predicted: an earlier process did, or it is known to be background."""
+    """A tile that is not predicted: an earlier process did it, or it is known to be background."""
 
     is_done: bool
     is_skipped: bool
@@ -189,7 +189,7 @@ class End(_NeedsNoEngine):
     image: Image
 
     def write(self, writer: "Writer") -> None:
-        """Finish its files, and enter it among the outputs."""
+        """Finish its files, and list it among the outputs."""
         image = self.image
         assert image.left == 0, (image.input, image.left)
         details = image.details()
@@ -200,14 +200,14 @@ class End(_NeedsNoEngine):
 
 @dataclass(frozen=True)
 class Failure(_NeedsNoEngine):
-    """An image that cannot be read, or read on, or that the network cannot take."""
+    """An image that cannot be read to its end, or that the network cannot take."""
 
     input: Input
     image: Image | None
     error: Exception
 
     def write(self, writer: "Writer") -> None:
-        """Enter it among those that failed."""
+        """List it as failed."""
         writer.fail(self.input, self.error)
         if self.image is not None:
             self.image.is_failed = True
@@ -218,9 +218,9 @@ class Writer:
 
     Args:
         count: of the inputs.
-        outcome: is filled.
+        outcome: to be filled.
         listener: hears how it goes.
-        tick: is called often while something long goes on, and may raise to end it.
+        tick: is called often during long work, and may raise to end it.
     """
 
     def __init__(self, count: int, outcome: Outcome, listener: Listener, tick: Progress) -> None:
@@ -228,7 +228,7 @@ class Writer:
         self._count, self._listener = count, listener
 
     def write(self, items: Sequence[Item]) -> None:
-        """Write items in their order; one that fails takes its image with it."""
+        """Write items in their order; if one fails, its image fails."""
         for item in items:
             image = item.image
             if image is not None and image.is_failed:
@@ -241,7 +241,7 @@ class Writer:
         self._show(items[-1].image)
 
     def fail(self, image: Input, error: Exception) -> None:
-        """Enter an input among those that failed."""
+        """List an input as failed."""
         text = str(error)
         message = text if text.startswith(str(image.source)) else f"{image.source}: {text}"
         self.outcome.failed.append({"input": str(image.source), "message": message})

@@ -1,4 +1,4 @@
-"""Runners that stand ready: what was prepared for a network is used again as long as nothing has changed."""
+"""Runners that stand ready: what was prepared for a network serves again as long as the network does not change."""
 
 import os
 from collections.abc import Hashable
@@ -26,17 +26,17 @@ _KEPT: WeakKeyDictionary[nn.Module, _Kept] = WeakKeyDictionary()
 
 
 def kept_runner(network: nn.Module, channels: int, choice: EngineChoice, views: str) -> Runner:
-    """The runner that `make_runner` makes, or made before for the same network in the same state.
+    """The runner of `make_runner`, or the one that it made earlier for this network in the same state.
 
-    Only what takes long to prepare is kept, the runners of exported networks. They do not hold the network, so that
-    one that nobody uses any more is freed, and its runners with it.
+    Only runners of exported networks are kept, since only these take long to prepare. They hold no reference to the
+    network, so that it is freed when nobody uses it any more, and they with it.
     """
     if choose_engine(network, choice) == "torch":
         return make_runner(network, channels, choice, views)
-    key = channels, choice, views, torch.get_num_threads(), os.getpid()  # a fork has none of an engine's threads
+    key = channels, choice, views, torch.get_num_threads(), os.getpid()  # an engine's threads do not survive a fork
     kept = _KEPT.get(network)
     if kept is None or kept.state != state_of(network):
-        _KEPT[network] = kept = _Kept()  # now, so that what is outdated is freed before its successor is prepared
+        _KEPT[network] = kept = _Kept()  # frees what is outdated before its successor is prepared
     if key in kept.runners:
         return kept.runners[key]
     name = kept.names.get(key, choice.name)  # an export that failed is not tried again

@@ -1,4 +1,4 @@
-"""One page of an image as the network wants it: its channels, its intensities, its scale, window by window."""
+"""A page of an image as the network wants it: its channels, intensities and scale, window by window."""
 
 from copy import copy
 from functools import cached_property
@@ -14,7 +14,7 @@ from pixelwise.prediction.tiling import Shape, Tile, Tiling
 
 
 class Page:
-    """A page of an image in a file or in memory, to be read by one thread at a time.
+    """A page of an image in a file or in memory; one thread may read it at a time.
 
     Args:
         read: gives windows of the page, h x w x C.

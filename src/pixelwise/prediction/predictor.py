@@ -1,4 +1,4 @@
-"""Image of any size in, classes of its pixels out: `predict` for arrays and networks, `Predictor` for a trained run."""
+"""Images of any size in, classes of their pixels out: `predict` for a network, `Predictor` for a trained run."""
 
 import warnings
 from collections.abc import Callable, Iterator
@@ -23,13 +23,12 @@ from pixelwise.prediction.runner import Runner, approximation, assembled, dtype_
 from pixelwise.prediction.tiler import TileSize
 from pixelwise.prediction.tiling import Tiling
 
-# A smaller array is predicted sooner than another engine could be prepared for it.
-_EXPORT_PIXELS = 2048 * 2048
-_SMALL_PIXELS = 1024 * 1024  # a module of unknown geometry is first tried on the whole of such an image
+_EXPORT_PIXELS = 2048 * 2048  # torch is done with a smaller array before another engine would be prepared
+_SMALL_PIXELS = 1024 * 1024  # a module of unknown geometry is first tried on the whole of an image up to this size
 
 
 class ApproximateWarning(UserWarning):
-    """Tiles of a network that is not exact were blended: the result only comes near that of the whole image."""
+    """Tiles of a network that is not exact were blended: the result only approximates that of the whole image."""
 
 
 def predict(
@@ -47,22 +46,22 @@ def predict(
 
     Args:
         network: takes N x C x H x W, returns logits N x K x H x W, or several outputs by name, "logits" among them;
-            one of `MODELS`, or any module. The geometry of a module that states none is probed once. One that is not
-            exact is run on the whole image, or, with a `tile`, on overlapping windows that are blended, with an
+            one of `MODELS`, or any module. If a module states no geometry, it is probed once. If it is not exact, it
+            runs on the whole image, or, with a `tile`, on overlapping windows that are blended, with an
             `ApproximateWarning`.
-        array: H x W or H x W x C, floats, already normalised; computed in float32, float64 for a float64 network.
-        tile: side of the part that a tile owns, a multiple of the network's stride; "auto" takes tiles only where
-            the image is large; None runs the whole image at once.
-        engine: the name of an engine, or "auto": the fastest, where the image is large enough to prepare it; or an
+        array: H x W or H x W x C, floats, already normalised; computed in float32, or float64 for a float64 network.
+        tile: side of the part that a tile owns, a multiple of the network's stride; "auto" only cuts large images
+            into tiles; None runs the whole image at once.
+        engine: the name of an engine; "auto" for the fastest, if the image is large enough to prepare it; or an
             `EngineChoice`, which also says on which device, and how.
         logits: return K x H x W logits instead of classes.
         views: test-time augmentation, see `make_runner`.
 
     Returns:
-        H x W classes (uint8, with more than 256 classes uint16), or K x H x W logits.
+        H x W classes (uint8, or uint16 for more than 256 classes), or K x H x W logits.
 
     Raises:
-        DataError, ModelError, SettingError: the array, the network and the tile do not fit.
+        DataError, ModelError, SettingError: the array, the network and the tile do not fit together.
 
     >>> from pixelwise.models import UNet
     >>> predict(UNet(width=2, depth=1), np.zeros((5, 7), np.float32)).shape
@@ -97,13 +96,13 @@ def _checked(array: np.ndarray) -> np.ndarray:
 
 
 def _whole(network: nn.Module, image: np.ndarray, choice: EngineChoice) -> np.ndarray | None:
-    """K x H x W of a small image through a module of unknown geometry, if it takes this size: probing it costs more."""
+    """K x H x W of a small image from a module of unknown geometry, if it takes this size: to probe it costs more."""
     small = image.shape[0] * image.shape[1] <= _SMALL_PIXELS
     if isinstance(getattr(network, "geometry", None), Geometry) or not small:
         return None
     try:
         logits = logits_of(TorchEngine(network, choice)(planes_of(image)[None]))
-    except Exception:  # whatever the module raises; the probe tells what it wants, or what is wrong
+    except Exception:  # whatever the module raises; the probe finds out what it takes, or what is wrong
         return None
     return logits[0] if logits.ndim == 4 and logits.shape[2:] == image.shape[:2] else None
 
@@ -120,15 +119,15 @@ def _warn_if_approximate(network: nn.Module, runner: Runner, tiling: Tiling) -> 
 
 
 class Predictor:
-    """A trained network with its preprocessing: images as they come in, what the network makes of them out.
+    """A trained network with its preprocessing, for images as they come.
 
     Args:
         network: the network.
-        config: of its training: classes, channels, scale, normalisation.
+        config: of its training; gives classes, channels, scale and normalisation.
         engine: the name of an engine, or an `EngineChoice`.
         tile: as in `predict`.
         views: test-time augmentation.
-        limit: bytes that the process may hold; None takes a share of what is free.
+        limit: bytes that the process may hold; by default a share of what is free.
     """
 
     def __init__(
@@ -157,7 +156,7 @@ class Predictor:
     def parts(self, image: np.ndarray) -> Iterator[tuple[Window, Arrays]]:
         """What each tile owns of an H x W x C image of any type, with the outputs there, K x h x w each.
 
-        Images are scaled to the network by `data.scale`, its outputs back, linearly.
+        Images are scaled for the network by `data.scale`, and its outputs back, linearly.
 
         Raises:
             DataError: NaN pixels. ModelError: the channels do not fit.

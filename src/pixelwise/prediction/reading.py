@@ -21,14 +21,14 @@ from pixelwise.prediction.requests import OutputOptions, Request
 from pixelwise.prediction.runner import approximation
 from pixelwise.prediction.tiling import Tiling
 
-LONG_PIXELS = 2**24  # with fewer there is no need to ask how long it takes
+LONG_PIXELS = 2**24  # with fewer nobody needs to know how long it takes
 LONG_SECONDS = 20.0  # what takes longer is announced
 MOST_CACHE = 256 * 2**20  # bytes of decoded chunks that are kept
 SMALL_CACHE = 16 * 2**20
 
 
 class StoppedError(Exception):
-    """Ends a thread that is in the midst of something long when the others have ended."""
+    """Ends a thread in the middle of long work when the others have ended."""
 
 
 class Stop:
@@ -58,7 +58,7 @@ class Reader:
         listener: hears how it goes.
         open_canvas: makes the place where an image's outputs go.
         stop: ends it.
-        engine_lock: is held while the engine works; it is measured here where the memory is short.
+        engine_lock: is held while the engine works; this thread measures it if the memory is short.
     """
 
     predictor: Predictor
@@ -85,13 +85,13 @@ class Reader:
                 yield End(image)
             except (DataError, ModelError) as error:
                 yield Failure(request.input, image, error)
-            except (RunError, SettingError) as error:  # of one image among many it is that one's failure
+            except (RunError, SettingError) as error:  # if there are others, only this image fails
                 if len(requests) == 1:
                     raise
                 yield Failure(request.input, image, error)
 
     def _region(self, image: Input, source: Source, stack: ExitStack) -> RegionMask | None:
-        """The part of this image that the user wants predicted, if not all of it."""
+        """The part of this image that the user wants predicted; None for all of it."""
         path = self.options.inside
         if path is None:
             return None
@@ -126,7 +126,7 @@ class Reader:
         return image
 
     def _room_for_masks(self, free: int) -> int:
-        """Bytes that one image's mask and what belongs to it may take: a few images are on their way at once."""
+        """Bytes that one image's mask and what belongs to it may take; a few images are under way at once."""
         return free // 2
 
     def _announce(self, image: Image) -> None:
@@ -173,7 +173,7 @@ class Reader:
         wanted = np.ones(len(tiling.tiles), bool)
         if len(tiling.tiles) == 1 or tiling.overlap:
             if self.options.skip_background:
-                self.listener.note(f"{image.input.source}: is predicted whole; --skip-background works by tiles alone.")
+                self.listener.note(f"{image.input.source}: is not cut into tiles, so --skip-background skips nothing.")
             return wanted
         if region is not None:
             wanted &= [region.touches(tile.owned) for tile in tiling.tiles]

@@ -1,4 +1,4 @@
-"""Requests: an input with all that its outputs depend on; what is written of it, and what was written before."""
+"""Requests: an input with all that its outputs depend on, what a user wants written, and what was written before."""
 
 import hashlib
 import json
@@ -45,7 +45,7 @@ class OutputOptions:
         """Where an output goes; `kind` names a folder for those beside the mask."""
         target = self.folder / kind / image.name.parent / (image.name.name + suffix)
         if target.exists() and target.resolve() == image.source.resolve():
-            raise OutputError(f"{target}: is the image itself, which its mask would replace; choose another folder.")
+            raise OutputError(f"{target}: is the image itself, and its mask would replace it. Choose another folder.")
         return target
 
     def growing_path(self, image: Input, source: Source) -> Path:
@@ -55,20 +55,20 @@ class OutputOptions:
         return target if is_output else _growing(target)
 
     def begun(self, image: Input, source: Source) -> dict[str, Any] | None:
-        """The description of the Zarr that a prediction goes on with; None if it begins anew."""
+        """The description of the Zarr that a prediction continues; None if it starts anew."""
         return ZarrMask.description_of(self.growing_path(image, source)) if self.resume else None
 
 
 @dataclass(frozen=True)
 class Request:
-    """An input with all that its outputs depend on, for JSON; the tile does not count, since it changes nothing."""
+    """An input with all that its outputs depend on, for JSON; not the tile, since it changes nothing."""
 
     input: Input
     settings: Mapping[str, Any]
 
     @property
     def description(self) -> dict[str, Any]:
-        """What a Zarr that is resumed must have been begun with."""
+        """What a Zarr must have been started with, to be continued."""
         return {**self.settings, "image": identity(self.input.source)}
 
     @property
@@ -86,7 +86,7 @@ class Request:
         return json.dumps({"name": self.name, **details})
 
     def finished(self, options: OutputOptions) -> Entry | None:
-        """What an earlier process wrote for this request, if it came to an end."""
+        """What an earlier process wrote for this request, if it finished."""
         if not self.input.source.exists():
             return None
         targets = [options.target(self.input, suffix) for suffix in (".png", ".tif", ".zarr")]
@@ -105,7 +105,7 @@ class Request:
 
 
 def _record_in(path: Path) -> Entry:
-    """What `Request.record` left in a finished mask; nothing if it is another's file, or not finished."""
+    """What `Request.record` left in a finished mask; nothing if the mask is someone else's, or not finished."""
     if path.suffix == ".zarr":
         begun = ZarrMask.description_of(path)
         if begun is None or not (found := ZarrMask.resume(path, begun)).complete:
@@ -123,10 +123,10 @@ def _growing(target: Path) -> Path:
 
 
 def identity(path: Path) -> dict[str, Any]:
-    """What tells whether a file or folder is still the same.
+    """Facts that change when a file or folder changes.
 
     Raises:
-        DataError: it is not there.
+        DataError: it does not exist.
     """
     try:
         status = path.stat()

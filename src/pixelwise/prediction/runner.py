@@ -28,7 +28,7 @@ FASTEST = EngineChoice()
 
 @dataclass(frozen=True)
 class Runner:
-    """An engine with what it takes to feed it.
+    """An engine together with all that is needed to feed it.
 
     Fields:
         engine: runs the network.
@@ -85,8 +85,8 @@ def make_runner(
         channels: of the images.
         choice: of the engine.
         views: "none", or test-time augmentation: the mean of the outputs over the 4 "flips" or the 8 "turns" (flips
-            and right-angle turns) of a window. As windows begin and end on the stride grid, so do their views:
-            tiles still give what the whole image gives.
+            and right-angle turns) of a window. Windows begin and end on the stride grid, and so do their views, so
+            that tiles still give what the whole image gives.
         scale: images are resized by this for the network, and its outputs back.
 
     Raises:
@@ -96,15 +96,15 @@ def make_runner(
         raise SettingError(f"views {views}: is not a test-time augmentation; {near(views, VIEWS)}")
     sizes, dtype = sizes_of(network, channels), dtype_of(network)
     engine = make_engine(network, choice, sizes)
-    largest = largest_map(network, small_images(sizes, dtype)) if engine.device == "cpu" else 0.0
+    largest = 0.0 if engine.device == "cuda" else largest_map(network, small_images(sizes, dtype))
     return Runner(engine, Tiler(sizes, Costs(engine, sizes, dtype, largest, VIEWS[views], scale)))
 
 
 def approximation(network: nn.Module, sizes: Sizes) -> str:
-    """Why a result by tiles only comes near that of the whole image."""
-    how = "overlap and are blended" if sizes.keeps_size else "see a part of the image each"
+    """Why the result by tiles only approximates that of the whole image."""
+    how = "overlap and are blended" if sizes.keeps_size else "each see only a part of the image"
     return (
-        f"{type(network).__name__}: {sizes.geometry.reason}; its tiles {how}, which only comes near its result on "
+        f"{type(network).__name__}: {sizes.geometry.reason}. Its tiles {how}, so the result only approximates that of "
         "the whole image."
     )
 
@@ -130,14 +130,14 @@ def logits_of(outputs: Arrays) -> np.ndarray:
     """
     if "logits" not in outputs:
         raise ModelError(
-            f'the network returned {", ".join(outputs)}, but classes come from "logits": wrap it in a module that '
+            f'the network returned {", ".join(outputs)}, but classes come from "logits". Wrap it in a module that '
             "returns them alone or under this name."
         )
     return outputs["logits"]
 
 
 def dtype_of(network: nn.Module) -> np.dtype:
-    """What a network takes: float64 where its first parameter is, else float32."""
+    """The type of images for a network: float64 if its first parameter is float64, else float32."""
     first = next(network.parameters(), None)
     return np.dtype(np.float64 if first is not None and first.dtype == torch.float64 else np.float32)
 

@@ -1,4 +1,4 @@
-"""Which images a network takes: one of the toolkit says so, any other module is probed."""
+"""Which images a network takes: the toolkit's own networks say so, other modules are probed."""
 
 from collections.abc import Hashable
 from weakref import WeakKeyDictionary

@@ -1,4 +1,4 @@
-"""Whether a network is still what it was: its parts, their attributes, and the values of its tensors."""
+"""Whether a network is still what it was: its parts, their attributes and the values of its tensors."""
 
 import zlib
 from collections.abc import Hashable
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 
 def state_of(network: nn.Module) -> Hashable:
-    """Something that equals what it was before as long as nothing of the network has changed.
+    """Something that stays equal as long as nothing of the network changes.
 
     It covers each part's class, train / eval mode, hooks and attributes, and what every parameter and buffer holds,
     however it was written: PyTorch does not count changes through `.data`. Of an object that is neither a tensor, an
@@ -26,7 +26,7 @@ def state_of(network: nn.Module) -> Hashable:
 
 
 def form_of(network: nn.Module) -> Hashable:
-    """The same for the network's parts alone, as they show themselves, and the shapes of its parameters."""
+    """Something that stays equal as long as the network has the same parts and shapes of parameters."""
     parts = tuple((id(part), type(part), part.extra_repr()) for part in network.modules())
     return parts, tuple((name, tuple(parameter.shape)) for name, parameter in network.named_parameters())
 
@@ -50,7 +50,7 @@ def _state(value: object) -> Hashable:
 
 
 def _checksum(tensor: Tensor) -> Hashable:
-    """Of its bytes; for a tensor that cannot show them, something that equals nothing else."""
+    """A checksum of its bytes; something that equals nothing else if it does not show them."""
     with suppress(RuntimeError, TypeError, NotImplementedError):
         return zlib.crc32(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return object()

@@ -1,8 +1,8 @@
 """Image files in, masks out: many small ones in batches, or one of any size by tiles, in bounded memory.
 
 Reading, network and writing go on at the same time: while the engine works on a batch of windows, one thread reads
-and normalises the next, and another takes the classes of the one before and writes them. Each waits when it is a
-batch ahead, so that the memory holds a few windows, however many there are.
+and normalises the next, and another writes the classes of the one before. Each waits when it is a batch ahead, so that
+the memory only ever holds a few windows.
 """
 
 import time
@@ -37,7 +37,7 @@ def predict_files(
     listener: Listener | None = None,
     open_canvas: Callable[[Blank], Canvas] = open_canvas,
 ) -> Outcome:
-    """Predict files and write their masks; one that fails does not stop the others.
+    """Predict files and write their masks; if one fails, the others go on.
 
     Args:
         predictor: the network and its preprocessing.
@@ -70,7 +70,7 @@ def predict_files(
 
 
 def _settings(predictor: Predictor, options: OutputOptions) -> dict[str, Any]:
-    """All that the outputs depend on beside the image; see `Request`."""
+    """All that the outputs depend on besides the image, as in `Request`."""
     return {
         "network": fingerprint(predictor.network, predictor.config),
         "views": predictor.views,
@@ -87,7 +87,7 @@ def _settings(predictor: Predictor, options: OutputOptions) -> dict[str, Any]:
 
 
 def _unfinished(requests: Sequence[Request], options: OutputOptions, outcome: Outcome) -> list[Request]:
-    """What an earlier process left to do; what it did is entered into the outcome.
+    """What an earlier process left to do; what it did goes into the outcome.
 
     Raises:
         RunError: there is nothing to resume.
@@ -151,7 +151,7 @@ def _predicted(reader: Reader, parts: Sequence[Part]) -> list[Item]:
 
 @contextmanager
 def ahead(made: Iterator[Made]) -> Iterator[Iterator[Made]]:
-    """Let a thread make things one or two ahead of who takes them; its errors are raised where they are taken.
+    """Let a thread make things one or two ahead of the one that takes them, which also gets the thread's errors.
 
     >>> with ahead(iter([1, 2, 3])) as numbers:
     ...     list(numbers)

@@ -1,4 +1,4 @@
-"""Which tiles an image is cut into: as the user says, as the network needs, and as the memory lets."""
+"""The choice of tiles: what the user wants, what the network needs, and what fits into the memory."""
 
 import math
 from dataclasses import dataclass
@@ -44,9 +44,9 @@ class Tiler:
         Args:
             shape: height and width of the image in pixels.
             tile: side of the part that a tile owns, in pixels of the network (after `scale`); None: the whole image at
-                once; "auto": the whole image where it is small or the network not exact, else the largest tiles that
-                make sense, in both cases as far as the memory goes.
-            memory: what there is.
+                once; "auto": the whole image if it is small or the network is not exact, else the largest tiles that
+                make sense, in both cases if they fit into the memory.
+            memory: that it may use.
 
         Raises:
             SettingError: the tile does not suit the network, or does not fit the memory.
@@ -61,12 +61,12 @@ class Tiler:
         return tiling
 
     def cut(self, shape: Shape, tile: int | None) -> Tiling:
-        """Cut an image into such tiles, or for None into one that is the whole image, whatever the memory."""
+        """Cut an image into such tiles, or for None into a single one, whatever the memory."""
         scale = self.costs.scale
         if scale == 1:
             return self._cut_seen(shape, tile)
         scaling = Scaling.by(*shape, scale)
-        if tile is not None:  # where an image is enlarged, a tile must not fall between its pixels
+        if tile is not None:  # when an image is enlarged, a tile must not fall between its pixels
             tile = max(tile, round_up(math.ceil(scale), self._geometry.stride))
         return of_scaled(self._cut_seen((scaling.height, scaling.width), tile), scaling)
 
@@ -76,7 +76,7 @@ class Tiler:
         if not self.sizes.keeps_size:
             return plan_unpadded_tiles(shape, tile, stride, margin, self.sizes.input_size, self._beyond)
         if self._geometry.exact or tile is None or tile >= max(shape):
-            # If views are turned, a window that ended off the stride grid would begin there.
+            # A window that ends off the stride grid would begin off it once it is turned.
             any_size = self.sizes.any_size and self.costs.runs == 1
             return plan_tiles(shape, tile, stride, margin + self._beyond, any_size)
         return plan_overlapping_tiles(shape, tile, stride)

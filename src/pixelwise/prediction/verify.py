@@ -1,4 +1,4 @@
-"""The proof of seamless prediction on a user's own image: its tiles against one plain forward of the whole image."""
+"""Proof of seamless prediction on a user's own image: its tiles against one plain forward pass of the whole image."""
 
 import math
 from pathlib import Path
@@ -21,9 +21,9 @@ TOLERANCE = 1e-4  # of the largest logit: how far float32 may differ
 
 
 def verify_seams(predictor: Predictor, path: Path, tile: TileSize = "auto", axes: str | None = None) -> dict[str, Any]:
-    """Predict an image by tiles, and compare with one forward of the whole image by PyTorch alone.
+    """Predict an image by tiles, and compare with one forward pass of the whole image in plain PyTorch.
 
-    The tiles go through the predictor's own engine, so that what is compared is what `predict` does.
+    The tiles go through the predictor's own engine, so that this proves what `predict` does.
 
     Args:
         predictor: of a run.
@@ -35,7 +35,7 @@ def verify_seams(predictor: Predictor, path: Path, tile: TileSize = "auto", axes
         The largest differences of the logits (absolute, and relative to the largest logit), the pixels whose class
         flipped although the two best logits differ by more than `tolerance` times the largest, the network's
         geometry, and whether the whole image was compared or the largest crop that fits the memory (`whole`). A network
-        that puts values where maxima stood is not `exact` by another engine than torch.
+        that places values where maxima were is only `exact` with torch.
 
     Raises:
         DataError, ModelError, SettingError: the image cannot be used, or the tile does not suit the network.
@@ -52,7 +52,7 @@ def verify_seams(predictor: Predictor, path: Path, tile: TileSize = "auto", axes
     name, geometry = runner.engine.name, runner.sizes.geometry
     reason = geometry.reason
     if name != "torch" and depends_on_rounding(predictor.network):
-        reason = reason or f"it puts values where maxima stood, and {name} rounds otherwise than torch; use torch"
+        reason = reason or f"it places values where maxima were, and {name} rounds differently from torch; use torch"
     return {
         **_differences(whole, tiled),
         "tolerance": TOLERANCE,
@@ -77,7 +77,7 @@ def _logits(runner: Runner, page: Page, tiling: Tiling) -> np.ndarray:
 
 
 def _crop(plain: Runner, page: Page, limit: int) -> Shape:
-    """Height and width of the image, or of what one forward in the memory can take of it."""
+    """Height and width of the image, or of the part of it for which one forward pass fits into the memory."""
     pixels = math.prod(page.shape)
     if pixels <= 512 * 512:
         return page.shape
@@ -87,7 +87,7 @@ def _crop(plain: Runner, page: Page, limit: int) -> Shape:
     stride = plain.sizes.geometry.stride
     side = int(math.sqrt(max(room, 0))) // stride * stride
     if side == 0:
-        raise DataError(f"{size_text(limit)} of memory is not enough for one forward of any part of the image.")
+        raise DataError(f"{size_text(limit)} of memory is not enough for a forward pass of any part of the image.")
     height = min(page.shape[0], side)
     return height, min(page.shape[1], int(room / height))
 
