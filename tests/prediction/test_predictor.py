@@ -269,20 +269,21 @@ def test_other_channels_than_the_network_takes() -> None:
 # A network whose predictions are known beforehand.
 
 
-def bright(channels: int = 1, tile: Any = "auto", **data: Any) -> Predictor:
-    return Predictor(Brightness(-1.0, 1.0), make_settings(channels, **data), tile=tile)
+def bright(channels: int = 1, tile: Any = "auto", engine: str = "torch", **data: Any) -> Predictor:
+    return Predictor(Brightness(-1.0, 1.0), make_settings(channels, **data), engine, tile)
 
 
 def noise(height: int, width: int, channels: int = 1, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, (height, width, channels), dtype=np.uint8)
 
 
-def test_images_are_normalised_by_the_figures_of_the_run() -> None:
-    image = noise(9, 7)
+@pytest.mark.parametrize("engine", ["auto", "torch"])
+def test_images_are_normalised_by_the_figures_of_the_run(engine: str) -> None:
+    image, predictor = noise(9, 7), bright(engine=engine)
     values = (image[..., 0] / 255 - 0.5) / 0.25
-    logits = bright().logits(image)
+    logits = predictor.logits(image)
     np.testing.assert_allclose(logits, np.stack([-((values + 1) ** 2), -((values - 1) ** 2)]), rtol=1e-4, atol=1e-5)
-    labels = bright().labels(image)
+    labels = predictor.labels(image)
     assert labels.dtype == np.uint8
     np.testing.assert_array_equal(labels, image[..., 0] > 127)
 

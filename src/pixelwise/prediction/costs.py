@@ -91,7 +91,7 @@ class Costs:
         """What a window costs, measured on one of `PROBE_SIDE` pixels; at least what two of its largest maps take."""
         probe = self._probe()
         pixels: int = probe[0, 0].size
-        outputs = self._output_bytes  # which also readies the engine, so that its own needs do not count below
+        outputs = self._output_bytes  # this also readies the engine, so that its own needs do not count below
         release_free_memory()
         if self.engine.device == "cuda":
             torch.cuda.reset_peak_memory_stats()
@@ -99,7 +99,7 @@ class Costs:
             self.engine(probe)
             return (torch.cuda.max_memory_allocated() - before) / pixels
         measured = growth(lambda: self.engine(probe)) / pixels
-        # Beside the engine's own maps, windows and outputs wait for their turn before and behind it.
+        # Besides the engine's own maps, windows wait in front of it, and outputs behind it.
         waiting = (WAITING + (self.runs > 1)) * (self.sizes.channels * self.dtype.itemsize + outputs)
         return 1.1 * max(measured, 2 * self.largest_map) + waiting + self.bytes_scaled_back
 
