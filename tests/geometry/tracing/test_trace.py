@@ -217,14 +217,14 @@ GLOBAL: dict[str, tuple[Any, int, str]] = {  # the network, its local halo, and 
     "product of matrices": (lambda x: x + x @ x.mT @ x, 0, "bmm multiplies matrices made of the image"),
     "dense of a row": (lambda x: x + F.linear(x, torch.ones(x.shape[-1], x.shape[-1])), 0, "linear mixes all"),
     "first row": (beside(lambda x: x[..., :1, :].select(2, 0)[:, :, None]), 1, "select takes single rows"),
-    "flipped": (lambda x: x.flip(-1), 0, "flip takes rows or columns from other places"),
+    "flipped": (lambda x: x.flip(-1), 0, "flip takes rows or columns from other positions"),
     "rolled as a line": (lambda x: x.roll(1), 0, "roll treats the tensor as one row of values"),
-    "turned": (lambda x: F.pad(x[..., :17].mT + x[..., :17], (0, 2)), 0, "add brings rows or columns together"),
+    "turned": (lambda x: F.pad(x[..., :17].mT + x[..., :17], (0, 2)), 0, "add combines rows or columns with"),
     "turned and pooled": (lambda x: F.max_pool2d(x.mT, 3, 1, 1).mT, 0, "takes other axes of a tensor for rows"),
     "circular": (circular, 0, "copy writes into a part of a map"),
     "set by hand": (set_by_hand, 0, "copy writes into a part of a map"),
-    "coordinates": (with_coordinates, 0, "add takes values that depend on the place"),
-    "learnt places": (Positions(), 1, "add takes values that depend on the place"),
+    "coordinates": (with_coordinates, 0, "add takes values that depend on the position"),
+    "learnt places": (Positions(), 1, "add takes values that depend on the position"),
     "side by side": (side_by_side, 0, "cat puts maps side by side"),
     "repeated": (lambda x: x.repeat(1, 1, 2, 1)[..., : x.shape[-2], :], 0, "repeat repeats the whole image"),
     "unknown": (beside(lambda x: F.max_unpool2d(*F.max_pool2d(x, 1, return_indices=True), 1)), 1, "max_unpool2d is"),
@@ -247,7 +247,7 @@ def test_what_is_not_used_does_not_count() -> None:
 
 def test_maps_of_different_resolutions_are_not_joined() -> None:
     found = traced(unlike_resolutions, stride=2)
-    assert "add joins maps of different resolutions, 2 and 1 cells to 2 pixels" in found.reason
+    assert "add joins maps of different resolutions, 2 and 1 cells for 2 pixels" in found.reason
 
 
 def test_a_step_that_does_not_divide_the_stride_is_a_reason() -> None:
@@ -317,7 +317,7 @@ def test_bad_networks() -> None:
         traced(lambda x: (x, x))
     with pytest.raises(ModelError, match=r"this network takes N x 3 x H x W images"):
         trace_geometry(UNet(3, 2, width=2, depth=1), 1, 2)
-    with pytest.raises(ModelError, match=r"^Of: its logits have 1 and 1 cells to 2 pixels of the image: enlarge them"):
+    with pytest.raises(ModelError, match=r"^Of: its logits have 1 and 1 cells for 2 pixels of the image: enlarge them"):
         traced(lambda x: F.pad(F.max_pool2d(x, 2), (0, x.shape[-1] // 2, 0, x.shape[-2] // 2)), 2)
 
 
