@@ -80,8 +80,6 @@ def speed(side: int, count: int) -> None:
     ways = speed_ways(network, runner, image)
     told = {"peak_gflops": convolution_peak() / 1e9, "engine": runner.engine.name, "side": side}
     told["first_call_seconds"] = seconds(ways[SECOND_CALL])
-    for name in (*TILES, PEERS["openvino"]):  # torch, which runs the others, is ready
-        ways[name]()
     times: dict[str, list[float]] = {name: [] for name in ways}
     rows: dict[str, dict[str, float]] = {}
     for _ in range(count):
