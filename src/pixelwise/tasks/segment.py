@@ -21,8 +21,9 @@ from pixelwise.core.errors import DataError, SettingError
 from pixelwise.data.files.readers import read_image, read_mask
 from pixelwise.data.pixels import pictures
 from pixelwise.data.pixels.targets import objects
-from pixelwise.data.sets.doctor import ImageFacts, Survey
-from pixelwise.data.sets.folder import Sample
+from pixelwise.data.sets.examine import ImageFacts
+from pixelwise.data.sets.survey import Survey
+from pixelwise.data.sets.pairs import Sample
 from pixelwise.data.sets.labels import LabelRule
 from pixelwise.data.sets.masks import MaskLabels
 from pixelwise.data.sets.sampling import PatchSampler, Store

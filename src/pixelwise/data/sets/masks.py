@@ -11,7 +11,8 @@ from pixelwise.core.classes import IGNORE, MAX_CLASSES, ClassMap, Color, default
 from pixelwise.core.config import LabelKind
 from pixelwise.core.errors import DataError
 from pixelwise.data.files.readers import read_mask
-from pixelwise.data.sets.folder import Description, Sample
+from pixelwise.data.sets.folder import Description
+from pixelwise.data.sets.pairs import Sample
 from pixelwise.data.sets.labels import LabelRule, pack, unpack, unpacked
 
 MAX_COLORS = 64  # more colours or values than this, unless named, come from anti-aliased edges or a photograph

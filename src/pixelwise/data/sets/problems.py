@@ -22,6 +22,11 @@ class Kind:
     allow: str = ""  # what `--allow` does; empty: a training does not stop, so there is nothing to allow
     fix: str = ""  # what `--fix` does; empty: it cannot know what is right
 
+    @property
+    def leaves_out(self) -> bool:
+        """Whether `--allow` leaves the files out; otherwise the set is taken as it is."""
+        return self.allow == _LEAVES_OUT
+
 
 _LEAVES_OUT = "leaves the files out"
 _AS_IT_IS = "takes the set as it is"
@@ -96,6 +101,9 @@ CODES: dict[str, Kind] = {
     ),
     "float-labels": Kind(
         "error", "a mask holds fractions or NaN, but labels are whole numbers", "they have no meaning", _LEAVES_OUT
+    ),
+    "contradiction": Kind(
+        "error", "dataset.toml says something that the labels contradict", "the labels have no meaning"
     ),
     "split-leak": Kind(
         "error",
@@ -197,6 +205,11 @@ class Problem:
         """error, warning or note."""
         return self.raised or CODES[self.code].severity
 
+    @property
+    def leaves_out(self) -> bool:
+        """Whether its files cannot be used, so that they are left out where it is allowed."""
+        return self.severity == "error" and CODES[self.code].leaves_out
+
     @override
     def __str__(self) -> str:
         shown = ", ".join(map(str, self.files[:3])) + (
@@ -214,6 +227,15 @@ class Problem:
             "message": self.message,
             "fix": self.fix,
         }
+
+
+@dataclass(frozen=True)
+class Interpretation:
+    """What the labels of a data set mean."""
+
+    meaning: Any | None  # None: an error that is not allowed stands in the way
+    problems: tuple[Problem, ...]  # of the labels of the whole set
+    told: tuple[str, ...] = ()  # for people: what they were taken for, and by what the guess was made
 
 
 def current(allow: Collection[str]) -> tuple[str, ...]:
