@@ -20,7 +20,9 @@ from pixelwise.core.progress import Progress
 from pixelwise.core.windows import reader
 from pixelwise.data.files.readers import read_image
 from pixelwise.data.pixels.normalize import percentile_range, require_finite, unit_scale
+from pixelwise.data.sets import problems as table
 from pixelwise.data.sets.folder import DataSet, Description, Sample, without
+from pixelwise.data.sets.labels import Interpretation
 
 CODES = {
     "image-without-mask": "an image has no mask with the same stem",
@@ -55,11 +57,13 @@ class Labels(Protocol):
         """
         ...
 
-    def meaning(self, description: Description, facts: Sequence[Any]) -> Any:
-        """What the labels of a data set mean, given what `read` returned for its samples.
+    def interpret(
+        self, description: Description, found: Sequence[tuple[Sample, Any]], allow: Collection[str]
+    ) -> Interpretation:
+        """What the labels of a data set mean, given its samples with what `read` returned for them.
 
         Raises:
-            DataError: the labels have no valid meaning, or contradict `dataset.toml`.
+            DataError: the labels contradict `dataset.toml`.
         """
         ...
 
@@ -135,6 +139,7 @@ class Survey:
     problems: tuple[Problem, ...]
     channels: int  # of the images as the network will see them
     reading: Reading | None = field(default=None, repr=False)
+    told: tuple[str, ...] = ()  # what the labels were taken for, if nobody knew it before
 
     def of(self, split: str) -> list[ImageFacts]:
         """The facts of a split's samples."""
@@ -164,7 +169,8 @@ def survey(
     Args:
         dataset: from `folder.open_dataset`.
         labels: how labels are read and understood.
-        meaning: of the labels, if it is known (that of a run); otherwise it is inferred.
+        meaning: of the labels, if it is known (that of a run), or what finds it, given the description and the
+            samples with their labels' facts; otherwise it is inferred.
         allow: codes of `CODES` whose files are left out instead of being an error.
         splits: the splits to read.
         progress: is called with the number of samples read and of all.
@@ -174,26 +180,35 @@ def survey(
         SettingError: `allow` contains an unknown code.
     """
     for code in allow:
-        if code not in CODES:
+        if code not in CODES and code not in table.CODES:
             raise SettingError(f"--allow {code}: no problem has this code; {near(code, CODES)}")
     samples = [sample for split in splits for sample in dataset.splits.get(split, ())]
     if not samples and meaning is None:
         _stop_at_errors(_unpaired(dataset), allow)
         dataset.split(splits[0])  # says that it is empty
     reading = Reading(dataset, labels, tuple(_examine_all(samples, labels, dataset.description.axes, progress)))
+    told: tuple[str, ...] = ()
     if meaning is None:
-        meaning = _inferred(reading, allow)
-    return _understood(reading, meaning, allow)
+        found = _inferred(reading, allow)
+        meaning, told = found.meaning, found.told
+    elif callable(meaning):
+        meaning = meaning(dataset.description, _found(reading))
+    return replace(_understood(reading, meaning, allow), told=told)
 
 
-def _inferred(reading: Reading, allow: Collection[str]) -> Any:
-    """The meaning of the labels; if they have none, other problems are reported first."""
-    facts = [one.labels for one in reading.examined if one.labels is not None]
+def _found(reading: Reading) -> list[tuple[Sample, Any]]:
+    return [(one.sample, one.labels) for one in reading.examined if one.labels is not None]
+
+
+def _inferred(reading: Reading, allow: Collection[str]) -> Interpretation:
+    """What the labels mean; if they have no meaning, other problems are reported first."""
     try:
-        return reading.labels.meaning(reading.dataset.description, facts)
+        found = reading.labels.interpret(reading.dataset.description, _found(reading), allow)
+        table.stop_at_errors(found.problems, allow)
     except DataError as error:
         _stop_at_errors(_problems(reading.dataset, (one.found for one in reading.examined)), allow)
         raise DataError(f"{reading.dataset.root}: {error}") from error
+    return found
 
 
 def _understood(reading: Reading, meaning: Any, allow: Collection[str]) -> Survey:

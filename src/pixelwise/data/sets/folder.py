@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from pixelwise.core.config import Byte, LabelKind, explain, read_toml
+from pixelwise.core.config import LabelKind, Rgb, explain, read_toml
 from pixelwise.core.errors import DataError, SettingError, near
 from pixelwise.data.files.readers import IMAGE_SUFFIXES
 
@@ -28,14 +28,14 @@ class Description(BaseModel):
 
     classes: list[str] | None = None
     labels: LabelKind | None = None
-    ignore: int | list[int] | None = None  # mask values that do not count
+    ignore: int | list[int | Rgb] | None = None  # mask values, or colours, that do not count
     group: str | None = None  # regular expression for the stem: images with the same captured text stay in one split
-    colors: dict[str, tuple[Byte, Byte, Byte]] | None = None  # class name -> RGB
+    colors: dict[str, Rgb] | None = None  # class name -> RGB
     pixel_size: float | None = None  # micrometres
     axes: str | None = None  # of TIFF stacks whose metadata do not say, for example "ZYX"
 
     @property
-    def ignored(self) -> list[int]:
+    def ignored(self) -> list[int | Rgb]:
         """The ignored values as a list."""
         return [] if self.ignore is None else [self.ignore] if isinstance(self.ignore, int) else self.ignore
 
