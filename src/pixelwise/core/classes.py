@@ -3,14 +3,18 @@
 import colorsys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from pixelwise.core.config import DataSettings
 from pixelwise.core.errors import DataError
 
-IGNORE = 255
-"""Class index of a pixel that counts nowhere: neither in a loss nor in a metric."""
+IGNORE = 65535
+"""Class index of a pixel that counts nowhere: neither in a loss nor in a metric. Class maps of truth are uint16."""
 
-MAX_CLASSES = 255
+MAX_CLASSES = 65534
+
+VOID = 255
+"""The value that masks of few, numbered classes hold by custom where nothing is labelled."""
 
 Color = tuple[int, int, int]
 
@@ -45,12 +49,17 @@ class ClassMap:
         return len(self.names)
 
     @property
-    def palette(self) -> list[int]:
-        """Flat RGB palette of 256 entries for an index image; `IGNORE` is white."""
+    def palette(self) -> list[int] | None:
+        """Flat RGB palette of 256 entries for an index image; None where there are more classes."""
+        if len(self) > 256:
+            return None
         flat = [value for color in self.colors for value in color]
-        flat += [0] * (3 * 256 - len(flat))
-        flat[3 * IGNORE : 3 * IGNORE + 3] = [255, 255, 255]
-        return flat
+        return flat + [0] * (3 * 256 - len(flat))
+
+    @property
+    def mask_type(self) -> Literal["uint8", "uint16"]:
+        """The type of a mask of class indices."""
+        return "uint8" if len(self) <= 256 else "uint16"
 
 
 def default_colors(count: int) -> tuple[Color, ...]:
@@ -68,6 +77,13 @@ def _hue(index: int) -> Color:
     return round(red * 255), round(green * 255), round(blue * 255)
 
 
-def numbered(count: int) -> Sequence[str]:
-    """Names for classes that nobody named: "class 0", "class 1", ...; two are background and object."""
-    return ("background", "object") if count == 2 else tuple(f"class {index}" for index in range(count))
+def numbered(values: Sequence[int]) -> tuple[str, ...]:
+    """Names for classes that nobody named, by the values that stand for them; two are background and object.
+
+    >>> numbered([0, 1, 2])[2], numbered([0, 128, 255])[2]
+    ('class 2', 'value 255')
+    """
+    if len(values) == 2:
+        return ("background", "object")
+    word = "class" if list(values) == list(range(len(values))) else "value"
+    return tuple(f"{word} {value}" for value in values)

@@ -22,6 +22,7 @@ Positive = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
 Count = Annotated[int, Field(ge=1)]
 Byte = Annotated[int, Field(ge=0, le=255)]
+Rgb = tuple[Byte, Byte, Byte]
 
 
 def _square(value: Any) -> Any:
@@ -46,9 +47,9 @@ class DataSettings(Section):
 
     labels: LabelKind  # what the values of a mask stand for
     classes: list[str]  # names, by class index
-    colors: list[tuple[Byte, Byte, Byte]]  # the classes' colours in masks, overlays and reports
-    values: list[int]  # binary labels only: the two values that stand for class 0 and class 1
-    ignore: list[int]  # mask values that count nowhere
+    colors: list[Rgb]  # the classes' colours in masks, overlays and reports
+    values: list[int]  # the mask values of the classes, in their order; empty: 0, 1, 2, ..., or their colours
+    ignore: list[int | Rgb]  # mask values, or colours, that count nowhere
     channels: Channels  # of an image as the network sees it; grey images are repeated to fit 3
     scale: Annotated[float, Field(gt=0, le=4)]  # images are resized by this before the network, masks back after it
     normalization: Literal["fixed", "percentile"]  # by the training set alone, or by each image's percentiles first
@@ -56,6 +57,8 @@ class DataSettings(Section):
     std: list[Positive]
     folds: Annotated[int, Field(ge=0)] = 0  # k-fold cross-validation over train and val; 0 is off
     fold: Annotated[int, Field(ge=0)] = 0  # which fold validates
+    absent: list[int] = []  # classes without a pixel in the training set
+    targets: list[int] = []  # the class of each of `values`; empty: its place among them
 
 
 class ModelSettings(Section):

@@ -112,7 +112,7 @@ class MemoryCanvas:
         self._suffix = ".png" if blank.format == "png" and blank.source.pages == 1 else ".tif"
         self._target = blank.target(self._suffix)
         options, (pages, height, width) = blank.options, blank.pages
-        self._masks = np.zeros(blank.pages, np.uint8)
+        self._masks = np.zeros(blank.pages, blank.classes.mask_type)
         self._probabilities: np.ndarray | None = None
         if options.probabilities:
             self._probabilities = np.zeros((pages, len(blank.classes), height, width), options.probability_type)
@@ -123,7 +123,7 @@ class MemoryCanvas:
         """The most that it holds: masks of all pages, what is beside them, and what is needed to write them."""
         options, (pages, height, width) = blank.options, blank.pages
         pixels = height * width
-        each = 1 + (8 if blank.instances else 0)
+        each = np.dtype(blank.classes.mask_type).itemsize + (8 if blank.instances else 0)
         each += len(blank.classes) * np.dtype(options.probability_type).itemsize if options.probabilities else 0
         working = 16 + (48 if options.overlay else 0)
         encoder = min(2 * TIFF_BUFFER, 2 * pages * pixels * each)  # data before and after compression
@@ -188,7 +188,7 @@ class ZarrCanvas:
         self._target = blank.target(".tif" if self._wants_tiff else ".zarr")
         request = blank.request
         self._description = {**request.description, "name": request.name, "tile": blank.tiling.tile}
-        self._mask = self._open(options.growing_path(request.input, blank.source), self._form("uint8"))
+        self._mask = self._open(options.growing_path(request.input, blank.source), self._form(blank.classes.mask_type))
         self._probabilities: ZarrMask | None = None
         if options.probabilities:
             form = self._form(options.probability_type, len(blank.classes))
@@ -245,7 +245,7 @@ class ZarrCanvas:
         path = self._target
         if self._wants_tiff:
             path = self._mask.path.with_name(f".{blank.request.input.name.name}.clean.zarr")
-        cleaned = ZarrMask.create(path, self._form("uint8"), self._description, replace=True)
+        cleaned = ZarrMask.create(path, self._form(blank.classes.mask_type), self._description, replace=True)
         for page in range(blank.source.pages):
             self._clean_page(page, cleaned, tick)
         return cleaned

@@ -35,7 +35,10 @@ def write_dataset_page(path: Path, found: Survey, diagnosis: Diagnosis) -> None:
     Raises:
         OutputError: the file cannot be written.
     """
-    splits = {name: [found.facts[one.image] for one in samples if one.image in found.facts] for name, samples in found.dataset.splits.items()}
+    splits = {
+        name: [found.facts[one.image] for one in samples if one.image in found.facts]
+        for name, samples in found.dataset.splits.items()
+    }
     facts = [fact for rows in splits.values() for fact in rows]
     values = {
         "title": f"Data set {found.dataset.root.resolve().name}",
@@ -108,7 +111,7 @@ def _drawn(found: Survey, fact: ImageFacts) -> list[str]:
     labels, axes = found.reading.labels, found.dataset.description.axes
     try:
         image = read_image(fact.sample.image, axes)[0]
-        drawn = labels.draw(image, labels.load(fact.sample, axes), found.meaning)
+        drawn = labels.draw(labels.load(fact.sample, axes), found.meaning)
     except DataError:
         return []
     return [data_uri(pictures.png_bytes(pictures.shrink(one, SIDE))) for one in (pictures.to_display(image), drawn)]

@@ -82,7 +82,7 @@ def checkerboard(size: int, kernel: int, stride: int, crop: int = 0, dark: bool 
 
 
 def _panel(title: str, lines: dict[str, Line], dark: bool) -> bytes:
-    ink, line_colors = (DARK_INK, ("#6ea8fe", "#ffb35c")) if dark else (_INK, ("#2257c4", "#c2570c"))
+    ink, line_colors = (DARK_INK, ("#6ea8fe", "#ffb35c")) if dark else (INK, ("#2257c4", "#c2570c"))
     figure = Figure(figsize=(5.2, 3.1), layout="constrained")
     axes = figure.subplots()
     for (name, (epochs, values)), color in zip(lines.items(), line_colors, strict=False):

@@ -191,9 +191,7 @@ def _training(history: Sequence[Mapping[str, Any]], figure: Figure) -> dict[str,
     choose = max if figure.rises else min
     best = choose(range(len(scores)), key=scores.__getitem__, default=None)
     return {
-        "curves": [
-            {"title": title, "light": data_uri(light[title]), "dark": data_uri(dark[title])} for title in light
-        ],
+        "curves": [{"title": title, "light": data_uri(light[title]), "dark": data_uri(dark[title])} for title in light],
         "epochs": len(history),
         "best": None if best is None else {"epoch": int(epochs[best]), "value": scores[best]},
     }

@@ -283,7 +283,7 @@ class Pretraining(ABC):
     def fill(self, draft: Draft, survey: Survey, machine: Machine) -> None:
         """As in segmentation, with what this way of training needs."""
         facts = survey.of("train")
-        fill_labels(draft, survey.meaning)
+        fill_labels(draft, survey)
         draft.fill("data", channels=survey.channels)
         fill_model(draft, facts, machine.device)
         model = ModelSettings(**draft.section("model"))
@@ -298,7 +298,7 @@ class Pretraining(ABC):
 
     def reasons(self, config: Config, survey: Survey) -> list[str]:
         """What the masks were taken for."""
-        return self._segmentation.reasons(config, survey)[:1]
+        return self._segmentation.label_reasons(config, survey)
 
     @abstractmethod
     def network(self, config: Config) -> Coder:
@@ -375,7 +375,7 @@ class PatchPretraining(Pretraining):
             np.minimum(((places + 0.5) / scale).astype(int), length - 1)
             for places, length in zip((rows, columns), image.shape[:2], strict=True)
         )
-        classes = np.concatenate(logits).argmax(1).astype(np.uint8)
+        classes = np.concatenate(logits).argmax(1).astype(np.uint16)
         return PatchClasses(y, x, classes.reshape(len(rows), len(columns)))
 
     def draw(self, record: Record, prediction: "PatchClasses", config: Config) -> dict[str, np.ndarray]:
@@ -390,7 +390,7 @@ class PatchClasses:
 
     rows: np.ndarray  # R
     columns: np.ndarray  # C
-    classes: np.ndarray  # R x C uint8
+    classes: np.ndarray  # R x C uint16
 
 
 class RebuildPretraining(Pretraining):

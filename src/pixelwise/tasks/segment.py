@@ -1,6 +1,7 @@
 """Semantic segmentation: the class of every pixel.
 
-N images, K classes, H x W pixels. The truth of a record is a `Labels`; a prediction is H x W uint8 class indices.
+N images, K classes, H x W pixels. The truth of a record is a `Labels`; a prediction is H x W class indices, uint8, or
+uint16 where K > 256.
 """
 
 import math
@@ -18,15 +19,16 @@ from pixelwise.core.classes import IGNORE, ClassMap
 from pixelwise.core.config import Config
 from pixelwise.core.draft import Draft
 from pixelwise.core.errors import DataError, SettingError
-from pixelwise.data.files.readers import read_image, read_mask
+from pixelwise.data.files.readers import read_image
 from pixelwise.data.pixels import pictures
 from pixelwise.data.pixels.targets import objects
 from pixelwise.data.sets.examine import ImageFacts
-from pixelwise.data.sets.survey import Survey
-from pixelwise.data.sets.pairs import Sample
-from pixelwise.data.sets.labels import LabelRule
+from pixelwise.data.sets.labels import LabelRule, some
 from pixelwise.data.sets.masks import MaskLabels
+from pixelwise.data.sets.pairs import Sample
 from pixelwise.data.sets.sampling import PatchSampler, Store
+from pixelwise.data.sets.stored import classes_of, read_stored
+from pixelwise.data.sets.survey import Survey
 from pixelwise.engines import EngineChoice
 from pixelwise.engines.machine import Machine
 from pixelwise.losses import SegmentationLoss, check_factors, class_weights, dual_task_loss, edge_loss
@@ -51,7 +53,7 @@ LARGEST_DRAWN = 2048  # pixels of a side; of larger images the report shows ever
 class Labels:
     """The truth of one page: class indices, and instance ids where the labels have them."""
 
-    classes: np.ndarray  # H x W uint8, 0 to K - 1 or IGNORE
+    classes: np.ndarray  # H x W uint16, 0 to K - 1 or IGNORE
     instances: np.ndarray | None  # H x W
 
 
@@ -69,7 +71,7 @@ class Segmentation:
     def fill(self, draft: Draft, survey: Survey, machine: Machine) -> None:
         """Classes as the survey found them; whole scenes where the classes depend on the height in the picture."""
         facts = survey.of("train")
-        fill_labels(draft, survey.meaning)
+        fill_labels(draft, survey)
         if is_upright(facts):
             _fill_scene(draft, facts, patch_pixels(machine))
         if draft["train.recipe"] == "paper":
@@ -90,6 +92,10 @@ class Segmentation:
         if loss.border and loss.cross_entropy == 0:
             raise SettingError("loss.border: weights the cross entropy, which loss.cross_entropy = 0 switches off.")
 
+    def label_reasons(self, config: Config, survey: Survey) -> list[str]:
+        """What the masks were taken for."""
+        return list(survey.told) or [f"labels: {config.data.labels} ({some(config.data.classes)})"]
+
     def reasons(self, config: Config, survey: Survey) -> list[str]:
         """What the masks were taken for, and whether up stays up."""
         scene = (
@@ -97,7 +103,7 @@ class Segmentation:
             if is_upright(survey.of("train"))
             else "no direction is special: patches are turned and mirrored freely"
         )
-        return [f"labels: {config.data.labels} ({', '.join(config.data.classes)})", scene]
+        return [*self.label_reasons(config, survey), scene]
 
     def network(self, config: Config) -> nn.Module:
         """One of `MODELS`."""
@@ -118,18 +124,18 @@ class Segmentation:
             DataError: a file cannot be read, or a mask holds values that the run does not know.
         """
         rule = self.meaning(config)
-        images, masks = read_image(sample.image, axes), read_mask(sample.target, axes)
-        if images.shape[:3] != masks.shape[:3]:
+        images, stored = read_image(sample.image, axes), read_stored(sample.target, axes)
+        if images.shape[:3] != stored.pixels.shape[:3]:
             raise DataError(
-                f"{sample.image}: is {images.shape[1:3]}, but its mask {sample.target} is {masks.shape[1:3]}."
+                f"{sample.image}: is {images.shape[1:3]}, but its mask {sample.target} is {stored.pixels.shape[1:3]}."
             )
-        for number, (image, mask) in enumerate(zip(images, masks, strict=True)):
+        for number, image in enumerate(images):
             try:
-                classes = rule.to_indices(mask)
+                classes = classes_of(stored, number, rule)
             except DataError as error:
                 raise DataError(f"{sample.target}: {error}") from error
             name = sample.name if len(images) == 1 else f"{sample.name} page {number}"
-            yield Record(name, image, Labels(classes, mask if rule.kind == "instances" else None))
+            yield Record(name, image, Labels(classes, stored.pixels[number] if rule.kind == "instances" else None))
 
     def tally(self, config: Config, full: bool) -> "PixelTally":
         """Pooled figures of pixels; with `full` also of boundaries and objects, which take longer."""
@@ -148,7 +154,7 @@ class Segmentation:
         return Predictor(network, config, engine, tile, views, limit)
 
     def predict(self, predictor: Predictor, image: np.ndarray) -> np.ndarray:
-        """H x W uint8 class indices."""
+        """H x W class indices."""
         return predictor.labels(image)
 
     def draw(self, record: Record, prediction: np.ndarray, config: Config) -> dict[str, np.ndarray]:
@@ -176,16 +182,14 @@ class Segmentation:
 # The plan
 
 
-def fill_labels(draft: Draft, rule: LabelRule) -> None:
-    """What the masks mean, as the survey found it."""
-    draft.fill(
-        "data",
-        labels=rule.kind,
-        classes=list(rule.classes.names),
-        colors=list(rule.classes.colors),
-        values=list(rule.values),
-        ignore=list(rule.ignore),
-    )
+def fill_labels(draft: Draft, survey: Survey) -> None:
+    """What the masks mean, as the survey found it, and which classes no training image shows."""
+    rule: LabelRule = survey.meaning
+    found, counts = rule.settings(), pixel_counts(survey)
+    count = len(draft.section("data").get("classes", found["classes"]))
+    if rule.kind == "index" and count != len(rule.values):  # the user knows better
+        found |= {"values": list(range(count))}
+    draft.fill("data", **found, absent=[index for index in range(count) if not any(counts[index : index + 1])])
 
 
 def fill_model(draft: Draft, facts: Sequence[ImageFacts], device: str) -> None:

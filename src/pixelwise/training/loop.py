@@ -22,15 +22,15 @@ from pixelwise.core.config import Config, Overrides
 from pixelwise.core.errors import RunError
 from pixelwise.core.files import write_json, write_text
 from pixelwise.core.run_folder import RunFolder
-from pixelwise.data.sets.survey import Survey
 from pixelwise.data.sets.sampling import Batch
+from pixelwise.data.sets.survey import Survey
 from pixelwise.engines.machine import pick_device
 from pixelwise.models import checkpoint
 from pixelwise.task import Task
 from pixelwise.training.callbacks import Callbacks, StepReport
+from pixelwise.training.data_state import check_unchanged
 from pixelwise.training.plan import describe
 from pixelwise.training.prefetch import Prefetcher
-from pixelwise.training.data_state import check_unchanged
 from pixelwise.training.prepare import Start, check_folder, make_folder, prepare, resumed_config
 from pixelwise.training.state import State, restore_state, save_state
 from pixelwise.training.step import Clock, Learner

@@ -22,10 +22,10 @@ from pixelwise.core.files import cannot_write, write_json, write_text
 from pixelwise.core.progress import Progress
 from pixelwise.core.run_folder import RunFolder
 from pixelwise.data.sets.examine import ImageFacts
-from pixelwise.data.sets.survey import Survey, read_samples, sound, understand
 from pixelwise.data.sets.folder import DataSet, open_dataset
 from pixelwise.data.sets.kept import Memory
 from pixelwise.data.sets.problems import current
+from pixelwise.data.sets.survey import Survey, read_samples, sound, understand
 from pixelwise.engines.machine import Machine
 from pixelwise.task import Task
 from pixelwise.training.data_state import state_of
@@ -67,7 +67,9 @@ def prepare(
     dataset = _open(data, known, overrides or {})
     meaning = task.meaning(known) if known else None
     memory = Memory(psutil.virtual_memory().total // 4)
-    surveyed = sound(understand(read_samples(dataset, task.labels, progress=progress, memory=memory), meaning, allow), allow)
+    surveyed = sound(
+        understand(read_samples(dataset, task.labels, progress=progress, memory=memory), meaning, allow), allow
+    )
     config = known or make_plan(task, surveyed, machine, overrides)
     meant = task.meaning(config)
     if meant != surveyed.meaning:  # the user says otherwise: do the labels agree?

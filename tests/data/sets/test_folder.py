@@ -265,7 +265,9 @@ def test_without_leaves_out_samples_by_image_or_mask(tmp_path: Path) -> None:
         (("training", "VAL", "testing"), ("train", "val", "test")),
     ],
 )
-def test_folders_of_splits_have_other_names_too(tmp_path: Path, folders: tuple[str, ...], splits: tuple[str, ...]) -> None:
+def test_folders_of_splits_have_other_names_too(
+    tmp_path: Path, folders: tuple[str, ...], splits: tuple[str, ...]
+) -> None:
     for name in folders:
         touch(tmp_path / name, [f"{name}.png"])
     assert stems_of(open_dataset(tmp_path)) == {split: [name] for split, name in zip(splits, folders, strict=True)}
@@ -286,7 +288,9 @@ def test_letters_case_of_the_parts_does_not_matter(tmp_path: Path) -> None:
 
 
 def test_accents_pair_whether_they_are_one_letter_or_two(tmp_path: Path) -> None:
-    composed, decomposed = ([unicodedata.normalize(form, f"Müller é{n}.png") for n in range(4)] for form in ("NFC", "NFD"))
+    composed, decomposed = (
+        [unicodedata.normalize(form, f"Müller é{n}.png") for n in range(4)] for form in ("NFC", "NFD")
+    )
     mixed = open_dataset(touch(tmp_path / "a", composed, decomposed))
     assert [sample.name for sample in mixed.samples] == [
         sample.name for sample in open_dataset(touch(tmp_path / "b", composed)).samples
@@ -310,7 +314,9 @@ def test_a_split_of_images_alone_is_unlabelled(tmp_path: Path) -> None:
         dataset = open_dataset(tmp_path)
         assert [path.name for path in dataset.unlabelled["test"]] == ["x.png", "y.png"], remaining
         assert dataset.splits.keys() == {"train", "val"}
-        with pytest.raises(DataError, match=r"the split 'test' has 2 images but no masks, so there is nothing to compare"):
+        with pytest.raises(
+            DataError, match=r"the split 'test' has 2 images but no masks, so there is nothing to compare"
+        ):
             dataset.split("test")
         if remaining == "an empty folder":
             (tmp_path / "test" / "masks").rmdir()
@@ -333,7 +339,9 @@ def test_without_any_mask_there_is_no_data_set(tmp_path: Path) -> None:
 def test_splits_below_the_images_are_told(tmp_path: Path) -> None:
     for part in ("images", "masks"):
         touch(tmp_path / part / "train", [])
-    with pytest.raises(DataError, match=r"images: holds the folders train but no images\. Here a split comes first: move "):
+    with pytest.raises(
+        DataError, match=r"images: holds the folders train but no images\. Here a split comes first: move "
+    ):
         open_dataset(tmp_path)
 
 
@@ -346,13 +354,25 @@ def test_what_is_no_image_is_listed(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("images", "masks", "hint"),
     [
-        (["a1", "b2"], ["a1_mask", "b2_mask"], """The masks' names end in "_mask", which the images' do not: remove it."""),
+        (
+            ["a1", "b2"],
+            ["a1_mask", "b2_mask"],
+            """The masks' names end in "_mask", which the images' do not: remove it.""",
+        ),
         (["cell_a", "bell_a"], ["cell_a-label", "bell_a-label"], """The masks' names end in "-label", which the"""),
         (["x.ome", "y.ome"], ["x", "y"], """The images' names end in ".ome", which the masks' do not: remove it."""),
         (["1", "2"], ["seg_1", "seg_2"], """The masks' names begin with "seg_", which the images' do not"""),
         (["A", "B"], ["a", "b"], "The names differ in upper and lower case: rename one side."),
-        (["a_leftImg8bit", "b_leftImg8bit"], ["a_gtFine", "b_gtFine"], """The images' names end in "_leftImg8bit" and"""),
-        (["img_1", "img_2"], ["mask_1", "mask_2"], """The images' names begin with "img_" and the masks' with "mask_":"""),
+        (
+            ["a_leftImg8bit", "b_leftImg8bit"],
+            ["a_gtFine", "b_gtFine"],
+            """The images' names end in "_leftImg8bit" and""",
+        ),
+        (
+            ["img_1", "img_2"],
+            ["mask_1", "mask_2"],
+            """The images' names begin with "img_" and the masks' with "mask_":""",
+        ),
         (["q", "w"], ["e", "r"], ""),
         ([], ["e"], ""),
     ],

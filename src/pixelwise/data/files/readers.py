@@ -93,7 +93,7 @@ def read_picture(path: Path, axes: str | None = None, series: int | None = None)
     with _opened(path, axes, series) as source:
         _check_memory(source)
         found = source.image()
-        pixels = _turned(found.pixels, source.orientation)
+        pixels = turned(found.pixels, source.orientation)
         with np.errstate(over="ignore"):  # float64 beyond float32 is infinite
             return Picture(np.ascontiguousarray(pixels, dtype=image_dtype(pixels.dtype)), found.facts)
 
@@ -122,7 +122,7 @@ def read_labels(path: Path, axes: str | None = None) -> Picture:
     with _opened(path, axes, None) as source:
         _check_memory(source)
         found = source.labels()
-        labels, facts = _whole_numbers(_turned(found.pixels, source.orientation), found.facts)
+        labels, facts = _whole_numbers(turned(found.pixels, source.orientation), found.facts)
         channels = labels.shape[-1]
         if channels not in (1, 3):
             raise UnreadableError(
@@ -282,7 +282,8 @@ def _nodata_label(nodata: float | None, given: np.ndarray, high: int) -> int:
     return IGNORE if not (given == IGNORE).any() else high + 1
 
 
-def _turned(pixels: np.ndarray, orientation: int) -> np.ndarray:
+def turned(pixels: np.ndarray, orientation: int) -> np.ndarray:
+    """Pixels, P x H x W x ..., as an orientation of EXIF, 1 to 8, asks for them to be shown."""
     swap, flip_rows, flip_columns = _TURNS[orientation]
     if swap:
         pixels = pixels.swapaxes(1, 2)

@@ -56,7 +56,9 @@ def _of_counts(counts: np.ndarray) -> Intensities:
     """The same from C x 256 numbers of pixels with each value, which is exact and several times as fast."""
     values, pixels = np.arange(256.0), counts[0].sum()
     mean = counts @ values / pixels
-    variance = np.array([(row * (values - middle) ** 2).sum() / pixels for row, middle in zip(counts, mean, strict=True)])
+    variance = np.array(
+        [(row * (values - middle) ** 2).sum() / pixels for row, middle in zip(counts, mean, strict=True)]
+    )
     low, high = _percentiles(counts.sum(0))
     is_constant = bool((np.count_nonzero(counts, axis=1) == 1).all())
     return Intensities(low, high if high > low else low + max(1.0, low), mean, variance, is_constant)

@@ -56,7 +56,10 @@ def colorize(labels: np.ndarray, classes: ClassMap) -> np.ndarray:
 
 
 def _palette(classes: ClassMap) -> np.ndarray:
-    return np.array(classes.palette, dtype=np.uint8).reshape(256, 3)
+    table = np.zeros((IGNORE + 1, 3), np.uint8)
+    table[: len(classes)] = classes.colors
+    table[IGNORE] = 255
+    return table
 
 
 def overlay(image: np.ndarray, labels: np.ndarray, classes: ClassMap, alpha: float = 0.45) -> np.ndarray:

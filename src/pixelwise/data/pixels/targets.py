@@ -83,7 +83,7 @@ def objects(labels: np.ndarray, background: int = 0) -> np.ndarray:
     """
     found = np.zeros(labels.shape, dtype=np.int32)
     total = 0
-    for value in np.unique(labels):
+    for value in np.flatnonzero(np.bincount(labels.ravel())).tolist():
         if value in (background, IGNORE):
             continue
         number, parts = cv2.connectedComponents((labels == value).astype(np.uint8), connectivity=4)

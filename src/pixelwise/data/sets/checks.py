@@ -29,7 +29,9 @@ def gathered(problems: Iterable[Problem]) -> list[Problem]:
     for problem in problems:
         same[problem.severity, problem.code, problem.message, problem.fix].append(problem)
     merged = [
-        Problem(group[0].code, tuple(dict.fromkeys(chain(*(one.files for one in group)))), message, fix, group[0].raised)
+        Problem(
+            group[0].code, tuple(dict.fromkeys(chain(*(one.files for one in group)))), message, fix, group[0].raised
+        )
         for (_, _, message, fix), group in same.items()
     ]
     return sorted(merged, key=lambda problem: (ranks[problem.severity], order[problem.code]))
@@ -117,20 +119,23 @@ def _copies(splits: Splits) -> Iterator[Problem]:
         files = tuple(places[number][1].sample.image for number in group)
         if len(found) > 1:
             message = f"is the same image, pixel by pixel, in the splits {' and '.join(found)}: what is measured there was learnt."
-            fix = (
-                "Keep one of them: `pixelwise doctor DATA --fix OUT` keeps the first. To go on as it is, use --allow split-leak."
-            )
+            fix = "Keep one of them: `pixelwise doctor DATA --fix OUT` keeps the first. To go on as it is, use --allow split-leak."
             yield Problem("split-leak", files, message, fix)
         else:
             message = f"are the same image, pixel by pixel, in the split {found[0]}."
-            yield Problem("duplicate-image", files, message, "Keep one: `pixelwise doctor DATA --fix OUT` keeps the first.")
+            yield Problem(
+                "duplicate-image", files, message, "Keep one: `pixelwise doctor DATA --fix OUT` keeps the first."
+            )
     for first, second in _lookalikes([fact for _, fact in places]):
         if known.get(first, -1) != known.get(second, -2):
             (one, fact), (other, twin) = places[first], places[second]
             where = f"in the split {one}" if one == other else f"in the splits {one} and {other}"
             message = f"show nearly the same, {where}, as copies that were compressed, resized or brightened do."
             yield Problem(
-                "duplicate-image", (fact.sample.image, twin.sample.image), message, "Keep one, or put both in the same split."
+                "duplicate-image",
+                (fact.sample.image, twin.sample.image),
+                message,
+                "Keep one, or put both in the same split.",
             )
 
 
@@ -174,7 +179,9 @@ def _misaligned(facts: Sequence[ImageFacts]) -> Iterator[Problem]:
                 f"does not lie on {fact.sample.image.name} as it should: {fit.way}, its classes would explain "
                 f"{fit.best:.0%} of the image's contrast, as it is {fit.now:.0%}."
             )
-            yield Problem("misaligned", (fact.sample.files[-1],), message, "Look at the pair, and export the mask again.")
+            yield Problem(
+                "misaligned", (fact.sample.files[-1],), message, "Look at the pair, and export the mask again."
+            )
 
 
 def _turned(facts: Sequence[ImageFacts]) -> Iterator[Problem]:
@@ -187,7 +194,9 @@ def _turned(facts: Sequence[ImageFacts]) -> Iterator[Problem]:
             f"asks viewers to turn or mirror it (EXIF orientation {turn}), which was done here, while its mask does not: "
             "if the mask was drawn on the image as it is stored, it lies wrongly."
         )
-        fix = "Look at the pair; where it lies wrongly, `pixelwise doctor DATA --fix OUT` writes both as they should be."
+        fix = (
+            "Look at the pair; where it lies wrongly, `pixelwise doctor DATA --fix OUT` writes both as they should be."
+        )
         yield Problem("exif-rotation", (fact.sample.image,), message, fix)
 
 
@@ -195,7 +204,9 @@ def _undeclared(facts: Sequence[ImageFacts]) -> Iterator[Problem]:
     for fact in facts:
         if fact.sentinel is not None:
             value = f"{fact.sentinel:g}"
-            message = f"holds the value {value} many times, far from all others: it seems to stand for pixels without data."
+            message = (
+                f"holds the value {value} many times, far from all others: it seems to stand for pixels without data."
+            )
             fix = f"If so, write `nodata = {value}` into dataset.toml; if it is a measurement, use --allow undeclared-nodata."
             yield Problem("undeclared-nodata", (fact.sample.image,), message, fix)
 
@@ -203,7 +214,11 @@ def _undeclared(facts: Sequence[ImageFacts]) -> Iterator[Problem]:
 def _remarks(facts: Sequence[ImageFacts]) -> Iterator[Problem]:
     """Facts of single files that a person may not know."""
     missing = [fact.missing for fact in facts if fact.missing]
-    alpha = {"data": "is kept as a channel, because it holds many values", "masks": "masks pixels", "dropped": "is dropped"}
+    alpha = {
+        "data": "is kept as a channel, because it holds many values",
+        "masks": "masks pixels",
+        "dropped": "is dropped",
+    }
     rows = [
         ("constant-image", lambda fact: fact.is_constant, "shows nothing: every pixel has the same value.", "Remove it."),
         ("huge-image", lambda fact: fact.pages * fact.height * fact.width > HUGE_PIXELS, "has more than 100 megapixels.", ""),

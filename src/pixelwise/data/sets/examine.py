@@ -40,7 +40,7 @@ class LabelReader(Protocol):
         """
         ...
 
-    def look(self, loaded: Any) -> LabelFacts:
+    def look(self, sample: Sample, loaded: Any) -> LabelFacts:
         """The figures of what `load` returned."""
         ...
 
@@ -99,7 +99,7 @@ def examine(
     """Read one image and its labels: their figures, or what is wrong with them; and the pixels if nothing is."""
     try:
         loaded = labels.load(sample, axes)
-        facts = labels.look(loaded)
+        facts = labels.look(sample, loaded)
     except DataError as error:
         return Examined(sample, None, _unreadable(sample.files[-1], error)), None
     try:
@@ -114,10 +114,18 @@ def examine(
     found = image_facts(sample, picture)
     grid = labels.grid(loaded)
     fit = None if grid is None else fit_of(picture.pixels[0], grid[0])
-    orientation = getattr(getattr(loaded, "facts", None), "orientation", 1)
-    digest = digest_of(loaded.pixels) if isinstance(loaded, Picture) else digest_of(np.array(repr(loaded)))
-    found = replace(found, fit=fit, label_orientation=orientation, label_digest=digest)
+    found = replace(found, fit=fit, label_orientation=_orientation(loaded), label_digest=_label_digest(loaded))
     return Examined(sample, facts, found), Pixels(picture, loaded)
+
+
+def _orientation(loaded: Any) -> int:
+    """The turn that the labels' file asks for, if they lie in an image file."""
+    return int(getattr(loaded, "orientation", 1))
+
+
+def _label_digest(loaded: Any) -> str:
+    pixels = getattr(loaded, "pixels", None)
+    return digest_of(pixels if isinstance(pixels, np.ndarray) else np.array(repr(loaded)))
 
 
 def _unreadable(path: Any, error: DataError) -> Problem:
@@ -133,7 +141,7 @@ def _size_problem(sample: Sample, picture: Picture, facts: LabelFacts, loaded: A
     message = f"is {_size(shape)}, but its mask {sample.target} is {_size(facts.shape)}."
     fix = "Make both the same size, or leave the pair out with --allow size-mismatch."
     turned = picture.facts.orientation
-    if turned != getattr(getattr(loaded, "facts", None), "orientation", 1) and shape[1:] == facts.shape[:0:-1]:
+    if turned != _orientation(loaded) and shape[1:] == facts.shape[:0:-1]:
         message += (
             f" The image's EXIF data ask viewers to turn it (orientation {turned}), which was done here, while the mask "
             "lies as the image is stored."
@@ -152,7 +160,7 @@ def _size(shape: Sequence[int]) -> str:
 
 def _number_problem(sample: Sample, picture: Picture) -> Problem | None:
     try:
-        require_finite(picture.pixels, picture.facts.nodata)
+        require_finite(picture.pixels)
     except DataError as error:
         return Problem("non-finite", (sample.image,), str(error), "Or leave the file out with --allow non-finite.")
     return None

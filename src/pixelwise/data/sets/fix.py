@@ -3,8 +3,9 @@
 import os
 import shutil
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tomli_w
@@ -13,8 +14,7 @@ from pixelwise.core.config import read_toml
 from pixelwise.core.errors import OutputError
 from pixelwise.core.files import cannot_write, write_text
 from pixelwise.core.progress import Progress
-from pixelwise.data.files.facts import Picture
-from pixelwise.data.files.readers import read_picture, turned
+from pixelwise.data.files.readers import Picture, read_picture, turned
 from pixelwise.data.files.writers import write_mask
 from pixelwise.data.sets.alignment import fit_of
 from pixelwise.data.sets.examine import ImageFacts
@@ -53,7 +53,9 @@ def write_mended(found: Survey, out: Path, progress: Progress | None = None) -> 
     _check_place(root, out)
     codes = {problem.code for problem in found.problems}
     dropped = _dropped(found)
-    samples = [(name, sample) for name, samples in _placed(found).items() for sample in samples if sample.image not in dropped]
+    samples = [
+        (name, sample) for name, samples in _placed(found).items() for sample in samples if sample.image not in dropped
+    ]
     draft = out.with_name(f".{out.name}.{os.getpid()}.part")
     changed = 0
     try:
@@ -94,7 +96,12 @@ def _placed(found: Survey) -> dict[str, list[Sample]]:
 
 def _turnable(found: Survey) -> set[Path]:
     """Images whose masks have another size only because one of both was turned."""
-    return {path for problem in found.problems if problem.code == "size-mismatch" and problem.fix.startswith("Turn") for path in problem.files}
+    return {
+        path
+        for problem in found.problems
+        if problem.code == "size-mismatch" and problem.fix.startswith("Turn")
+        for path in problem.files
+    }
 
 
 def _dropped(found: Survey) -> set[Path]:
@@ -122,17 +129,17 @@ def _write_pair(found: Survey, codes: Collection[str], sample: Sample, folder: P
     return True
 
 
-def _turned_labels(found: Survey, sample: Sample, loaded: Picture) -> tuple[Picture, bool]:
+def _turned_labels(found: Survey, sample: Sample, loaded: Any) -> tuple[Any, bool]:
     """The labels turned as their image asks for, where they lie as it is stored."""
     fact = found.facts.get(sample.image)
     image = read_picture(sample.image, found.dataset.description.axes)
     turn = image.facts.orientation
-    if turn in (1, loaded.facts.orientation):
+    if turn in (1, loaded.orientation):
         return loaded, False
     other = turned(loaded.pixels, turn)
     fits = other.shape[:3] == image.pixels.shape[:3]
     if fits and (fact is None or _is_better(fact, image, other)):
-        return Picture(other, loaded.facts), True
+        return replace(loaded, pixels=other), True
     return loaded, False
 
 
@@ -177,5 +184,3 @@ def fixable(code: str) -> bool:
     (True, False)
     """
     return bool(CODES[code].fix)
-
-

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from pixelwise.core.config import Byte, LabelKind, explain, read_toml
+from pixelwise.core.config import LabelKind, Rgb, explain, read_toml
 from pixelwise.core.errors import DataError, SettingError, near
 from pixelwise.data.sets.pairs import Pairs, Sample, pair, part_of
 from pixelwise.data.sets.splits import SPLITS, complete, fold_of
@@ -28,14 +28,15 @@ class Description(BaseModel):
 
     classes: list[str] | None = None
     labels: LabelKind | None = None
-    ignore: int | list[int] | None = None  # mask values that do not count
+    ignore: int | list[int | Rgb] | None = None  # mask values, or colours, that do not count
     group: str | None = None  # regular expression for the stem: images with the same captured text stay in one split
-    colors: dict[str, tuple[Byte, Byte, Byte]] | None = None  # class name -> RGB
+    colors: dict[str, Rgb] | None = None  # class name -> RGB
     pixel_size: float | None = None  # micrometres
+    nodata: float | None = None  # the value of pixels without data, where the files do not say
     axes: str | None = None  # of TIFF stacks whose metadata do not say, for example "ZYX"
 
     @property
-    def ignored(self) -> list[int]:
+    def ignored(self) -> list[int | Rgb]:
         """The ignored values as a list."""
         return [] if self.ignore is None else [self.ignore] if isinstance(self.ignore, int) else self.ignore
 
@@ -90,7 +91,9 @@ def open_dataset(root: Path, folds: int = 0, fold: int = 0) -> DataSet:
     description = read_description(root / "dataset.toml")
     folders = split_folders(root)
     found = {name: pair(folder, name != "train") for name, folder in folders.items()} or {"": pair(root)}
-    unlabelled = {name: pairs.lonely_images for name, pairs in found.items() if name not in ("", "train") and not pairs.labelled}
+    unlabelled = {
+        name: pairs.lonely_images for name, pairs in found.items() if name not in ("", "train") and not pairs.labelled
+    }
     found = {name: pairs for name, pairs in found.items() if name not in unlabelled}
     if not found:
         raise DataError(f"{root}: no split has masks. Add a folder masks/ beside images/ in {'/, '.join(folders)}/.")

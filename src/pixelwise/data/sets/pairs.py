@@ -150,12 +150,15 @@ def pairing_hint(images: Collection[str], masks: Collection[str]) -> str:
         return "The names differ in upper and lower case: rename one side."
     for who, other, longer, shorter in (("masks", "images", masks, images), ("images", "masks", images, masks)):
         for verb, text in _added(longer, shorter):
-            return f'The {who}\' names {verb} "{text}", which the {other}\' do not: remove it.'
-    for verb, common, remove in (("end in", _common_end, str.removesuffix), ("begin with", _common_start, str.removeprefix)):
+            return f"The {who}' names {verb} \"{text}\", which the {other}' do not: remove it."
+    for verb, common, remove in (
+        ("end in", _common_end, str.removesuffix),
+        ("begin with", _common_start, str.removeprefix),
+    ):
         one, two = common(images), common(masks)
         bare = [{remove(name, text) for name in names} for names, text in ((images, one), (masks, two))]
         if one and two and 2 * len(bare[0] & bare[1]) >= min(map(len, bare)):
-            return f"The images' names {verb} \"{one}\" and the masks' {verb.split()[-1]} \"{two}\": remove both."
+            return f'The images\' names {verb} "{one}" and the masks\' {verb.split()[-1]} "{two}": remove both.'
     return ""
 
 

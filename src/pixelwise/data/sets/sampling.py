@@ -10,12 +10,13 @@ import numpy as np
 from pixelwise.core.classes import IGNORE
 from pixelwise.core.config import Config
 from pixelwise.core.errors import DataError, ModelError
-from pixelwise.data.files.readers import read_image, read_mask
+from pixelwise.data.files.readers import read_image
 from pixelwise.data.pixels import augment, targets
 from pixelwise.data.pixels.normalize import Normalization, match_channels
 from pixelwise.data.pixels.scaling import resize
-from pixelwise.data.sets.pairs import Sample
 from pixelwise.data.sets.labels import LabelRule
+from pixelwise.data.sets.pairs import Sample
+from pixelwise.data.sets.stored import classes_of, read_stored
 
 PIXELS_KEPT = 256  # of each class and image, to centre patches on
 
@@ -36,7 +37,7 @@ class Entry:
     """One image as training uses it, after `data.scale`."""
 
     image: np.ndarray  # H x W x C, the file's type
-    labels: np.ndarray  # H x W uint8, class indices or IGNORE
+    labels: np.ndarray  # H x W uint16, class indices or IGNORE
     gain: np.ndarray  # C float32: normalised = image * gain + offset
     offset: np.ndarray  # C float32
     weights: np.ndarray | None  # H x W float32 border weights, where the loss has them
@@ -95,13 +96,13 @@ class Store:
     def _read(self, sample: Sample, page: int) -> Entry:
         settings = self.config.data
         full = open_pages(sample, settings.channels, self.axes)[page]
-        mask = read_mask(sample.target, self.axes)[page]
+        stored = read_stored(sample.target, self.axes)
         try:
-            labels = resize(self._rule.to_indices(mask), settings.scale, nearest=True)
+            labels = resize(classes_of(stored, page, self._rule), settings.scale, nearest=True)
         except DataError as error:
             raise DataError(f"{sample.target}: {error}") from error
         gain, offset = self._normalization.gain_and_offset(full)
-        weights = self._border(mask, labels) if self.config.loss.border else None
+        weights = self._border(stored.pixels[page], labels) if self.config.loss.border else None
         return Entry(resize(full, settings.scale), labels, gain, offset, weights, _places(labels))
 
     def _border(self, mask: np.ndarray, labels: np.ndarray) -> np.ndarray:
@@ -116,11 +117,11 @@ class Store:
 
 def _places(labels: np.ndarray) -> dict[int, np.ndarray]:
     places = {}
-    for value in np.unique(labels):
+    for value in np.flatnonzero(np.bincount(labels.ravel())).tolist():
         if value != IGNORE:
             flat = np.flatnonzero(labels == value)
             chosen = flat[:: max(1, len(flat) // PIXELS_KEPT)][:PIXELS_KEPT]
-            places[int(value)] = np.stack(np.unravel_index(chosen, labels.shape), axis=1)
+            places[value] = np.stack(np.unravel_index(chosen, labels.shape), axis=1)
     return places
 
 
@@ -156,7 +157,7 @@ class PatchSampler:
         self._classes = [value for value in sorted(owners) if owners[value]]
 
     def __call__(self, number: int) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-        """Sample `number`: C x h x w float32; "labels", H x W uint8, and "border" weights where the loss has them."""
+        """Sample `number`: C x h x w float32; "labels", H x W uint16, and "border" weights where the loss has them."""
         rng = np.random.default_rng((self.config.seed, number))
         settings = self.config.augment
         pose = augment.draw_pose(rng, settings)

@@ -5,7 +5,7 @@ training, before a minute is spent on it, and gathers the figures that the plan 
 """
 
 import os
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -18,7 +18,7 @@ from pixelwise.core.progress import Progress
 from pixelwise.data.files.facts import FileFacts
 from pixelwise.data.sets import checks
 from pixelwise.data.sets.alignment import Fit
-from pixelwise.data.sets.examine import Examined, ImageFacts, LabelReader, Pixels, examine
+from pixelwise.data.sets.examine import Examined, ImageFacts, LabelReader, examine
 from pixelwise.data.sets.folder import DataSet, Description, without
 from pixelwise.data.sets.kept import Memory, Notebook
 from pixelwise.data.sets.pairs import Sample
@@ -30,8 +30,8 @@ class Labels(LabelReader, Protocol):
     """What must be known about a task's labels."""
 
     @property
-    def facts_type(self) -> type:
-        """The dataclass that `look` returns."""
+    def facts_types(self) -> tuple[type, ...]:
+        """The dataclasses that what `look` returns is made of."""
         ...
 
     def interpret(
@@ -52,15 +52,15 @@ class Labels(LabelReader, Protocol):
         """
         ...
 
-    def draw(self, image: np.ndarray, loaded: Any, meaning: Any) -> np.ndarray:
-        """A picture, H x W x 3 uint8, of the first page's labels, beside which stands the image, H x W x C."""
+    def draw(self, loaded: Any, meaning: Any) -> np.ndarray:
+        """A picture, H x W x 3 uint8, of the first page's labels."""
         ...
 
     def mend(self, loaded: Any, codes: Collection[str], meaning: Any) -> Any | None:
         """The labels of a sample without what is wrong with them by these codes; None if nothing is to change."""
         ...
 
-    def check(self, splits: dict[str, list[ImageFacts]], meaning: Any) -> list[Problem]:
+    def check(self, splits: Mapping[str, Sequence[ImageFacts]], meaning: Any) -> list[Problem]:
         """What is wrong with the labels of the splits together, now that they are counted."""
         ...
 
@@ -162,9 +162,8 @@ def read_samples(
     samples = [(split, sample) for split in splits for sample in dataset.splits.get(split, ())]
     description = dataset.description
     question = f"{type(labels).__name__} {description.axes} {description.nodata}"
-    notebook = Notebook(
-        dataset.root, question, (Examined, ImageFacts, Problem, Sample, FileFacts, Fit, labels.facts_type)
-    )
+    parts = (Examined, ImageFacts, Problem, Sample, FileFacts, Fit, *labels.facts_types)
+    notebook = Notebook(dataset.root, question, parts)
 
     def look(place: tuple[str, Sample]) -> Examined:
         split, sample = place
@@ -185,7 +184,9 @@ def read_samples(
 def _for(sample: Sample, known: Examined) -> Examined:
     """What was noted, of the sample as it is called now."""
     found = known.found
-    return replace(known, sample=sample, found=replace(found, sample=sample) if isinstance(found, ImageFacts) else found)
+    return replace(
+        known, sample=sample, found=replace(found, sample=sample) if isinstance(found, ImageFacts) else found
+    )
 
 
 def _in_order(look: Any, samples: Sequence[tuple[str, Sample]], progress: Progress | None) -> Iterator[Examined]:
@@ -201,12 +202,15 @@ def understand(reading: Reading, meaning: Any = None, allow: Collection[str] = (
 
     Args:
         reading: from `read_samples`.
-        meaning: of the labels, if it is known; otherwise it is inferred.
+        meaning: of the labels, if it is known, or what finds it, given the description and the samples with the facts
+            of their labels; otherwise it is inferred.
         allow: codes of problems that are no reason to stop.
     """
     dataset, labels = reading.dataset, reading.labels
     problems = [*checks.of_folders(dataset), *(one.found for one in reading.examined if isinstance(one.found, Problem))]
     told: tuple[str, ...] = ()
+    if callable(meaning):
+        meaning = meaning(dataset.description, _found(reading))
     if meaning is None:
         interpretation = _interpreted(reading, allow)
         meaning, told = interpretation.meaning, interpretation.told
@@ -236,13 +240,17 @@ def understand(reading: Reading, meaning: Any = None, allow: Collection[str] = (
 def _interpreted(reading: Reading, allow: Collection[str]) -> Interpretation:
     """The meaning of the labels; what dataset.toml contradicts is a problem like others."""
     description, root = reading.dataset.description, reading.dataset.root
-    found = [(one.sample, one.labels) for one in reading.examined if one.labels is not None]
+    found = _found(reading)
     if not found:
         return Interpretation(None, ())
     try:
         return reading.labels.interpret(description, found, allow)
     except DataError as error:
         return Interpretation(None, (Problem("contradiction", (root,), str(error), ""),))
+
+
+def _found(reading: Reading) -> list[tuple[Sample, Any]]:
+    return [(one.sample, one.labels) for one in reading.examined if one.labels is not None]
 
 
 def _counted(found: ImageFacts, facts: Any, labels: Labels, meaning: Any) -> ImageFacts | Problem:
