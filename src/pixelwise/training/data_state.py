@@ -54,8 +54,8 @@ def check_unchanged(path: Path, surveyed: Survey, allow: Collection[str]) -> lis
         raise RunError(f"{path}: cannot be read. Delete it to resume without comparing the data.") from error
     if changes and "data-changed" not in allow:
         raise DataError(
-            f"{surveyed.dataset.root}: has changed since this run began: {'; '.join(changes)}. Bring the data back as they "
-            "were, start a new run (with --init for its weights), or go on with --allow data-changed."
+            f"{surveyed.dataset.root}: has changed since this run began: {'; '.join(changes)}. Bring the data back as "
+            "they were, start a new run (with --init for its weights), or go on with --allow data-changed."
         )
     return changes
 

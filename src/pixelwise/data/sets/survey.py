@@ -25,6 +25,9 @@ from pixelwise.data.sets.pairs import Sample
 from pixelwise.data.sets.problems import Interpretation, Problem, current, stop_at_errors
 from pixelwise.data.sets.splits import SPLITS
 
+MISREAD = frozenset({"instances-as-classes", "classes-as-instances"})
+"""Where these show, classes are not what was meant, and nothing is to be said about them."""
+
 
 class Labels(LabelReader, Protocol):
     """What must be known about a task's labels."""
@@ -58,6 +61,10 @@ class Labels(LabelReader, Protocol):
 
     def mend(self, loaded: Any, codes: Collection[str], meaning: Any) -> Any | None:
         """The labels of a sample without what is wrong with them by these codes; None if nothing is to change."""
+        ...
+
+    def vanishing(self, facts: Sequence[ImageFacts], meaning: Any, scale: float) -> list[Problem]:
+        """What would be lost if the images were resized by `scale`."""
         ...
 
     def check(self, splits: Mapping[str, Sequence[ImageFacts]], meaning: Any) -> list[Problem]:
@@ -232,7 +239,7 @@ def understand(reading: Reading, meaning: Any = None, allow: Collection[str] = (
         if any(sample.image in read for sample in samples)
     }
     problems += checks.of_images(dataset, splits)
-    if meaning is not None:
+    if meaning is not None and not {problem.code for problem in problems} & MISREAD:
         problems += labels.check(splits, meaning)
     return Survey(kept, meaning, facts, tuple(checks.gathered(problems)), channels, told, reading)
 
