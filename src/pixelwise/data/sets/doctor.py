@@ -6,7 +6,7 @@ gathers the figures that the plan is made from.
 
 import os
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -64,6 +64,21 @@ class Labels(Protocol):
 
         Raises:
             DataError: the labels contradict `dataset.toml`.
+        """
+        ...
+
+    def carried_over(
+        self, meaning: Any, description: Description, found: Sequence[tuple[Sample, Any]]
+    ) -> Interpretation:
+        """What the labels of another data set mean to a run; what is `told` are notes.
+
+        Args:
+            meaning: that the run was trained with.
+            description: what the data set's `dataset.toml` says.
+            found: its samples with what `read` returned.
+
+        Raises:
+            DataError: the run cannot be measured on it.
         """
         ...
 
@@ -192,8 +207,19 @@ def survey(
         found = _inferred(reading, allow)
         meaning, told = found.meaning, found.told
     elif callable(meaning):
-        meaning = meaning(dataset.description, _found(reading))
+        carried = _carried(reading, meaning)
+        meaning, told = carried.meaning, carried.told
     return replace(_understood(reading, meaning, allow), told=told)
+
+
+Carry = Callable[[Description, Sequence[tuple[Sample, Any]]], Interpretation]
+
+
+def _carried(reading: Reading, carry: Carry) -> Interpretation:
+    try:
+        return carry(reading.dataset.description, _found(reading))
+    except DataError as error:
+        raise DataError(f"{reading.dataset.root}: {error}") from error
 
 
 def _found(reading: Reading) -> list[tuple[Sample, Any]]:

@@ -10,6 +10,7 @@ from pixelwise.core.errors import DataError
 from pixelwise.data.sets.folder import Description, Sample
 from pixelwise.data.sets.labels import Interpretation, LabelRule
 from pixelwise.data.sets.mask_facts import MaskFacts, facts_of
+from pixelwise.data.sets.mapping import carried_over
 from pixelwise.data.sets.meaning import interpret
 from pixelwise.data.sets.stored import read_stored, values_of_alpha
 
@@ -40,6 +41,16 @@ class MaskLabels:
             DataError: the two contradict each other.
         """
         return interpret(description, [(sample.target, facts) for sample, facts in found], allow)
+
+    def carried_over(
+        self, meaning: LabelRule, description: Description, found: Sequence[tuple[Sample, MaskFacts]]
+    ) -> Interpretation:
+        """What the values of another data set mean in the classes of a run: by name, where `dataset.toml` has names.
+
+        Raises:
+            DataError: a class occurs that the run does not have; the message lists those of both.
+        """
+        return carried_over(meaning, description, [(sample.target, facts) for sample, facts in found])
 
     def count(self, facts: MaskFacts, meaning: LabelRule) -> np.ndarray:
         """3 x K pixels of each class in the top, middle and bottom third.
