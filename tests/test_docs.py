@@ -11,7 +11,7 @@ from pixelwise import layers
 ROOT = Path(__file__).resolve().parent.parent
 
 
-@pytest.mark.parametrize("name", ["make_settings", "make_operators"])
+@pytest.mark.parametrize("name", ["make_settings", "make_operators", "make_problems"])
 def test_a_page_is_current(name: str) -> None:
     spec = importlib.util.spec_from_file_location(name, ROOT / "docs" / f"{name}.py")
     assert spec is not None

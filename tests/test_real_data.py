@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 import pixelwise as pw
-from pixelwise.data.sets.doctor import survey
+from pixelwise.data.sets.survey import survey
 from pixelwise.data.sets.folder import open_dataset
 from pixelwise.engines.machine import Machine
 from pixelwise.tasks import TASKS

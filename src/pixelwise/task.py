@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 from pixelwise.core.config import Config
 from pixelwise.core.draft import Draft
-from pixelwise.data.sets.doctor import Labels, Survey
-from pixelwise.data.sets.folder import Sample
+from pixelwise.data.sets.pairs import Sample
 from pixelwise.data.sets.sampling import Batch
+from pixelwise.data.sets.survey import Labels, Survey
 from pixelwise.engines import EngineChoice
 from pixelwise.engines.machine import Machine
 

@@ -18,7 +18,8 @@ from pixelwise.core.config import SECTIONS, Config, Overrides, PhaseSettings
 from pixelwise.core.errors import DataError, PixelwiseError, SettingError
 from pixelwise.data.files.readers import read_image
 from pixelwise.data.pixels.normalize import Normalization, match_channels
-from pixelwise.data.sets.doctor import ImageFacts, Survey, survey
+from pixelwise.data.sets.examine import ImageFacts
+from pixelwise.data.sets.survey import Survey, survey
 from pixelwise.data.sets.folder import DataSet, Description, Sample, open_dataset
 from pixelwise.data.sets.labels import LabelRule
 from pixelwise.engines.machine import Machine

@@ -5,11 +5,12 @@ import sys
 from pixelwise.cli.base import INTERRUPTED, app
 
 # The order in which --help lists their commands.
+from pixelwise.cli import data  # isort: skip
 from pixelwise.cli import training  # isort: skip
 from pixelwise.cli import prediction  # isort: skip
 from pixelwise.cli import networks  # isort: skip
 
-__all__ = ["app", "main", "networks", "prediction", "training"]
+__all__ = ["app", "data", "main", "networks", "prediction", "training"]
 
 
 def main() -> None:

@@ -4,6 +4,7 @@
 
     PixelwiseError            anything that is not a bug of ours; the command line prints it alone
     ├── DataError             images, masks, a data set's layout or labels          (exit status 2)
+    │   └── UnreadableError   one file that cannot be used; `code` says in which way
     ├── SettingError          a setting, an option or a combination of them         (exit status 2)
     ├── RunError              a run folder or checkpoint that cannot be used        (exit status 2)
     ├── OutputError           a place that cannot be written (rights, full disk)    (exit status 2)
@@ -22,6 +23,31 @@ class PixelwiseError(Exception):
 
 class DataError(PixelwiseError):
     """An image, a mask, or a data set breaks a rule."""
+
+
+class UnreadableError(DataError):
+    """A file cannot be used.
+
+    Attributes:
+        code: why: "unreadable", "truncated", "unknown-format", "float-labels" or "non-finite", as the doctor names it.
+    """
+
+    def __init__(self, message: str, code: str = "unreadable") -> None:
+        super().__init__(message)
+        self.code = code
+
+    def about(self, name: object) -> "UnreadableError":
+        """The same error, whose message begins with the name of a file or of a part of it.
+
+        >>> str(UnreadableError("is truncated.", "truncated").about("a.tif"))
+        'a.tif: is truncated.'
+        """
+        return type(self)(f"{name}: {self}", self.code)
+
+
+def truncated(message: str) -> UnreadableError:
+    """The error of a file that ends before its pixels do."""
+    return UnreadableError(message, "truncated")
 
 
 class SettingError(PixelwiseError):

@@ -19,6 +19,7 @@ class RunFolder:
         self.state = path / "last" / "state.safetensors"  # all that a resume needs
         self.history = path / "history.jsonl"  # a line of JSON for each epoch
         self.environment = path / "environment.json"  # versions and machine
+        self.data = path / "data.json"  # what it is trained on: names, sizes, contents
         self.log = path / "log.txt"  # what the training said
         self.complete = path / "complete"  # marks the end of the training, and says what it reached
         self.compiled = path / "compiled"  # exported networks

@@ -13,7 +13,7 @@ from pixelwise.core.config import Config
 from pixelwise.core.errors import DataError, ModelError
 from pixelwise.core.progress import Progress
 from pixelwise.data.pixels.pictures import shrink
-from pixelwise.data.sets.folder import Sample
+from pixelwise.data.sets.pairs import Sample
 from pixelwise.task import Record, Task
 
 WORST, BEST = 4, 2  # cases that are kept, beside one of the middle

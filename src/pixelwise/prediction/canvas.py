@@ -163,7 +163,7 @@ class MemoryCanvas:
             entry["overlay"] = str(target)
         # Last, because it tells that everything is done.
         record = blank.request.record(details)
-        write_mask(self._target, _flat(self._masks), blank.classes.palette, blank.source.pixel_size, record)
+        write_mask(self._target, _flat(self._masks), blank.classes.palette, blank.source.facts.pixel_size, record)
         return entry
 
     def _write_instances(self) -> Path:
@@ -202,7 +202,7 @@ class ZarrCanvas:
     def _form(self, dtype: str, channels: int | None = None) -> MaskForm:
         blank = self._blank
         return MaskForm(
-            *blank.pages, dtype, _chunk(blank.tiling), channels, blank.source.pixel_size, blank.classes
+            *blank.pages, dtype, _chunk(blank.tiling), channels, blank.source.facts.pixel_size, blank.classes
         )  # fmt: skip
 
     def is_done(self, number: int) -> bool:

@@ -10,7 +10,7 @@ from pathlib import Path
 from pixelwise.core.errors import DataError
 from pixelwise.data.files.readers import image_info
 from pixelwise.data.files.zarrs import is_zarr
-from pixelwise.data.sets.folder import list_images
+from pixelwise.data.sets.pairs import list_images
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from pixelwise.task import Figure as TaskFigure
 Line = tuple[list[float], list[float]]  # epochs and values
 
 READABLE = 24  # pixels a side that have room for a number each
-_INK, _DARK_INK = "#3a4452", "#c9d1dc"  # on a light and on a dark page
+INK, DARK_INK = "#3a4452", "#c9d1dc"  # on a light and on a dark page
 
 
 def curves(history: Sequence[Mapping[str, Any]], figure: TaskFigure, dark: bool = False) -> dict[str, bytes]:
@@ -76,13 +76,13 @@ def checkerboard(size: int, kernel: int, stride: int, crop: int = 0, dark: bool 
         axes.text(column, row, str(count), ha="center", va="center", color=color, fontsize=8)
     amount = " to ".join(map(str, sorted({counts.min(), counts.max()})))  # told where single numbers have no room
     title = f"{kernel} x {kernel} kernel, stride {stride}: {amount} stamp(s) on each pixel"
-    axes.set_title(title, color=_DARK_INK if dark else _INK, fontsize=10, loc="left")
+    axes.set_title(title, color=DARK_INK if dark else INK, fontsize=10, loc="left")
     axes.set_axis_off()
-    return _png(figure)
+    return png_of(figure)
 
 
 def _panel(title: str, lines: dict[str, Line], dark: bool) -> bytes:
-    ink, line_colors = (_DARK_INK, ("#6ea8fe", "#ffb35c")) if dark else (_INK, ("#2257c4", "#c2570c"))
+    ink, line_colors = (DARK_INK, ("#6ea8fe", "#ffb35c")) if dark else (INK, ("#2257c4", "#c2570c"))
     figure = Figure(figsize=(5.2, 3.1), layout="constrained")
     axes = figure.subplots()
     for (name, (epochs, values)), color in zip(lines.items(), line_colors, strict=False):
@@ -92,17 +92,19 @@ def _panel(title: str, lines: dict[str, Line], dark: bool) -> bytes:
     axes.set_xlabel("epoch", color=ink)
     if len(lines) > 1:
         axes.legend(frameon=False, labelcolor=ink)
-    _style(axes, ink)
-    return _png(figure)
+    style(axes, ink)
+    return png_of(figure)
 
 
-def _png(figure: Figure) -> bytes:
+def png_of(figure: Figure) -> bytes:
+    """A drawing as PNG, its ground transparent."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=130, transparent=True)
     return buffer.getvalue()
 
 
-def _style(axes: Axes, ink: str) -> None:
+def style(axes: Axes, ink: str) -> None:
+    """Whole numbers below, a faint grid, and a frame on two sides."""
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.tick_params(colors=ink)
     axes.grid(color=ink, alpha=0.2, linewidth=0.7)

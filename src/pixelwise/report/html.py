@@ -58,7 +58,7 @@ def write_report(path: Path, report: Report) -> None:
     Raises:
         OutputError: the file cannot be written.
     """
-    metrics, page = report.metrics, _environment().get_template("report.html")
+    metrics, page = report.metrics, page_environment().get_template("report.html")
     values = {
         "title": report.title,
         "figure": report.figure,
@@ -74,7 +74,8 @@ def write_report(path: Path, report: Report) -> None:
     write_text(path, page.render(values))
 
 
-def _environment() -> Environment:
+def page_environment() -> Environment:
+    """The templates, and how they show numbers."""
     environment = Environment(
         loader=PackageLoader("pixelwise", "report/templates"),
         autoescape=True,
@@ -172,12 +173,13 @@ def _ranks(count: int) -> dict[int, str]:
 
 def _pictures(case: Case, limit: int) -> list[dict[str, str]]:
     return [
-        {"caption": caption, "source": _data_uri(pictures.png_bytes(pictures.shrink(picture, limit)))}
+        {"caption": caption, "source": data_uri(pictures.png_bytes(pictures.shrink(picture, limit)))}
         for caption, picture in case.pictures.items()
     ]
 
 
-def _data_uri(png: bytes) -> str:
+def data_uri(png: bytes) -> str:
+    """A picture that stands in the page itself."""
     return "data:image/png;base64," + base64.b64encode(png).decode("ascii")
 
 
@@ -189,9 +191,7 @@ def _training(history: Sequence[Mapping[str, Any]], figure: Figure) -> dict[str,
     choose = max if figure.rises else min
     best = choose(range(len(scores)), key=scores.__getitem__, default=None)
     return {
-        "curves": [
-            {"title": title, "light": _data_uri(light[title]), "dark": _data_uri(dark[title])} for title in light
-        ],
+        "curves": [{"title": title, "light": data_uri(light[title]), "dark": data_uri(dark[title])} for title in light],
         "epochs": len(history),
         "best": None if best is None else {"epoch": int(epochs[best]), "value": scores[best]},
     }

@@ -27,7 +27,7 @@ from pixelwise.core.errors import SettingError
 from pixelwise.data.pixels.normalize import Normalization, match_channels
 from pixelwise.data.pixels.pictures import colorize, to_display
 from pixelwise.data.pixels.scaling import resize
-from pixelwise.data.sets.doctor import Survey
+from pixelwise.data.sets.survey import Survey
 from pixelwise.engines import EngineChoice
 from pixelwise.engines.machine import Machine
 from pixelwise.geometry.modes import evaluation_mode

@@ -22,12 +22,13 @@ from pixelwise.core.errors import DataError, SettingError
 from pixelwise.data.files.readers import read_image
 from pixelwise.data.pixels import pictures
 from pixelwise.data.pixels.targets import objects
-from pixelwise.data.sets.doctor import ImageFacts, Survey
-from pixelwise.data.sets.folder import Sample
+from pixelwise.data.sets.examine import ImageFacts
 from pixelwise.data.sets.labels import LabelRule, some
 from pixelwise.data.sets.masks import MaskLabels
+from pixelwise.data.sets.pairs import Sample
 from pixelwise.data.sets.sampling import PatchSampler, Store
 from pixelwise.data.sets.stored import classes_of, read_stored
+from pixelwise.data.sets.survey import Survey
 from pixelwise.engines import EngineChoice
 from pixelwise.engines.machine import Machine
 from pixelwise.losses import SegmentationLoss, check_factors, class_weights, dual_task_loss, edge_loss

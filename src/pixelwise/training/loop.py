@@ -22,12 +22,13 @@ from pixelwise.core.config import Config, Overrides
 from pixelwise.core.errors import RunError
 from pixelwise.core.files import write_json, write_text
 from pixelwise.core.run_folder import RunFolder
-from pixelwise.data.sets.doctor import Survey
 from pixelwise.data.sets.sampling import Batch
+from pixelwise.data.sets.survey import Survey
 from pixelwise.engines.machine import pick_device
 from pixelwise.models import checkpoint
 from pixelwise.task import Task
 from pixelwise.training.callbacks import Callbacks, StepReport
+from pixelwise.training.data_state import check_unchanged
 from pixelwise.training.plan import describe
 from pixelwise.training.prefetch import Prefetcher
 from pixelwise.training.prepare import Start, check_folder, make_folder, prepare, resumed_config
@@ -100,10 +101,11 @@ def train(
         return _finished(folder)
     known = resumed_config(folder, overrides or {}) if start.resume else None
     config, surveyed = prepare(task, data, overrides, start, callbacks.surveyed, known)
+    changes = check_unchanged(folder.data, surveyed, start.allow) if start.resume else []
+    told = [f"changed since the run began: {change}" for change in changes]
     initial = checkpoint.load(RunFolder(start.init).model)[0] if start.init and not start.resume else None
     torch.manual_seed(config.seed)
     network = task.network(config)
-    told = []
     if config.model.pretrained and initial is None and not (start.resume and folder.state.exists()):
         told.append(load_pretrained(cast(Any, network).backbone))
     if initial is not None:
@@ -111,10 +113,10 @@ def train(
         told.append(f"--init {start.init}: {checkpoint.describe_matching(network, afresh)}")
     fabric = launch(config, pick_device(start.device))
     if not start.resume and fabric.global_rank == 0:
-        make_folder(folder, config, start.force)
+        make_folder(folder, config, surveyed, start.force)
     fabric.barrier()
     problems = [f"{problem.severity}: {problem}" for problem in surveyed.problems]
-    for line in problems + describe(config, surveyed) + task.reasons(config, surveyed) + told:
+    for line in problems + list(surveyed.told) + describe(config, surveyed) + task.reasons(config, surveyed) + told:
         callbacks.note(line)  # now that there is a folder for the log
     learner = Learner(fabric, config, network, task.criterion(config, surveyed))
     training = Training(task, config, learner, surveyed, folder, callbacks)

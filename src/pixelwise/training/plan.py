@@ -14,7 +14,8 @@ from pixelwise.core.config import Config, Overrides
 from pixelwise.core.draft import Draft
 from pixelwise.core.errors import SettingError
 from pixelwise.data.pixels.normalize import HIGH, LOW
-from pixelwise.data.sets.doctor import ImageFacts, Survey
+from pixelwise.data.sets.examine import ImageFacts
+from pixelwise.data.sets.survey import Survey
 from pixelwise.engines.machine import Machine
 from pixelwise.task import Task
 

@@ -12,6 +12,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, cast
 
+import psutil
 import torch
 
 from pixelwise.core.config import Config, Overrides, read_config
@@ -20,10 +21,14 @@ from pixelwise.core.errors import DataError, ModelError, OutputError, RunError, 
 from pixelwise.core.files import cannot_write, write_json, write_text
 from pixelwise.core.progress import Progress
 from pixelwise.core.run_folder import RunFolder
-from pixelwise.data.sets.doctor import ImageFacts, Survey, survey
+from pixelwise.data.sets.examine import ImageFacts
 from pixelwise.data.sets.folder import DataSet, open_dataset
+from pixelwise.data.sets.kept import Memory
+from pixelwise.data.sets.problems import current
+from pixelwise.data.sets.survey import Survey, read_samples, sound, understand
 from pixelwise.engines.machine import Machine
 from pixelwise.task import Task
+from pixelwise.training.data_state import state_of
 from pixelwise.training.plan import make_plan
 from pixelwise.training.step import Parts
 
@@ -57,14 +62,18 @@ def prepare(
     """
     start = start or Start()
     Draft(overrides or {})  # refuses what makes no sense by itself before any file is read
+    allow = current(start.allow)
     machine = Machine.here(start.device)
     dataset = _open(data, known, overrides or {})
     meaning = task.meaning(known) if known else None
-    surveyed = survey(dataset, task.labels, meaning=meaning, allow=start.allow, splits=SPLITS, progress=progress)
+    memory = Memory(psutil.virtual_memory().total // 4)
+    surveyed = sound(
+        understand(read_samples(dataset, task.labels, progress=progress, memory=memory), meaning, allow), allow
+    )
     config = known or make_plan(task, surveyed, machine, overrides)
     meant = task.meaning(config)
     if meant != surveyed.meaning:  # the user says otherwise: do the labels agree?
-        surveyed = surveyed.with_meaning(meant, start.allow)
+        surveyed = surveyed.with_meaning(meant, allow)
     _require_labels(surveyed)
     _try_network(task, config, surveyed)
     return config, surveyed
@@ -170,14 +179,15 @@ def _check_channels(fact: ImageFacts, channels: int) -> None:
         )
 
 
-def make_folder(folder: RunFolder, config: Config, force: bool) -> None:
-    """Make the run folder with its config: it appears under its name as a whole."""
+def make_folder(folder: RunFolder, config: Config, surveyed: Survey, force: bool) -> None:
+    """Make the run folder with its config and the state of its data: it appears under its name as a whole."""
     out = folder.path
     draft = RunFolder(out.with_name(f".{out.name}.{os.getpid()}.part"))
     try:
         draft.path.mkdir(parents=True)
         write_text(draft.config, config.to_toml())
         write_json(draft.environment, environment())
+        write_json(draft.data, state_of(surveyed))
         if out.exists() and force:
             shutil.rmtree(out)
         elif out.exists():

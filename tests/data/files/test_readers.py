@@ -53,6 +53,13 @@ def tiff(**options: Any) -> Write:
     return lambda path, array: tifffile.imwrite(path, array, **options)
 
 
+def cut_out(path: Path, array: np.ndarray) -> None:
+    """With an alpha channel that is either opaque or not, as a transparency is."""
+    array = array.copy()
+    array[..., 3] = np.where(array[..., 3] > 99, 255, 0)
+    Image.fromarray(array).save(path, format="TIFF")
+
+
 def resolved(array: np.ndarray) -> np.ndarray:
     return PALETTE[array][None]
 
@@ -99,7 +106,7 @@ KINDS = {
     "tiff 1 bit": Kind(".tif", pillow("TIFF", compression="group4"), dtype=np.bool_, **GREY),
     "tiff packbits": Kind(".tif", tiff(compression="packbits"), dtype=np.uint8, **GREY),
     "tiff RGB": Kind(".tif", tiff(compression="lzw", predictor=True, rowsperstrip=5), dtype=np.uint8, **RGB),
-    "tiff RGBA": Kind(".tif", pillow("TIFF"), dtype=np.uint8, **RGBA),
+    "tiff RGBA": Kind(".tif", cut_out, dtype=np.uint8, **RGBA),
     "tiff palette": Kind(".tif", pillow_palette, lambda h, w: (h, w), np.uint8, resolved),
     "tiff 5 channels": Kind(".tif", tiff(planarconfig="contig", **BLACK), dtype=np.uint16, **CHANNELS_LAST),
     "tiff 5 planes": Kind(

@@ -116,7 +116,7 @@ def test_the_metadata_are_those_of_ome_zarr(tmp_path: Path) -> None:
         "coordinateTransformations": [{"type": "scale", "scale": [1.0, 2.0, 2.0]}],
     }
     with open_source(tmp_path / "a.zarr") as source:
-        assert source.pixel_size == 0.5
+        assert source.facts.pixel_size == 0.5
     assert mask.pixel_size == 0.5
 
 
@@ -394,7 +394,7 @@ def test_a_tiff_with_its_pyramid(pages: int, dtype: str, tmp_path: Path) -> None
             np.testing.assert_array_equal(page.colormap.T.ravel() // 257, palette)
     with open_source(tmp_path / "a.tif") as source:
         assert source.streams
-        assert source.pixel_size == pytest.approx(0.25)
+        assert source.facts.pixel_size == pytest.approx(0.25)
 
 
 def test_a_tiff_without_a_pyramid(tmp_path: Path) -> None:

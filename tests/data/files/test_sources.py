@@ -189,7 +189,7 @@ def test_other_files_are_read_whole(tmp_path: Path) -> None:
         check_windows(tmp_path / name, read_image(tmp_path / name), streams=False)
     with open_source(tmp_path / "a.png") as source:
         assert source.bytes_needed == 20 * 30 * 3
-        assert source.pixel_size is None
+        assert source.facts.pixel_size is None
 
 
 def test_a_tile_that_was_never_written_is_0(tmp_path: Path) -> None:
@@ -340,7 +340,7 @@ def test_pages_in_missing_files(tmp_path: Path) -> None:
 def test_pixel_size_of_a_tiff(options: dict[str, Any], size: float | None, tmp_path: Path) -> None:
     tifffile.imwrite(tmp_path / "a.tif", numbers(32, 32), **options)
     with open_source(tmp_path / "a.tif") as source:
-        assert source.pixel_size == (None if size is None else pytest.approx(size))
+        assert source.facts.pixel_size == (None if size is None else pytest.approx(size))
 
 
 def write_ome(path: Path, array: np.ndarray, axes: str, version: str, unit: str = "micrometer", **options: Any) -> None:
@@ -368,14 +368,14 @@ def test_ome_zarr_by_window(version: str, axes: str, tmp_path: Path) -> None:
     expected = moved if "c" in axes else moved[..., None]
     check_windows(tmp_path / "a.zarr", expected.reshape(-1, 70, 83, expected.shape[-1]).astype("uint16"))
     with open_source(tmp_path / "a.zarr") as source:
-        assert source.pixel_size == 0.5
+        assert source.facts.pixel_size == 0.5
 
 
 @pytest.mark.parametrize(("unit", "size"), [("nanometer", 5e-4), ("millimeter", 500.0), ("parsec", None)])
 def test_units_of_ome_zarr(unit: str, size: float | None, tmp_path: Path) -> None:
     write_ome(tmp_path / "a.zarr", numbers(20, 20), "yx", "0.5", unit)
     with open_source(tmp_path / "a.zarr") as source:
-        assert source.pixel_size == (None if size is None else pytest.approx(size))
+        assert source.facts.pixel_size == (None if size is None else pytest.approx(size))
 
 
 @pytest.mark.parametrize(

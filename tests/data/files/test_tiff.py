@@ -86,6 +86,7 @@ def test_pages_written_one_by_one_are_a_stack(tmp_path: Path) -> None:
 
 def test_alpha_is_dropped_and_other_samples_are_kept(tmp_path: Path) -> None:
     array = np.random.default_rng(0).integers(0, 256, (12, 9, 4), dtype=np.uint8)
+    array[..., 3] = np.where(array[..., 3] > 99, 255, 0)
     path = tmp_path / "a.tif"
     for extra, channels in (("unassalpha", 3), ("assocalpha", 3), ("unspecified", 4)):
         save_tiff(path, array, photometric="rgb", extrasamples=[extra])

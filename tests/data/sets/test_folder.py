@@ -2,6 +2,7 @@
 
 import hashlib
 import tempfile
+import unicodedata
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -10,17 +11,9 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from pixelwise.core.errors import DataError, SettingError
-from pixelwise.data.sets.folder import (
-    SPLITS,
-    DataSet,
-    Description,
-    group_of,
-    hash_of,
-    list_images,
-    open_dataset,
-    read_description,
-    without,
-)
+from pixelwise.data.sets.folder import DataSet, Description, open_dataset, read_description, without
+from pixelwise.data.sets.pairs import list_images, pairing_hint
+from pixelwise.data.sets.splits import SPLITS, group_of, hash_of
 
 
 def touch(root: Path, images: Iterable[str], masks: Iterable[str] | None = None) -> Path:
@@ -175,7 +168,7 @@ def test_a_single_image_or_group_is_refused(tmp_path: Path) -> None:
     ],
 )
 def test_a_group_is_what_the_expression_captures_or_the_stem(expression: str | None, stem: str, group: str) -> None:
-    assert group_of(stem, Description(group=expression)) == group
+    assert group_of(stem, expression) == group
 
 
 @settings(deadline=None, max_examples=15)
@@ -242,9 +235,10 @@ def test_files_without_a_partner_or_with_a_twin_are_listed(tmp_path: Path) -> No
     dataset = open_dataset(root)
     assert sorted(sample.name for sample in dataset.samples) == ["a", "b", "c", "d"]
     assert {sample.name: sample.image.name for sample in dataset.samples}["d"] == "d.png"
-    assert dataset.images_without_mask == (root / "images" / "e.png",)
-    assert dataset.masks_without_image == (root / "masks" / "f.png",)
-    assert dataset.same_stem == (root / "images" / "d.tif", root / "masks" / "f.tif")
+    found = dataset.found[""]
+    assert found.lonely_images == (root / "images" / "e.png",)
+    assert found.lonely_masks == (root / "masks" / "f.png",)
+    assert found.same_stem == (root / "images" / "d.tif", root / "masks" / "f.tif")
 
 
 def test_only_files_that_may_be_images_are_listed(tmp_path: Path) -> None:
@@ -261,6 +255,132 @@ def test_without_leaves_out_samples_by_image_or_mask(tmp_path: Path) -> None:
     smaller = without(dataset, iter([tmp_path / "train/images/a.png", tmp_path / "val/masks/c.png"]))
     assert stems_of(smaller) == {"train": ["b", "c"], "val": ["a", "b"]}
     assert len(dataset.samples) == 6
+
+
+@pytest.mark.parametrize(
+    ("folders", "splits"),
+    [
+        (("train", "valid"), ("train", "val")),
+        (("Train", "Validation", "Test"), ("train", "val", "test")),
+        (("training", "VAL", "testing"), ("train", "val", "test")),
+    ],
+)
+def test_folders_of_splits_have_other_names_too(
+    tmp_path: Path, folders: tuple[str, ...], splits: tuple[str, ...]
+) -> None:
+    for name in folders:
+        touch(tmp_path / name, [f"{name}.png"])
+    assert stems_of(open_dataset(tmp_path)) == {split: [name] for split, name in zip(splits, folders, strict=True)}
+
+
+def test_two_folders_for_one_split_are_refused(tmp_path: Path) -> None:
+    for name in ("train", "val", "valid"):
+        touch(tmp_path / name, ["a.png"])
+    with pytest.raises(DataError, match=r"val/ and valid/ both stand for the split 'val'\. Rename or remove one\.$"):
+        open_dataset(tmp_path)
+
+
+def test_letters_case_of_the_parts_does_not_matter(tmp_path: Path) -> None:
+    touch(tmp_path, ["a.png", "b.png"])
+    (tmp_path / "images").rename(tmp_path / "Images")
+    (tmp_path / "masks").rename(tmp_path / "MASKS")
+    assert len(open_dataset(tmp_path).samples) == 2
+
+
+def test_accents_pair_whether_they_are_one_letter_or_two(tmp_path: Path) -> None:
+    composed, decomposed = (
+        [unicodedata.normalize(form, f"Müller é{n}.png") for n in range(4)] for form in ("NFC", "NFD")
+    )
+    mixed = open_dataset(touch(tmp_path / "a", composed, decomposed))
+    assert [sample.name for sample in mixed.samples] == [
+        sample.name for sample in open_dataset(touch(tmp_path / "b", composed)).samples
+    ]
+    assert len(mixed.samples) == 4
+    assert not mixed.found[""].lonely_images
+    # The split is the same wherever the files come from.
+    assert {sample.name: name for name, samples in mixed.splits.items() for sample in samples} == {
+        sample.name: name
+        for name, samples in open_dataset(touch(tmp_path / "c", decomposed)).splits.items()
+        for sample in samples
+    }
+
+
+def test_a_split_of_images_alone_is_unlabelled(tmp_path: Path) -> None:
+    touch(tmp_path / "train", [f"{stem}.png" for stem in STEMS[:20]])
+    touch(tmp_path / "test", ["x.png", "y.png"])
+    (tmp_path / "test" / "masks" / "x.png").unlink()
+    (tmp_path / "test" / "masks" / "y.png").unlink()
+    for remaining in ("an empty folder", "no folder"):
+        dataset = open_dataset(tmp_path)
+        assert [path.name for path in dataset.unlabelled["test"]] == ["x.png", "y.png"], remaining
+        assert dataset.splits.keys() == {"train", "val"}
+        with pytest.raises(
+            DataError, match=r"the split 'test' has 2 images but no masks, so there is nothing to compare"
+        ):
+            dataset.split("test")
+        if remaining == "an empty folder":
+            (tmp_path / "test" / "masks").rmdir()
+
+
+def test_val_without_masks_is_taken_from_train(tmp_path: Path) -> None:
+    touch(tmp_path / "train", [f"{stem}.png" for stem in STEMS[:20]])
+    touch(tmp_path / "val", ["x.png"], [])
+    dataset = open_dataset(tmp_path)
+    assert dataset.splits["val"]
+    assert set(dataset.unlabelled) == {"val"}
+
+
+def test_without_any_mask_there_is_no_data_set(tmp_path: Path) -> None:
+    touch(tmp_path / "val", ["x.png"], [])
+    with pytest.raises(DataError, match=r"no split has masks\. Add a folder masks/ beside images/ in val/\.$"):
+        open_dataset(tmp_path)
+
+
+def test_splits_below_the_images_are_told(tmp_path: Path) -> None:
+    for part in ("images", "masks"):
+        touch(tmp_path / part / "train", [])
+    with pytest.raises(
+        DataError, match=r"images: holds the folders train but no images\. Here a split comes first: move "
+    ):
+        open_dataset(tmp_path)
+
+
+def test_what_is_no_image_is_listed(tmp_path: Path) -> None:
+    root = touch(tmp_path, ["a.png", "b.png", "notes.docx", "Thumbs.db", ".DS_Store"], ["a.png", "b.png", "c.npy"])
+    (root / "images" / "more").mkdir()
+    assert [path.name for path in open_dataset(root).found[""].left_out] == ["more", "notes.docx", "c.npy"]
+
+
+@pytest.mark.parametrize(
+    ("images", "masks", "hint"),
+    [
+        (
+            ["a1", "b2"],
+            ["a1_mask", "b2_mask"],
+            """The masks' names end in "_mask", which the images' do not: remove it.""",
+        ),
+        (["cell_a", "bell_a"], ["cell_a-label", "bell_a-label"], """The masks' names end in "-label", which the"""),
+        (["x.ome", "y.ome"], ["x", "y"], """The images' names end in ".ome", which the masks' do not: remove it."""),
+        (["1", "2"], ["seg_1", "seg_2"], """The masks' names begin with "seg_", which the images' do not"""),
+        (["A", "B"], ["a", "b"], "The names differ in upper and lower case: rename one side."),
+        (
+            ["a_leftImg8bit", "b_leftImg8bit"],
+            ["a_gtFine", "b_gtFine"],
+            """The images' names end in "_leftImg8bit" and""",
+        ),
+        (
+            ["img_1", "img_2"],
+            ["mask_1", "mask_2"],
+            """The images' names begin with "img_" and the masks' with "mask_":""",
+        ),
+        (["q", "w"], ["e", "r"], ""),
+        ([], ["e"], ""),
+    ],
+)
+def test_why_nothing_pairs_is_told_where_it_can_be_seen(images: list[str], masks: list[str], hint: str) -> None:
+    found = pairing_hint(images, masks)
+    assert found.startswith(hint)
+    assert bool(found) == bool(hint)
 
 
 # What is missing

@@ -16,7 +16,7 @@ from pixelwise.core.classes import IGNORE
 from pixelwise.core.config import Config, make_config
 from pixelwise.core.errors import DataError, ModelError
 from pixelwise.data.pixels import targets
-from pixelwise.data.sets.folder import Sample
+from pixelwise.data.sets.pairs import Sample
 from pixelwise.data.sets.sampling import PIXELS_KEPT, PatchSampler, Store, open_pages
 
 STILL: dict[str, Any] = {

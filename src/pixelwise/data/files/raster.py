@@ -9,6 +9,7 @@ import struct
 import threading
 import warnings
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any, BinaryIO
 
 import imagecodecs
@@ -22,7 +23,8 @@ from PIL import (
     WebPImagePlugin,
 )
 
-from pixelwise.core.errors import DataError
+from pixelwise.core.errors import UnreadableError, truncated
+from pixelwise.data.files.facts import FileFacts, Picture
 
 # Name -> how a file begins, and Pillow's reader. The reader is called directly, because Image.open refuses
 # large images by a limit that applies to the whole process.
@@ -55,7 +57,7 @@ class RasterSource:
     """The single page of an open file, not yet decoded."""
 
     def __init__(self, handle: BinaryIO, name: str, plugin: Any) -> None:
-        self._handle = handle
+        self._handle, self._name = handle, name
         self._is_png = name == "PNG"
         chunks = _png_chunks(handle) if self._is_png else {}
         if b"acTL" in chunks:
@@ -66,6 +68,22 @@ class RasterSource:
         self._is_deep_color = self._depth == 16 and self._color_type in _DEEP_CHANNELS
         self.shape, self.dtype = self._shape_and_dtype()
         self.bytes_needed = math.prod(self.shape) * self.dtype.itemsize
+        self._significant = chunks.get(b"sBIT", b"")
+        has_alpha = self._image.mode in ("LA", "RGBA") or self._color_type in (4, 6) or b"tRNS" in chunks
+        self.facts = FileFacts(
+            name,
+            self.orientation,
+            full_scale=1.0 if self._image.mode == "1" else None,
+            alpha="dropped" if has_alpha else "none",
+            palette=self._palette(),
+        )
+
+    def _palette(self) -> np.ndarray | None:
+        """Entries x 3 uint8."""
+        if self._image.mode != "P":
+            return None
+        colors = np.array(self._image.getpalette("RGB") or [], np.uint8)
+        return colors[: len(colors) // 3 * 3].reshape(-1, 3)
 
     def _shape_and_dtype(self) -> tuple[tuple[int, int, int, int], np.dtype]:
         width, height = self._image.size
@@ -75,8 +93,12 @@ class RasterSource:
         dtype = np.dtype(np.uint16 if mode.startswith("I") else np.uint8)
         return (1, height, width, 3 if mode == "RGB" else 1), dtype
 
-    def image(self) -> np.ndarray:
+    def image(self) -> Picture:
         """P x H x W x C, colours resolved."""
+        pixels = self._pixels()
+        return Picture(pixels, replace(self.facts, full_scale=self.facts.full_scale or self._scale_of(pixels)))
+
+    def _pixels(self) -> np.ndarray:
         if self._is_deep_color:  # Pillow would keep only the upper eight bits
             self._handle.seek(0)
             return self._shaped(imagecodecs.png_decode(self._handle.read()))
@@ -85,13 +107,28 @@ class RasterSource:
         image.info.pop("transparency", None)  # dropping it by `convert` raises a warning
         return self._shaped(np.asarray(image if mode == image.mode else image.convert(mode)))
 
-    def labels(self) -> np.ndarray:
+    def labels(self) -> Picture:
         """P x H x W x C, the numbers that are stored: for a palette, its indices."""
+        return Picture(self._stored_numbers(), self.facts)
+
+    def _stored_numbers(self) -> np.ndarray:
         if self._image.mode == "P":
             return self._shaped(np.asarray(self._loaded()))
         if self._depth in (2, 4) and self._color_type == 0:  # which Pillow stretches to 255
-            return np.asarray(self.image() // (255 // (2**self._depth - 1)))
-        return self.image()
+            return np.asarray(self._pixels() // (255 // (2**self._depth - 1)))
+        return self._pixels()
+
+    def _scale_of(self, pixels: np.ndarray) -> float | None:
+        """Full intensity by the chunk sBIT, where a file of 16 bits holds numbers of fewer as they are.
+
+        A PNG should stretch them to 16 bits; then the lower bits repeat the upper ones, and full intensity is the
+        type's own.
+        """
+        bits = max(self._significant[: 3 if self._color_type in (2, 6) else 1], default=16)
+        if pixels.dtype != np.uint16 or not 0 < bits < 16 or pixels.max(initial=0) >= 2**bits:
+            return None
+        unused = 2 ** (16 - bits) - 1
+        return float(2**bits - 1) if (pixels & unused).any() else None
 
     def _shaped(self, pixels: np.ndarray) -> np.ndarray:
         _, height, width, channels = self.shape
@@ -125,13 +162,15 @@ def _check_kind(image: Any, name: str) -> None:
         raise _animation()
     if name == "PNM" and image.tile[0][0] != "raw":
         # Pillow would stretch the values to 255, which changes labels.
-        raise DataError("is a portable map as text or with an odd maximum, which cannot be read. Convert it to PNG.")
+        raise UnreadableError(
+            "is a portable map as text or with an odd maximum, which cannot be read. Convert it to PNG."
+        )
     if image.mode not in _MODES:
-        raise DataError(f"has the colour mode {image.mode}, which cannot be read. Convert it to RGB.")
+        raise UnreadableError(f"has the colour mode {image.mode}, which cannot be read. Convert it to RGB.")
 
 
-def _animation() -> DataError:
-    return DataError("is an animation, whose frames are not read as pages. Save them as a TIFF stack.")
+def _animation() -> UnreadableError:
+    return UnreadableError("is an animation, whose frames are not read as pages. Save them as a TIFF stack.")
 
 
 def _png_chunks(handle: BinaryIO) -> dict[bytes, bytes]:
@@ -141,11 +180,11 @@ def _png_chunks(handle: BinaryIO) -> dict[bytes, bytes]:
     while b"IEND" not in chunks:
         header = handle.read(8)
         if len(header) < 8:
-            raise DataError("is truncated: the PNG stops before its end marker. Copy or export it again.")
+            raise truncated("is truncated: the PNG stops before its end marker. Copy or export it again.")
         length, kind = struct.unpack(">I4s", header)
         start = handle.tell()
-        chunks[kind] = handle.read(min(length, 2**16)) if kind in (b"IHDR", b"eXIf") else b""
+        chunks[kind] = handle.read(min(length, 2**16)) if kind in (b"IHDR", b"eXIf", b"sBIT") else b""
         handle.seek(start + length + 4)
     if len(chunks.get(b"IHDR", b"")) != 13:
-        raise DataError("is damaged: the PNG has no header. Copy or export it again.")
+        raise UnreadableError("is damaged: the PNG has no header. Copy or export it again.")
     return chunks

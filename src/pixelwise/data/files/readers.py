@@ -7,7 +7,7 @@ Every failure is a `DataError` whose message begins with the file's path.
 import codecs
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
@@ -15,12 +15,15 @@ import numpy as np
 import psutil
 import tifffile
 
-from pixelwise.core.errors import DataError
+from pixelwise.core.classes import IGNORE
+from pixelwise.core.errors import DataError, UnreadableError, truncated
+from pixelwise.data.files.facts import FileFacts, Picture, equals_nodata
 from pixelwise.data.files.raster import RASTER_FORMATS, RasterSource
-from pixelwise.data.files.tiff import TIFF_MAGIC, TiffSource, check_axes, product_text
+from pixelwise.data.files.tiff import TIFF_MAGIC, TiffSource, check_axes, check_series, product_text
 
 IMAGE_SUFFIXES: frozenset[str] = frozenset(
     {".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".gif", ".webp", ".pbm", ".pgm", ".ppm", ".pnm"}
+    | {".svs", ".stk", ".lsm", ".ndpi", ".scn", ".qptiff", ".btf"}  # microscopes and slide scanners write TIFF so
 )
 """Extensions, in lower case, of the files in a folder that count as images."""
 
@@ -48,41 +51,51 @@ class ImageInfo:
     dtype: np.dtype
 
 
-def image_info(path: Path, axes: str | None = None) -> ImageInfo:
-    """Size and type of an image, from its header alone.
+def image_info(path: Path, axes: str | None = None, series: int | None = None) -> ImageInfo:
+    """Size and type of an image, from its header alone (and a sample of its alpha channel, if it has one).
 
-    `axes` names the dimensions of a TIFF whose metadata do not, as in `read_image`.
+    `axes` and `series` as in `read_image`.
 
     Raises:
         DataError: the header cannot be read. An image may be larger than the memory.
     """
-    with _opened(path, axes) as source:
+    with _opened(path, axes, series) as source:
         pages, height, width, channels = source.shape
         if _TURNS[source.orientation][0]:
             height, width = width, height
         return ImageInfo(pages, height, width, channels, image_dtype(source.dtype))
 
 
-def read_image(path: Path, axes: str | None = None) -> np.ndarray:
+def read_image(path: Path, axes: str | None = None, series: int | None = None) -> np.ndarray:
     """Pixels of an image, P x H x W x C.
 
     The array has the file's own type (uint8, uint16, uint32, ...) in this machine's byte order; 1-bit images become
     uint8 of 0 and 1, float16 and float64 become float32. Grey images have one channel. Palettes are resolved to RGB,
-    alpha is dropped, white-is-zero is inverted, and the file's rotation is applied. P is the number of pages of a
-    stack, else 1.
+    transparency is dropped (but a channel of a TIFF that is tagged as alpha and holds many values is kept), white-is-
+    zero is inverted, and the file's rotation is applied. P is the number of pages of a stack, else 1.
 
     `axes` names the dimensions of a TIFF in the array's order and overrides its metadata: Y and X; C or S for
     channels; Z, T or I for pages (if there are several, they are flattened in the file's order). Other formats do not
-    need it.
+    need it. `series` is the number of the image, from 0, in a file that holds several; by default the largest is read.
 
     Raises:
         DataError: the file is missing, not an image, damaged, larger than the memory, or its axes are unclear.
     """
-    with _opened(path, axes) as source:
+    return read_picture(path, axes, series).pixels
+
+
+def read_picture(path: Path, axes: str | None = None, series: int | None = None) -> Picture:
+    """What `read_image` returns, with what the file says about it; it is decoded once.
+
+    Raises:
+        UnreadableError: as in `read_image`; its `code` says in which way.
+    """
+    with _opened(path, axes, series) as source:
         _check_memory(source)
-        pixels = _turned(source.image(), source.orientation)
+        found = source.image()
+        pixels = turned(found.pixels, source.orientation)
         with np.errstate(over="ignore"):  # float64 beyond float32 is infinite
-            return np.ascontiguousarray(pixels, dtype=image_dtype(pixels.dtype))
+            return Picture(np.ascontiguousarray(pixels, dtype=image_dtype(pixels.dtype)), found.facts)
 
 
 def read_mask(path: Path, axes: str | None = None) -> np.ndarray:
@@ -95,14 +108,28 @@ def read_mask(path: Path, axes: str | None = None) -> np.ndarray:
     Raises:
         DataError: as in `read_image`; or the labels are fractions, or have two, four or more channels.
     """
-    with _opened(path, axes) as source:
+    return read_labels(path, axes).pixels
+
+
+def read_labels(path: Path, axes: str | None = None) -> Picture:
+    """What `read_mask` returns, with what the file says about it; it is decoded once.
+
+    A nodata value that no integer type holds (NaN, -3.4e38) becomes one that does, in the labels and in the facts.
+
+    Raises:
+        UnreadableError: as in `read_mask`; its `code` says in which way.
+    """
+    with _opened(path, axes, None) as source:
         _check_memory(source)
-        labels = _whole_numbers(_turned(source.labels(), source.orientation))
+        found = source.labels()
+        labels, facts = _whole_numbers(turned(found.pixels, source.orientation), found.facts)
         channels = labels.shape[-1]
         if channels not in (1, 3):
-            raise DataError(f"has {channels} channels, but a mask has one (labels) or three (a colour for each class).")
+            raise UnreadableError(
+                f"has {channels} channels, but a mask has one (labels) or three (a colour for each class)."
+            )
         is_color = channels == 3 and (labels[..., :1] != labels[..., 1:]).any()
-        return np.ascontiguousarray(labels if is_color else labels[..., 0])
+        return Picture(np.ascontiguousarray(labels if is_color else labels[..., 0]), facts)
 
 
 class _Source(Protocol):
@@ -113,23 +140,23 @@ class _Source(Protocol):
     orientation: int  # 1 to 8
     bytes_needed: int  # at least so many are allocated by decoding, according to the header
 
-    def image(self) -> np.ndarray:
+    def image(self) -> Picture:
         """P x H x W x C, colours resolved."""
         ...
 
-    def labels(self) -> np.ndarray:
+    def labels(self) -> Picture:
         """P x H x W x C, numbers as they are stored."""
         ...
 
 
 @contextmanager
-def _opened(path: Path, axes: str | None) -> Iterator[_Source]:
+def _opened(path: Path, axes: str | None, series: int | None) -> Iterator[_Source]:
     """Open a file by what it holds; any failure becomes a `DataError` that names the file."""
     with read_errors(path):
         check_axes(axes)
         if not path.is_file():
-            raise DataError("no such file.")
-        with path.open("rb") as handle, _source(handle, axes) as source:
+            raise UnreadableError("no such file.")
+        with path.open("rb") as handle, _source(handle, axes, series) as source:
             check_pixels(source.shape)
             image_dtype(source.dtype)
             yield source
@@ -137,42 +164,46 @@ def _opened(path: Path, axes: str | None) -> Iterator[_Source]:
 
 @contextmanager
 def read_errors(path: Path) -> Iterator[None]:
-    """Turn any failure while `path` is read into a `DataError` that names it."""
+    """Turn any failure while `path` is read into an `UnreadableError` that names it."""
     try:
         yield
+    except UnreadableError as error:
+        raise error.about(path) from error
     except DataError as error:
-        raise DataError(f"{path}: {error}") from error
+        raise UnreadableError(f"{path}: {error}") from error
     except PermissionError as error:
-        raise DataError(f"{path}: cannot be opened ({error.strerror}). Change the file's permissions.") from error
+        raise UnreadableError(f"{path}: cannot be opened ({error.strerror}). Change the file's permissions.") from error
     except Exception as error:  # decoders raise almost any type of exception on damaged input
         reason = str(error) or type(error).__name__
-        raise DataError(
-            f"{path}: cannot be read ({reason}). It may be truncated or damaged: copy or export it again."
+        raise UnreadableError(
+            f"{path}: cannot be read ({reason}). It may be truncated or damaged: copy or export it again.",
+            "truncated" if isinstance(error, EOFError) or "truncated" in reason.lower() else "unreadable",
         ) from error
 
 
 @contextmanager
-def _source(handle: BinaryIO, axes: str | None) -> Iterator[_Source]:
+def _source(handle: BinaryIO, axes: str | None, series: int | None) -> Iterator[_Source]:
     head = handle.read(512)
     handle.seek(0)
     if TIFF_MAGIC.match(head):
         with tifffile.TiffFile(handle) as file:
-            yield TiffSource(file, axes)
+            yield TiffSource(file, axes, series)
         return
     for name, (magic, plugin) in RASTER_FORMATS.items():
         if magic.match(head):
+            check_series(series, 1)
             yield RasterSource(handle, name, plugin)
             return
     raise _unknown(head)
 
 
-def _unknown(head: bytes) -> DataError:
+def _unknown(head: bytes) -> UnreadableError:
     readable = f"Readable formats: TIFF, {', '.join(RASTER_FORMATS)}."
     if not head:
-        return DataError("is empty: it holds 0 bytes. Copy or export it again.")
+        return truncated("is empty: it holds 0 bytes. Copy or export it again.")
     if _is_text(head):
-        return DataError(f"is a text file, not an image. {readable}")
-    return DataError(f"is not an image in a known format. {readable}")
+        return UnreadableError(f"is a text file, not an image. {readable}", "unknown-format")
+    return UnreadableError(f"is not an image in a known format. {readable}", "unknown-format")
 
 
 def _is_text(head: bytes) -> bool:
@@ -190,14 +221,14 @@ def check_pixels(shape: tuple[int, ...]) -> None:
         DataError: one of the sizes is 0.
     """
     if 0 in shape:
-        raise DataError(f"contains no pixels: its size is {product_text(shape)}.")
+        raise UnreadableError(f"contains no pixels: its size is {product_text(shape)}.")
 
 
 def _check_memory(source: _Source) -> None:
     """Refuse an image whose header declares more than the machine's memory, before anything is allocated."""
     total = psutil.virtual_memory().total
     if source.bytes_needed > total:
-        raise DataError(
+        raise UnreadableError(
             f"is too large: its header declares {product_text(source.shape)} {source.dtype}, which takes "
             f"{source.bytes_needed / 2**30:,.1f} GiB, but this machine has {total / 2**30:,.1f} GiB of "
             "memory. Cut it into smaller files."
@@ -219,21 +250,40 @@ def image_dtype(dtype: np.dtype) -> np.dtype:
         return np.dtype(np.uint8)
     if dtype.kind in "ui":
         return dtype.newbyteorder("=")
-    raise DataError(f"holds {dtype} pixels, but only whole and real numbers can be used. Save the parts as channels.")
+    raise UnreadableError(
+        f"holds {dtype} pixels, but only whole and real numbers can be used. Save the parts as channels."
+    )
 
 
-def _whole_numbers(labels: np.ndarray) -> np.ndarray:
+def _whole_numbers(labels: np.ndarray, facts: FileFacts) -> tuple[np.ndarray, FileFacts]:
+    """Labels as integers, and the facts with a nodata value that these hold."""
     if labels.dtype.kind != "f":
-        return labels.astype(image_dtype(labels.dtype), copy=False)
-    if not np.isfinite(labels).all() or (labels != np.rint(labels)).any():
-        raise DataError("holds fractions, but labels are whole numbers. Is it an image, or a map of probabilities?")
-    low, high = int(labels.min()), int(labels.max())
+        return labels.astype(image_dtype(labels.dtype), copy=False), facts
+    missing = np.zeros(labels.shape, bool) if facts.nodata is None else equals_nodata(labels, facts.nodata)
+    given = labels[~missing]
+    if not np.isfinite(given).all() or (given != np.rint(given)).any():
+        raise UnreadableError(
+            "holds fractions, but labels are whole numbers. Is it an image, or a map of probabilities?", "float-labels"
+        )
+    low, high = int(given.min(initial=0)), int(given.max(initial=0))
     if max(-low, high) >= 2**31:
-        raise DataError(f"holds labels from {low} to {high}, but they must fit into 31 bits.")
-    return labels.astype(np.min_scalar_type(high if low >= 0 else min(low, -high - 1)))
+        raise UnreadableError(f"holds labels from {low} to {high}, but they must fit into 31 bits.", "float-labels")
+    if missing.any():
+        stand_in = _nodata_label(facts.nodata, given, high)
+        labels, facts = np.where(missing, stand_in, labels), replace(facts, nodata=float(stand_in))
+        low, high = min(low, stand_in), max(high, stand_in)
+    return labels.astype(np.min_scalar_type(high if low >= 0 else min(low, -high - 1))), facts
 
 
-def _turned(pixels: np.ndarray, orientation: int) -> np.ndarray:
+def _nodata_label(nodata: float | None, given: np.ndarray, high: int) -> int:
+    """A whole number for missing labels: the file's own where it is one, else 255 or one that no label has."""
+    if nodata is not None and np.isfinite(nodata) and nodata == np.rint(nodata) and abs(nodata) < 2**31:
+        return int(nodata)
+    return IGNORE if not (given == IGNORE).any() else high + 1
+
+
+def turned(pixels: np.ndarray, orientation: int) -> np.ndarray:
+    """Pixels, P x H x W x ..., as an orientation of EXIF, 1 to 8, asks for them to be shown."""
     swap, flip_rows, flip_columns = _TURNS[orientation]
     if swap:
         pixels = pixels.swapaxes(1, 2)

@@ -26,7 +26,7 @@ from pixelwise.core.errors import OutputError, RunError
 from pixelwise.core.files import cannot_write, whole, write_json
 from pixelwise.core.progress import Progress
 from pixelwise.core.windows import Window, blocks
-from pixelwise.data.files.physical import zarr_pixel_size
+from pixelwise.data.files.physical import zarr_size
 
 _SMALLEST_LEVEL = 512  # pixels; a pyramid ends when its longer side is at most this
 _TYPES = ("uint8", "uint16", "float16")
@@ -95,7 +95,7 @@ class ZarrMask:
         self._attributes = attributes
         multiscale = attributes["ome"]["multiscales"][0]
         self.axes = "".join(axis["name"] for axis in multiscale["axes"])
-        self.pixel_size = zarr_pixel_size(multiscale)
+        self.pixel_size, self.z_spacing = zarr_size(multiscale)
         self.levels = [_open_level(path / str(number)) for number in range(len(multiscale["datasets"]))]
 
     @classmethod

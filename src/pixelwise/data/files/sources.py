@@ -16,11 +16,12 @@ import numpy as np
 import psutil
 import tifffile
 
-from pixelwise.core.errors import DataError
+from pixelwise.core.errors import UnreadableError, truncated
 from pixelwise.core.windows import Window
-from pixelwise.data.files.physical import tiff_pixel_size
-from pixelwise.data.files.readers import check_pixels, image_dtype, image_info, read_errors, read_image
+from pixelwise.data.files.facts import FileFacts
+from pixelwise.data.files.readers import check_pixels, image_dtype, image_info, read_errors, read_picture
 from pixelwise.data.files.tiff import TIFF_MAGIC, TiffSource, check_axes
+from pixelwise.data.files.tiff_facts import decode_segment
 from pixelwise.data.files.zarrs import ZarrImage, is_zarr, open_zarr
 
 __all__ = ["Source", "is_zarr", "open_source"]
@@ -40,7 +41,7 @@ class Source(Protocol):
     width: int
     channels: int
     dtype: np.dtype
-    pixel_size: float | None  # micrometres; None if the file does not say, or rows and columns differ
+    facts: FileFacts  # what the file says besides
     streams: bool  # False: the pixels lie in memory as a whole
     bytes_needed: int  # the most that it holds in memory, besides what `read` returns
 
@@ -55,19 +56,24 @@ class Source(Protocol):
 
 @contextmanager
 def open_source(
-    path: Path, axes: str | None = None, cache_bytes: int = _CACHE_BYTES, largest: int | None = None
+    path: Path,
+    axes: str | None = None,
+    cache_bytes: int = _CACHE_BYTES,
+    largest: int | None = None,
+    series: int | None = None,
 ) -> Iterator[Source]:
     """Open an image to be read by window.
 
-    These are read by chunks: TIFF, BigTIFF and OME-TIFF (the first image, at full resolution) that are tiled, striped
+    These are read by chunks: TIFF, BigTIFF and OME-TIFF (one image, at full resolution) that are tiled, striped
     or uncompressed; Zarr arrays and OME-Zarr images (the first, at full resolution), which are folders. Everything
-    else is read as a whole by `read_image` and offered through the same interface.
+    else is read as a whole by `read_picture` and offered through the same interface.
 
     Args:
         path: a file, or a folder of which `is_zarr` is true.
         axes: names the dimensions, as in `read_image`; also needed for a Zarr array without metadata.
         cache_bytes: the most bytes of decoded chunks to keep.
         largest: the most bytes for a file that must be read as a whole; None: what the machine has.
+        series: number of the image in a file that holds several, as in `read_image`.
 
     Raises:
         DataError: the file is missing, not an image or without pixels, its axes are unclear, or a chunk is larger than
@@ -85,10 +91,10 @@ def open_source(
         with read_errors(path):
             check_axes(axes)
             if is_zarr(path):
-                source = _ZarrWindows(path, open_zarr(path, axes), cache_bytes)
+                source = _ZarrWindows(path, open_zarr(path, axes, series), cache_bytes)
             elif path.is_file():
-                source = _open_tiff(path, axes, cache_bytes, stack)
-        yield source or _Whole(path, axes, largest)
+                source = _open_tiff(path, axes, series, cache_bytes, stack)
+        yield source or _Whole(path, axes, series, largest)
 
 
 class _Whole:
@@ -96,11 +102,11 @@ class _Whole:
 
     streams = False
 
-    def __init__(self, path: Path, axes: str | None, largest: int | None) -> None:
+    def __init__(self, path: Path, axes: str | None, series: int | None, largest: int | None) -> None:
         if largest is not None:
-            _check_size(path, axes, largest)
-        self._image = read_image(path, axes)
-        self.pixel_size = _pixel_size(path)
+            _check_size(path, axes, series, largest)
+        found = read_picture(path, axes, series)
+        self._image, self.facts = found.pixels, found.facts
         self.pages, self.height, self.width, self.channels = self._image.shape
         self.dtype = self._image.dtype
         self.bytes_needed = self._image.nbytes
@@ -109,25 +115,15 @@ class _Whole:
         return self._image[page, *window.slices]
 
 
-def _check_size(path: Path, axes: str | None, largest: int) -> None:
-    info = image_info(path, axes)
+def _check_size(path: Path, axes: str | None, series: int | None, largest: int) -> None:
+    info = image_info(path, axes, series)
     size = info.pages * info.height * info.width * info.channels * info.dtype.itemsize
     if size > largest:
-        raise DataError(
+        raise UnreadableError(
             f"{path}: can only be read as a whole, which takes {size / 2**20:,.0f} MiB, but only "
             f"{max(largest, 0) / 2**20:,.0f} MiB of memory are left. Save it as a tiled TIFF or a Zarr, or "
             "allow more memory."
         )
-
-
-def _pixel_size(path: Path) -> float | None:
-    """The pixel size of a TIFF in micrometres; other files that are read as a whole do not say."""
-    with path.open("rb") as handle:
-        if not TIFF_MAGIC.match(handle.read(4)):
-            return None
-        handle.seek(0)
-        with read_errors(path), tifffile.TiffFile(handle) as file:
-            return tiff_pixel_size(file)
 
 
 class _Recent:
@@ -186,9 +182,10 @@ def _part_errors(path: Path, page: int, window: Window) -> Iterator[None]:
         yield
     except Exception as error:  # decoders raise almost any type of exception on damaged input
         reason = str(error) or type(error).__name__
-        raise DataError(
+        raise UnreadableError(
             f"{path}: rows {y0} to {y1 - 1}, columns {x0} to {x1 - 1} of page {page + 1} cannot be read ({reason}). "
-            "The file may be truncated or damaged there: copy or export it again."
+            "The file may be truncated or damaged there: copy or export it again.",
+            error.code if isinstance(error, UnreadableError) else "unreadable",
         ) from error
 
 
@@ -196,7 +193,7 @@ def _check_block(size: int) -> None:
     """Refuse a chunk that is larger than the machine's memory, according to the header."""
     total = psutil.virtual_memory().total
     if size > total:
-        raise DataError(
+        raise UnreadableError(
             f"is stored in chunks of {size / 2**30:,.1f} GiB, each of which must be decoded at once, but this machine "
             f"has {total / 2**30:,.1f} GiB of memory. Save it with smaller tiles."
         )
@@ -215,14 +212,14 @@ class _TiffPlanes(Protocol):
         ...
 
 
-def _open_tiff(path: Path, axes: str | None, cache_bytes: int, stack: ExitStack) -> Source | None:
+def _open_tiff(path: Path, axes: str | None, series: int | None, cache_bytes: int, stack: ExitStack) -> Source | None:
     """None if the file is not a TIFF, or a TIFF that is stored as one piece or in unusual dimensions."""
     handle = stack.enter_context(path.open("rb"))
     if not TIFF_MAGIC.match(handle.read(4)):
         return None
     handle.seek(0)
     file = stack.enter_context(tifffile.TiffFile(handle))
-    source = TiffSource(file, axes)
+    source = TiffSource(file, axes, series)
     check_pixels(source.shape)
     numbers = source.planes()
     if numbers is None or source.orientation != 1 or source.series.is_multifile:
@@ -235,7 +232,7 @@ def _open_tiff(path: Path, axes: str | None, cache_bytes: int, stack: ExitStack)
         planes = _ChunkedPlanes(path, source.series, cache_bytes)
     else:
         return None
-    return _TiffWindows(source, numbers, planes, tiff_pixel_size(file))
+    return _TiffWindows(source, numbers, planes)
 
 
 class _TiffWindows:
@@ -243,12 +240,12 @@ class _TiffWindows:
 
     streams = True
 
-    def __init__(self, source: TiffSource, numbers: np.ndarray, planes: _TiffPlanes, pixel_size: float | None) -> None:
+    def __init__(self, source: TiffSource, numbers: np.ndarray, planes: _TiffPlanes) -> None:
         self._source, self._numbers, self._planes = source, numbers, planes
         self._samples = source.keyframe.shaped[4]
         self.pages, self.height, self.width, self.channels = source.shape
         self.dtype = image_dtype(source.dtype)
-        self.pixel_size = pixel_size
+        self.facts = source.facts
         self.bytes_needed = planes.bytes_needed
 
     def read(self, page: int, window: Window) -> np.ndarray:
@@ -281,7 +278,7 @@ class _RawPlanes:
         if size < end:
             row = max(size - offset, 0) // (math.prod(self._size[1:]) * self._dtype.itemsize)
             plane, row = divmod(row, self._size[0])
-            raise DataError(
+            raise truncated(
                 f"is truncated: the pixels from row {row} of page {plane // self._separate + 1} on lie beyond the "
                 "end of the file. Copy or export it again."
             )
@@ -305,7 +302,7 @@ class _RawPlanes:
         while done < len(view):  # the system returns at most 2 GiB at once
             count = self._handle.readinto(view[done:])
             if not count:
-                raise DataError("the file ends before its pixels do")
+                raise truncated("the file ends before its pixels do")
             done += count
 
 
@@ -340,28 +337,16 @@ class _ChunkedPlanes:
         with read_errors(self._path):
             page = self._checked_page(self._series[number])
         with _part_errors(self._path, number, place):
-            pixels = self._decode_segment(page, (separate * self._rows + row) * self._columns + column)
+            pixels = decode_segment(page, self._page, (separate * self._rows + row) * self._columns + column)
             if pixels is None:  # a tile that was never written
                 return np.full((place.height, place.width, self._samples), self._page.nodata, self._series.dtype)
             return pixels[0, : place.height, : place.width]
 
-    def _decode_segment(self, page: _Page, index: int) -> np.ndarray | None:
-        start, count = page.dataoffsets[index], page.databytecounts[index]
-        if not start or not count:
-            return None
-        handle = page.parent.filehandle
-        handle.seek(start)
-        data = handle.read(count)
-        if len(data) < count:
-            raise DataError("it lies beyond the end of the file")
-        tables = {"jpegtables": page.jpegtables, "jpegheader": self._page.jpegheader}
-        return self._page.decode(data, index, **tables)[0]
-
     def _checked_page(self, page: _Page | None) -> _Page:
         if page is None:
-            raise DataError("belongs to a set of files, of which another is missing. Put it next to this one.")
+            raise UnreadableError("belongs to a set of files, of which another is missing. Put it next to this one.")
         if min(len(page.dataoffsets), len(page.databytecounts)) < math.prod(self._page.chunked):
-            raise DataError("is truncated: its list of tiles is cut short. Copy or export it again.")
+            raise truncated("is truncated: its list of tiles is cut short. Copy or export it again.")
         return page
 
 
@@ -381,7 +366,7 @@ class _ZarrWindows:
         self.channels = math.prod(self._sizes("CS"))
         check_pixels((self.pages, self.height, self.width, self.channels))
         self.dtype = image_dtype(self._array.dtype)
-        self.pixel_size = image.pixel_size
+        self.facts = FileFacts("Zarr", series=image.images, pixel_size=image.size.pixel, z_spacing=image.size.z)
         chunk = math.prod(self._array.chunks) * self._array.dtype.itemsize
         _check_block(chunk)
         total = math.prod(self._array.shape) * self._array.dtype.itemsize

@@ -1,4 +1,4 @@
-"""TIFF files, plain or by ImageJ or OME: the axes of their arrays, and whether these are complete.
+"""TIFF files, plain or by ImageJ or OME: which image is read, the axes of its array, and whether it is complete.
 
 Error messages are the end of a sentence: `readers` begins it with the file's path.
 """
@@ -8,11 +8,24 @@ import math
 import re
 import struct
 from collections.abc import Iterable
+from dataclasses import replace
 
 import numpy as np
 import tifffile
 
-from pixelwise.core.errors import DataError
+from pixelwise.core.errors import UnreadableError, truncated
+from pixelwise.data.files.facts import Alpha, FileFacts, Picture
+from pixelwise.data.files.ome import ome_pixels
+from pixelwise.data.files.physical import tiff_size
+from pixelwise.data.files.tiff_facts import (
+    alpha_kind,
+    alpha_samples,
+    full_scale,
+    geo_tags,
+    has_photometric,
+    nodata,
+    palette,
+)
 
 # Without a handler, every remark of tifffile on odd metadata would go to stderr.
 logging.getLogger("tifffile").addHandler(logging.NullHandler())
@@ -32,7 +45,6 @@ _READ_COLORS = (
     tifffile.PHOTOMETRIC.MASK,
 )
 _JPEG_COMPRESSIONS = (6, 7, 34892)  # tifffile turns their YCbCr into RGB
-_ALPHA = (tifffile.EXTRASAMPLE.ASSOCALPHA, tifffile.EXTRASAMPLE.UNASSALPHA)
 _ORIENTATION_TAG = 274
 # Sizes, bits, compression, colours, description (with axes), strips, tiles, predictor, samples, JPEG tables.
 _NEEDED_TAGS = frozenset({*range(256, 260), 262, 266, 270, 273, 274, *range(277, 280), 284, 317, 320})
@@ -40,16 +52,16 @@ _NEEDED_TAGS |= frozenset({*range(322, 326), 338, 339, 347})
 
 
 class TiffSource:
-    """The first series of an open TIFF, at full resolution, not yet decoded."""
+    """An image of an open TIFF, at full resolution, not yet decoded: series `series`, or the largest one."""
 
-    def __init__(self, file: tifffile.TiffFile, axes: str | None) -> None:
+    def __init__(self, file: tifffile.TiffFile, axes: str | None, series: int | None = None) -> None:
         _check_chain(file)
-        self.series = _first_series(file)
+        self.series, number, count = _chosen_series(file, series)
         self.keyframe = self.series.keyframe
         _check_tags(file, self.keyframe)
         self._axes = _clear_axes(self.series, axes)
         _check_colors(self.keyframe)
-        self._kept_samples = self._samples_without_alpha()
+        self._kept_samples, self._kept_labels, alpha = self._split_samples()
         channels = self._size("C") * (len(self._kept_samples) if self._kept_samples else self._size("S"))
         pages = math.prod(self._size(axis) for axis in self._axes if axis not in "YXCS")
         self._stored_shape = (pages, self._size("Y"), self._size("X"), channels)
@@ -60,22 +72,57 @@ class TiffSource:
         self.orientation = orientation if orientation in range(1, 9) else 1
         largest = max(math.prod(self.series.shape), math.prod(self.shape), math.prod(self.keyframe.chunks))
         self.bytes_needed = largest * self.series.dtype.itemsize
+        self._has_photometric = has_photometric(self.keyframe)
+        self._facts = self._read_facts(file, number, count, alpha)
 
-    def image(self) -> np.ndarray:
+    @property
+    def facts(self) -> FileFacts:
+        """What the file says about `image()`."""
+        if self._has_palette:  # its numbers are no intensities, and the image has others
+            return replace(self._facts, nodata=None, full_scale=None)
+        value = self._facts.nodata
+        if value is None or not self._is_inverted or not value.is_integer():
+            return self._facts
+        return replace(self._facts, nodata=float(2**self.keyframe.bitspersample - 1 - value))
+
+    def _read_facts(self, file: tifffile.TiffFile, number: int, count: int, alpha: Alpha) -> FileFacts:
+        images = ome_pixels(file.ome_metadata) if file.ome_metadata else []
+        ome = images[number if count == len(images) else 0] if images else None
+        size = tiff_size(file, self.keyframe, ome)
+        return FileFacts(
+            "TIFF",
+            self.orientation,
+            full_scale(self.keyframe, ome.significant_bits if ome else None),
+            nodata(self.keyframe, self.series.dtype),
+            count,
+            alpha,
+            self._has_photometric,
+            palette(self.keyframe) if self._has_palette else None,
+            # The place of an image that is turned would be that of the image as stored.
+            geo_tags(self.keyframe) if self.orientation == 1 else None,
+            size.pixel,
+            size.z,
+        )
+
+    def image(self) -> Picture:
         """P x H x W x C, colours resolved."""
-        return self.resolved(self._stored())
+        return Picture(self.resolved(self._stored(self._kept_samples)), self.facts)
 
     def resolved(self, pixels: np.ndarray) -> np.ndarray:
         """Resolve palette and white-is-zero of pixels as they are stored, P x H x W x C or a part of it."""
         if self._has_palette:
-            palette = np.asarray(self.keyframe.colormap).T >> 8  # entries x 3, from 16 bits
-            return np.asarray(palette.astype(np.uint8)[pixels[..., 0]])
+            return np.asarray(palette(self.keyframe)[self._indices(pixels[..., 0])])
         return self._white_high(pixels)
 
-    def labels(self) -> np.ndarray:
+    def _indices(self, pixels: np.ndarray) -> np.ndarray:
+        """Numbers of colours; of one bit they are bool, which would choose elements instead."""
+        return pixels.astype(np.uint8) if pixels.dtype.kind == "b" else pixels
+
+    def labels(self) -> Picture:
         """P x H x W x C, the numbers that are stored; but white is 1 in every 1-bit image."""
-        pixels = self._stored()
-        return self._white_high(pixels) if self.keyframe.bitspersample == 1 else pixels
+        pixels = self._stored(self._kept_labels)
+        is_inverted = self.keyframe.bitspersample == 1 and self._is_inverted
+        return Picture(self._white_high(pixels), self.facts) if is_inverted else Picture(pixels, self._facts)
 
     def planes(self) -> np.ndarray | None:
         """P x C numbers that say where each channel of each page lies, so that a single window can be read.
@@ -100,26 +147,33 @@ class TiffSource:
     def _size(self, axis: str) -> int:
         return self.series.shape[self._axes.index(axis)] if axis in self._axes else 1
 
-    def _samples_without_alpha(self) -> list[int]:
-        """Indices along S without alpha's; empty if there is no alpha to drop."""
-        count, extra = self.keyframe.samplesperpixel, self.keyframe.extrasamples
-        alpha = {count - len(extra) + index for index, kind in enumerate(extra) if kind in _ALPHA}
-        if not alpha or self._size("S") != count:
-            return []
-        return [index for index in range(count) if index not in alpha]
+    def _split_samples(self) -> tuple[list[int], list[int], Alpha]:
+        """Indices along S of an image and of labels, empty if all are kept; and what becomes of an alpha channel."""
+        count, alpha = self.keyframe.samplesperpixel, alpha_samples(self.keyframe)
+        if not alpha or self._size("S") != count or count < 2:
+            return [], [], "none"
+        without = [index for index in range(count) if index not in alpha]
+        is_data = any(alpha_kind(self.keyframe, index) == "data" for index in alpha)
+        return ([] if is_data else without), without, "data" if is_data else "dropped"
+
+    @property
+    def _is_inverted(self) -> bool:
+        """Whether the file says that white is 0."""
+        is_white_low = self._has_photometric and self.keyframe.photometric == tifffile.PHOTOMETRIC.MINISWHITE
+        return is_white_low and self.series.dtype.kind in "ub"
 
     def _white_high(self, pixels: np.ndarray) -> np.ndarray:
-        if self.keyframe.photometric != tifffile.PHOTOMETRIC.MINISWHITE or pixels.dtype.kind not in "ub":
+        if not self._is_inverted:
             return pixels
         return ~pixels if pixels.dtype.kind == "b" else (2**self.keyframe.bitspersample - 1) - pixels
 
-    def _stored(self) -> np.ndarray:
+    def _stored(self, kept: list[int]) -> np.ndarray:
         _check_segments(self.series)
         array = self.series.asarray()
-        if self._kept_samples:
-            array = array.take(self._kept_samples, axis=self._axes.index("S"))
+        if kept:
+            array = array.take(kept, axis=self._axes.index("S"))
         order = sorted(range(array.ndim), key=lambda index: _AXIS_ORDER.get(self._axes[index], 0))
-        return array.transpose(order).reshape(self._stored_shape)
+        return array.transpose(order).reshape(*self._stored_shape[:3], -1)
 
 
 def product_text(shape: Iterable[int]) -> str:
@@ -138,7 +192,7 @@ def check_axes(axes: str | None) -> None:
         DataError: a letter is unknown or occurs twice, or Y or X is missing.
     """
     if axes is not None and (len(set(axes)) != len(axes) or not {"Y", "X"} <= set(axes) <= _CLEAR_AXES):
-        raise DataError(
+        raise UnreadableError(
             f'axes = "{axes}" is not valid. Name Y and X once each, and C or S (channels) and Z, T or I (pages) '
             'at most once each, as in "ZYX".'
         )
@@ -149,14 +203,14 @@ def _clear_axes(series: tifffile.TiffPageSeries, axes: str | None) -> str:
     shape, found = series.shape, series.axes
     if axes is not None:
         if len(axes) != len(shape):
-            raise DataError(
+            raise UnreadableError(
                 f"has {len(shape)} dimensions, {product_text(shape)} (axes {found} in its metadata), but "
                 f'axes = "{axes}" names {len(axes)}. Name each of them, in this order.'
             )
         return axes
     unclear = [axis for axis, size in zip(found, shape, strict=True) if axis not in _CLEAR_AXES and size > 1]
     if unclear or found.count("Y") != 1 or found.count("X") != 1:
-        raise DataError(
+        raise UnreadableError(
             f"has the shape {product_text(shape)} with the axes {found}, whose meaning is unclear. Name them "
             'in this order (Z, T: pages; C: channels; Y, X: rows, columns), for example axes = "ZYX" in '
             "dataset.toml or --axes ZYX on the command line."
@@ -168,10 +222,10 @@ def _check_chain(file: tifffile.TiffFile) -> None:
     """The list of pages must reach its end marker; tifffile silently drops what comes after a broken link."""
     end = file.pages.next_page_offset if file.pages else None
     if end is None:
-        raise DataError("is truncated or damaged: it contains no page. Copy or export it again.")
+        raise truncated("is truncated or damaged: it contains no page. Copy or export it again.")
     file.filehandle.seek(end)
     if file.filehandle.read(file.tiff.offsetsize) != bytes(file.tiff.offsetsize):
-        raise DataError("is truncated or damaged: its list of pages is cut short. Copy or export it again.")
+        raise truncated("is truncated or damaged: its list of pages is cut short. Copy or export it again.")
 
 
 def _check_tags(file: tifffile.TiffFile, page: tifffile.TiffPage) -> None:
@@ -183,19 +237,42 @@ def _check_tags(file: tifffile.TiffFile, page: tifffile.TiffPage) -> None:
     codes = {struct.unpack_from(f"{form.byteorder}H", entries, form.tagsize * index)[0] for index in range(count)}
     lost = [str(code) for code in sorted(codes & _NEEDED_TAGS) if code not in page.tags]
     if lost:
-        raise DataError(f"is truncated or damaged: the value of tag {', '.join(lost)} is missing. Copy it again.")
+        raise truncated(f"is truncated or damaged: the value of tag {', '.join(lost)} is missing. Copy it again.")
 
 
-def _first_series(file: tifffile.TiffFile) -> tifffile.TiffPageSeries:
-    series, *others = file.series
-    if series.kind == "shaped" and others and {_kind(other) for other in others} == {_kind(series)}:
+def check_series(series: int | None, count: int) -> None:
+    """Refuse the number of an image that a file does not hold.
+
+    Raises:
+        DataError: it is not among them.
+    """
+    if series is not None and not 0 <= series < count:
+        held = "one image, number 0" if count == 1 else f"{count} images, numbered from 0 to {count - 1}"
+        raise UnreadableError(f"holds {held}, but --series asks for number {series}. Choose one of these.")
+
+
+def _chosen_series(file: tifffile.TiffFile, wanted: int | None) -> tuple[tifffile.TiffPageSeries, int, int]:
+    """A series of the file, its number, and how many there are: the wanted one, or that of the largest pages.
+
+    Of a set of OME files, each is read for the images that begin in it, so that none is read twice.
+    """
+    found = list(file.series)
+    if found[0].kind == "shaped" and len(found) > 1 and {_kind(other) for other in found} == {_kind(found[0])}:
         # Equal pages that tifffile wrote one at a time, as a series each, are a stack as well.
-        series = tifffile.TiffFile(file.filehandle, is_shaped=False).series[0]
+        found = list(tifffile.TiffFile(file.filehandle, is_shaped=False).series)
+    check_series(wanted, len(found))
+    own = [number for number, series in enumerate(found) if series.keyframe.parent is file] or range(len(found))
+    number = max(own, key=lambda index: _page_pixels(found[index])) if wanted is None else wanted
+    series = found[number]
     if file.is_imagej and series.kind == "generic":
-        raise DataError("is truncated: ImageJ's header declares more images than the file holds. Copy it again.")
+        raise truncated("is truncated: ImageJ's header declares more images than the file holds. Copy it again.")
     if series.keyframe.dtype is None:  # of which tifffile would make float64
-        raise DataError("holds numbers of a type that cannot be read. Convert it to 8, 16 or 32 bits.")
-    return series
+        raise UnreadableError("holds numbers of a type that cannot be read. Convert it to 8, 16 or 32 bits.")
+    return series, number, len(found)
+
+
+def _page_pixels(series: tifffile.TiffPageSeries) -> int:
+    return int(series.keyframe.imagelength) * int(series.keyframe.imagewidth)
 
 
 def _kind(series: tifffile.TiffPageSeries) -> tuple[tuple[int, ...], np.dtype | None]:
@@ -207,16 +284,16 @@ def _check_colors(page: tifffile.TiffPage) -> None:
     is_ycbcr_jpeg = photometric == tifffile.PHOTOMETRIC.YCBCR and page.compression in _JPEG_COMPRESSIONS
     if photometric not in _READ_COLORS and not is_ycbcr_jpeg:
         name = getattr(photometric, "name", photometric)
-        raise DataError(f"stores its colours as {name}, which cannot be read. Convert it to RGB or grey.")
+        raise UnreadableError(f"stores its colours as {name}, which cannot be read. Convert it to RGB or grey.")
 
 
 def _check_segments(series: tifffile.TiffPageSeries) -> None:
     """Every strip and tile must lie within the file, because tifffile may leave out those that do not."""
     for page in series.pages:
         if page is None:
-            raise DataError("belongs to a set of files, of which another is missing. Put it next to this one.")
+            raise UnreadableError("belongs to a set of files, of which another is missing. Put it next to this one.")
         offsets, counts = page.dataoffsets, page.databytecounts
         size = page.parent.filehandle.size
         is_outside = any(start + count > size for start, count in zip(offsets, counts, strict=False))
         if is_outside or min(len(offsets), len(counts)) < math.prod(page.chunked):
-            raise DataError("is truncated: some pixels lie beyond the end of the file. Copy or export it again.")
+            raise truncated("is truncated: some pixels lie beyond the end of the file. Copy or export it again.")

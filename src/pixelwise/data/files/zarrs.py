@@ -7,16 +7,16 @@ nor name a codec that runs code (pickle). Error messages are the end of a senten
 import json
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import zarr
 from zarr.storage import LocalStore
 
-from pixelwise.core.errors import DataError
-from pixelwise.data.files.physical import zarr_pixel_size
-from pixelwise.data.files.tiff import product_text
+from pixelwise.core.errors import UnreadableError
+from pixelwise.data.files.physical import PhysicalSize, zarr_size
+from pixelwise.data.files.tiff import check_series, product_text
 
 _MARKS = ("zarr.json", ".zarray", ".zgroup")
 _KNOWN_AXES = frozenset("YXCZT")
@@ -34,7 +34,8 @@ class ZarrImage:
 
     array: zarr.Array[Any]
     axes: str  # one of Z, T, I (pages), C, S (channels), Y, X for each dimension
-    pixel_size: float | None  # micrometres
+    size: PhysicalSize
+    images: int = 1  # in the folder; this is one of them
 
 
 @dataclass(frozen=True)
@@ -57,33 +58,38 @@ def is_zarr(path: Path) -> bool:
     return path.is_dir() and any((path / mark).is_file() for mark in _MARKS)
 
 
-def open_zarr(path: Path, axes: str | None) -> ZarrImage:
+def open_zarr(path: Path, axes: str | None, series: int | None = None) -> ZarrImage:
     """Find and open the array of an image, without reading its chunks.
 
     Args:
         path: the folder of an array, or of an OME-Zarr image (0.1 to 0.5), whose full resolution is taken.
         axes: names of the array's dimensions in its order, which override its metadata.
+        series: number of the image, from 0, in a folder that holds several; by default the first.
 
     Raises:
         DataError: there is no image in the group, a path leads out of the folder, the axes are unknown, or the
             elements are not numbers.
     """
     node = _node(path)
+    multiscale = None if node.is_array else _multiscale(node)
+    is_list = not node.is_array and multiscale is None and "bioformats2raw.layout" in _ome(node.attributes)
+    if is_list and (path / "0").is_dir():
+        images = sum(1 for folder in path.iterdir() if folder.name.isdecimal() and folder.is_dir())
+        check_series(series, images)
+        return replace(open_zarr(path / str(series or 0), axes), images=images)
+    check_series(series, 1)
     if node.is_array:
-        return ZarrImage(_open_array(node), axes_of(node.metadata, axes), None)
-    multiscale = _multiscale(node)
-    if multiscale is None and (path / "0").is_dir() and "bioformats2raw.layout" in _ome(node.attributes):
-        return open_zarr(path / "0", axes)
+        return ZarrImage(_open_array(node), axes_of(node.metadata, axes), PhysicalSize())
     if multiscale is None:
-        raise DataError(
+        raise UnreadableError(
             "is a Zarr group without an image: its attributes contain no multiscales. Give the path of an array in it."
         )
     node = _node(_inside(path, str(multiscale["datasets"][0]["path"])))
     if not node.is_array:
-        raise DataError("names a group as its full-resolution image. Give the path of an array in it.")
+        raise UnreadableError("names a group as its full-resolution image. Give the path of an array in it.")
     names = [axis["name"] if isinstance(axis, Mapping) else axis for axis in multiscale.get("axes", "tczyx")]
     found = axes_of({**node.metadata, "dimension_names": names}, axes)
-    return ZarrImage(_open_array(node), found, zarr_pixel_size(multiscale))
+    return ZarrImage(_open_array(node), found, zarr_size(multiscale))
 
 
 def axes_of(metadata: Mapping[str, Any], axes: str | None) -> str:
@@ -95,7 +101,7 @@ def axes_of(metadata: Mapping[str, Any], axes: str | None) -> str:
     shape = metadata["shape"]
     if axes is not None:
         if len(axes) != len(shape):
-            raise DataError(
+            raise UnreadableError(
                 f'has {len(shape)} dimensions, {product_text(shape)}, but axes = "{axes}" names {len(axes)}. '
                 "Name each of them, in this order."
             )
@@ -105,7 +111,7 @@ def axes_of(metadata: Mapping[str, Any], axes: str | None) -> str:
         return "".join(names)
     if len(shape) == 2 and not any(name in ("Y", "X") for name in names):
         return "YX"
-    raise DataError(
+    raise UnreadableError(
         f"has the shape {product_text(shape)} with unknown axes: name them in this order (Z, T: pages; C: channels; "
         "Y, X: rows, columns), e.g. --axes CYX."
     )
@@ -120,13 +126,15 @@ def _node(folder: Path) -> _Node:
         return _Node(folder, 2, True, _json(folder / ".zarray"), attributes)
     if (folder / ".zgroup").is_file():
         return _Node(folder, 2, False, {}, attributes)
-    raise DataError(f"contains no array at {folder.name}, where its metadata say that one is. Copy or export it again.")
+    raise UnreadableError(
+        f"contains no array at {folder.name}, where its metadata say that one is. Copy or export it again."
+    )
 
 
 def _json(path: Path) -> dict[str, Any]:
     content = json.loads(path.read_bytes())
     if not isinstance(content, dict):
-        raise DataError(f"contains invalid metadata in {path.name}. Copy or export it again.")
+        raise UnreadableError(f"contains invalid metadata in {path.name}. Copy or export it again.")
     return content
 
 
@@ -144,7 +152,9 @@ def _multiscale(node: _Node) -> Mapping[str, Any] | None:
 def _inside(root: Path, path: str) -> Path:
     folder = (root / path).resolve()
     if not folder.is_relative_to(root.resolve()):
-        raise DataError(f'names "{path}" as its image, which lies outside of its folder and is therefore not opened.')
+        raise UnreadableError(
+            f'names "{path}" as its image, which lies outside of its folder and is therefore not opened.'
+        )
     return folder
 
 
@@ -153,7 +163,7 @@ def _open_array(node: _Node) -> zarr.Array[Any]:
     unsafe = sorted(set(_codecs(node)) - _SAFE_CODECS)
     if unsafe:
         names = ", ".join(unsafe)
-        raise DataError(f"is stored with the codec {names}, which cannot be read. Save it with zstd or blosc.")
+        raise UnreadableError(f"is stored with the codec {names}, which cannot be read. Save it with zstd or blosc.")
     store = LocalStore(node.folder, read_only=True)
     return zarr.open_array(store=store, mode="r", zarr_format=node.version)  # type: ignore[arg-type]
 
@@ -162,7 +172,7 @@ def _check_numbers(node: _Node) -> None:
     kind = node.metadata["dtype" if node.version == 2 else "data_type"]
     pattern = _NUMBERS_V2 if node.version == 2 else _NUMBERS_V3
     if not isinstance(kind, str) or not pattern.fullmatch(kind):
-        raise DataError(f"holds elements of the type {kind}, but only whole and real numbers can be used.")
+        raise UnreadableError(f"holds elements of the type {kind}, but only whole and real numbers can be used.")
 
 
 def _codecs(node: _Node) -> Iterator[str]:

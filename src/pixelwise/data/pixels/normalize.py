@@ -10,21 +10,25 @@ from pixelwise.core.errors import DataError, ModelError
 from pixelwise.core.windows import Read, blocks, reader
 
 LOW, HIGH = 1.0, 99.0  # the percentiles between which an image is stretched
-_SAMPLED = 1 << 20  # values to take percentiles of; more do not change them
+SAMPLED = 1 << 20  # values to take percentiles of; more do not change them
 _BLOCK = 2048  # pixels; side of the windows in which an image is read for them
 
 
-def unit_scale(dtype: np.dtype) -> float:
+def unit_scale(dtype: np.dtype, full_scale: float | None = None) -> float:
     """Factor that scales a type's intensities to 0 .. 1; floating-point images are taken as they are."""
+    if full_scale is not None:
+        return 1.0 / full_scale
     return 1.0 / np.iinfo(dtype).max if np.issubdtype(dtype, np.integer) else 1.0
 
 
-def percentile_range(read: Read, height: int, width: int, channels: int) -> tuple[float, float]:
+def percentile_range(
+    read: Read, height: int, width: int, channels: int, nodata: float | None = None
+) -> tuple[float, float]:
     """The 1st and 99th percentile over all channels of an image, in the image's own units; they are never equal.
 
     Large images are sampled on a regular grid, so the result depends neither on chance nor on how they are read.
     """
-    step = max(1, math.ceil((height * width * channels / _SAMPLED) ** 0.5))
+    step = max(1, math.ceil((height * width * channels / SAMPLED) ** 0.5))
     sample = []
     for block in blocks(height, width, _BLOCK):
         chosen = read(block)[-block.y0 % step :: step, -block.x0 % step :: step]

@@ -166,7 +166,9 @@ def _numbers_among_colors(evidence: Evidence, known: set[int]) -> list[Problem]:
         f"do not mean the same: {len(low)} masks (such as {low[0].name}) hold numbers, {len(high)} others (such as "
         f"{high[0].name}) hold colours."
     )
-    fix = "Save all masks in the same way; with --allow mixed-conventions, each number is one more colour, almost black."
+    fix = (
+        "Save all masks in the same way; with --allow mixed-conventions, each number is one more colour, almost black."
+    )
     return [Problem("mixed-conventions", (*low[:2], *high[:1], *low[2:], *high[1:]), message, fix)]
 
 
@@ -203,7 +205,9 @@ def _doubts_of_objects(evidence: Evidence) -> list[Problem]:
     if seen.are_parts or (seen.count >= 10 and seen.share < _PIECES):
         return [_classes_as_instances(seen, evidence)]
     parted = tuple(
-        path for path, facts in evidence.found if facts.ids is not None and (facts.ids.connected < facts.ids.pages).any()
+        path
+        for path, facts in evidence.found
+        if facts.ids is not None and (facts.ids.connected < facts.ids.pages).any()
     )
     if not parted:
         return []

@@ -4,21 +4,21 @@ A data set consists of `images/` and `masks/` with the same stems, or of any of 
 in each. What cannot be seen from the files is written in an optional `dataset.toml`.
 """
 
-import hashlib
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from pixelwise.core.config import LabelKind, Rgb, explain, read_toml
 from pixelwise.core.errors import DataError, SettingError, near
-from pixelwise.data.files.readers import IMAGE_SUFFIXES
+from pixelwise.data.sets.pairs import Pairs, Sample, pair, part_of
+from pixelwise.data.sets.splits import SPLITS, complete, fold_of
 
-SPLITS = ("train", "val", "test")
-TRAIN_PART, VAL_PART = 0.70, 0.15  # the rest is for test
+SPLIT_FOLDERS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val"}
+SPLIT_FOLDERS |= {"test": "test", "testing": "test"}
+"""What people call the folder of a split, in lower case."""
 
 
 class Description(BaseModel):
@@ -32,6 +32,7 @@ class Description(BaseModel):
     group: str | None = None  # regular expression for the stem: images with the same captured text stay in one split
     colors: dict[str, Rgb] | None = None  # class name -> RGB
     pixel_size: float | None = None  # micrometres
+    nodata: float | None = None  # the value of pixels without data, where the files do not say
     axes: str | None = None  # of TIFF stacks whose metadata do not say, for example "ZYX"
 
     @property
@@ -41,29 +42,14 @@ class Description(BaseModel):
 
 
 @dataclass(frozen=True)
-class Sample:
-    """One image, and where a task finds the truth about it. `name` is the image's stem."""
-
-    name: str
-    image: Path
-    target: Any  # the path of a mask, if masks are the truth
-
-    @property
-    def files(self) -> tuple[Path, ...]:
-        """The image, and the file of its target if it has one of its own."""
-        return (self.image, self.target) if isinstance(self.target, Path) else (self.image,)
-
-
-@dataclass(frozen=True)
 class DataSet:
     """The samples of each split, and what `dataset.toml` says."""
 
     root: Path
     splits: Mapping[str, tuple[Sample, ...]]
     description: Description
-    images_without_mask: tuple[Path, ...] = ()
-    masks_without_image: tuple[Path, ...] = ()
-    same_stem: tuple[Path, ...] = field(default=())  # files that share their stem with another one
+    found: Mapping[str, Pairs] = field(default_factory=dict)  # what lies in each split's folder, "" for the root
+    unlabelled: Mapping[str, tuple[Path, ...]] = field(default_factory=dict)  # images of splits without masks
 
     def split(self, name: str) -> tuple[Sample, ...]:
         """The samples of a split.
@@ -72,6 +58,11 @@ class DataSet:
             DataError: the split is missing or empty.
         """
         samples = self.splits.get(name, ())
+        if name in self.unlabelled and not samples:
+            raise DataError(
+                f"{self.root}: the split '{name}' has {len(self.unlabelled[name])} images but no masks, so there is "
+                f"nothing to compare with. Add {name}/masks/, or choose another split."
+            )
         if not samples:
             present = ", ".join(key for key, value in self.splits.items() if value) or "none"
             raise DataError(f"{self.root}: the split '{name}' is empty or missing; splits with images: {present}.")
@@ -98,20 +89,40 @@ def open_dataset(root: Path, folds: int = 0, fold: int = 0) -> DataSet:
     if not root.is_dir():
         raise DataError(f"{root}: no such folder. Give a folder that contains images/ and masks/.")
     description = read_description(root / "dataset.toml")
-    ready = {name: root / name for name in SPLITS if (root / name / "images").is_dir()}
-    found = {name: _pair(folder, description) for name, folder in ready.items()} or {"": _pair(root, description)}
+    folders = split_folders(root)
+    found = {name: pair(folder, name != "train") for name, folder in folders.items()} or {"": pair(root)}
+    unlabelled = {
+        name: pairs.lonely_images for name, pairs in found.items() if name not in ("", "train") and not pairs.labelled
+    }
+    found = {name: pairs for name, pairs in found.items() if name not in unlabelled}
+    if not found:
+        raise DataError(f"{root}: no split has masks. Add a folder masks/ beside images/ in {'/, '.join(folders)}/.")
+    for name, pairs in found.items():
+        pairs.require(folders.get(name, root))
     splits = {name: pairs.samples for name, pairs in found.items()}
-    splits = _complete_splits(root, splits, description)
+    splits = complete(root, splits, description.group)
     if folds:
-        splits = _fold(root, splits, description, folds, fold)
-    return DataSet(
-        root,
-        splits,
-        description,
-        tuple(path for pairs in found.values() for path in pairs.lonely_images),
-        tuple(path for pairs in found.values() for path in pairs.lonely_masks),
-        tuple(path for pairs in found.values() for path in pairs.same_stem),
-    )
+        splits = fold_of(root, splits, description.group, folds, fold)
+    return DataSet(root, splits, description, found, unlabelled)
+
+
+def split_folders(root: Path) -> dict[str, Path]:
+    """The folders of the splits that hold images, by the split's name.
+
+    Raises:
+        DataError: two folders stand for the same split.
+    """
+    found: dict[str, Path] = {}
+    for path in sorted(root.iterdir()):
+        name = SPLIT_FOLDERS.get(path.name.casefold())
+        if name is None or part_of(path, "images") is None:
+            continue
+        if name in found:
+            raise DataError(
+                f"{root}: {found[name].name}/ and {path.name}/ both stand for the split '{name}'. Rename or remove one."
+            )
+        found[name] = path
+    return {name: found[name] for name in SPLITS if name in found}
 
 
 def read_description(path: Path) -> Description:
@@ -130,127 +141,6 @@ def read_description(path: Path) -> Description:
     except re.error as error:
         raise SettingError(f"{path}: group is not a valid regular expression: {error}.") from error
     return description
-
-
-def list_images(folder: Path) -> list[Path]:
-    """The files of a folder with an image's extension, sorted, without hidden ones."""
-    return sorted(
-        path
-        for path in folder.iterdir()
-        if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".") and path.is_file()
-    )
-
-
-@dataclass(frozen=True)
-class _Pairs:
-    samples: tuple[Sample, ...]
-    lonely_images: tuple[Path, ...]
-    lonely_masks: tuple[Path, ...]
-    same_stem: tuple[Path, ...]
-
-
-def _pair(folder: Path, description: Description) -> _Pairs:
-    for part in ("images", "masks"):
-        if not (folder / part).is_dir():
-            raise DataError(
-                f"{folder}: has no folder '{part}'. A data set consists of images/ and masks/ with the same stems, "
-                "or of train/, val/ and test/ with those two in each."
-            )
-    images, double_images = _by_stem(list_images(folder / "images"))
-    masks, double_masks = _by_stem(list_images(folder / "masks"))
-    if not images:
-        raise DataError(
-            f"{folder / 'images'}: contains no images (known extensions: {', '.join(sorted(IMAGE_SUFFIXES))})."
-        )
-    if not masks:
-        raise DataError(f"{folder / 'masks'}: contains no masks. Add a mask with the same stem for each image.")
-    both = sorted(images.keys() & masks.keys())
-    return _Pairs(
-        tuple(Sample(stem, images[stem], masks[stem]) for stem in both),
-        tuple(images[stem] for stem in sorted(images.keys() - masks.keys())),
-        tuple(masks[stem] for stem in sorted(masks.keys() - images.keys())),
-        tuple(double_images + double_masks),
-    )
-
-
-def _by_stem(paths: Sequence[Path]) -> tuple[dict[str, Path], list[Path]]:
-    known: dict[str, Path] = {}
-    double = [path for path in paths if known.setdefault(path.stem, path) != path]
-    return known, double
-
-
-Splits = dict[str, tuple[Sample, ...]]
-
-
-def _complete_splits(root: Path, splits: Splits, description: Description) -> Splits:
-    if "" in splits:
-        return _split_by_hash(root, splits[""], description, SPLITS)
-    if "train" in splits and "val" not in splits:
-        parts = _split_by_hash(root, splits["train"], description, ("train", "val"))
-        return {**splits, **parts}
-    return splits
-
-
-def hash_of(name: str) -> float:
-    """A number in [0, 1) that depends on the text alone: the same on every machine, forever.
-
-    >>> round(hash_of("cell_000"), 6) == round(hash_of("cell_000"), 6) < 1
-    True
-    """
-    digest = hashlib.sha256(name.encode("utf-8", "surrogatepass")).digest()  # a file's name need not be valid text
-    return int.from_bytes(digest[:8], "big") / 2**64
-
-
-def group_of(stem: str, description: Description) -> str:
-    """What must stay in one split: the first group (or whole match) of the regular expression, else the stem."""
-    match = re.search(description.group, stem) if description.group else None
-    if match is None:
-        return stem
-    return (match.group(1) if match.groups() else match.group(0)) or stem
-
-
-def _split_by_hash(root: Path, samples: Sequence[Sample], description: Description, names: Sequence[str]) -> Splits:
-    """Split by the hash of each sample's group; `train` and `val` never end up empty."""
-    groups = {sample.name: group_of(sample.name, description) for sample in samples}
-    places = {group: _place(hash_of(group), names) for group in groups.values()}
-    _fill(root, places)
-    return {name: tuple(s for s in samples if places[groups[s.name]] == name) for name in names}
-
-
-def _place(value: float, names: Sequence[str]) -> str:
-    if TRAIN_PART <= value < TRAIN_PART + VAL_PART:
-        return "val"
-    return "test" if value >= TRAIN_PART + VAL_PART and "test" in names else "train"
-
-
-def _fill(root: Path, places: dict[str, Literal["train", "val", "test"] | str]) -> None:
-    """If train or val is empty, move the group there whose hash is nearest to the border of the two."""
-    if not places:
-        return
-    if len(places) < 2:
-        raise DataError(
-            f"{root}: contains a single image or group, which cannot serve for both training and validation. "
-            "Add images, or make train/ and val/ yourself."
-        )
-    for empty, other in (("train", "val"), ("val", "train")):
-        if empty not in places.values():
-            candidates = [group for group, place in places.items() if place == other]
-            if len(candidates) < 2:  # or the other would become empty
-                candidates = [group for group, place in places.items() if place == "test"]
-            places[min(candidates, key=lambda group: abs(hash_of(group) - TRAIN_PART))] = empty
-
-
-def _fold(root: Path, splits: Splits, description: Description, folds: int, fold: int) -> Splits:
-    pool = (*splits.get("train", ()), *splits.get("val", ()))
-    groups = sorted({group_of(sample.name, description) for sample in pool}, key=hash_of)
-    if not 2 <= folds <= len(groups):
-        raise SettingError(f"data.folds = {folds}: {root} can be split into 2 to {len(groups)} folds.")
-    if not 0 <= fold < folds:
-        raise SettingError(f"data.fold = {fold}: must lie between 0 and {folds - 1}.")
-    held_out = set(groups[fold::folds])
-    val = tuple(sample for sample in pool if group_of(sample.name, description) in held_out)
-    train = tuple(sample for sample in pool if group_of(sample.name, description) not in held_out)
-    return {**splits, "train": train, "val": val}
 
 
 def without(dataset: DataSet, paths: Iterable[Path]) -> DataSet:

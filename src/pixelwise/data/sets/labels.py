@@ -9,26 +9,10 @@ import numpy as np
 from pixelwise.core.classes import IGNORE, ClassMap, Color
 from pixelwise.core.config import DataSettings, LabelKind
 from pixelwise.core.errors import DataError
-from pixelwise.data.sets.problems import Problem
 
 COLOR_BASE = 256
 _UNKNOWN = IGNORE - 1  # in a table of classes: the value stands for none
 _SHOWN = 12  # values or colours of a list in a message
-
-
-@dataclass(frozen=True)
-class Interpretation:
-    """What the labels of a data set mean.
-
-    Fields:
-        meaning: for `Labels.count`; None if an error stands in the way that is not allowed.
-        problems: of the set's labels.
-        told: for people: what the labels were taken for, and what says so.
-    """
-
-    meaning: Any | None
-    problems: tuple[Problem, ...] = ()
-    told: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -68,9 +52,7 @@ class LabelRule:
     @classmethod
     def from_settings(cls, settings: DataSettings) -> "LabelRule":
         """The rule that a run was trained with; of runs from before colours could be ignored as such, too."""
-        ignore = tuple(
-            value if isinstance(value, int) else pack_color(value) for value in settings.ignore
-        )
+        ignore = tuple(value if isinstance(value, int) else pack_color(value) for value in settings.ignore)
         values = tuple(settings.values)
         return cls(settings.labels, ClassMap.of(settings), values, ignore, tuple(settings.targets))
 

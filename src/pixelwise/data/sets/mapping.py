@@ -8,8 +8,9 @@ from pixelwise.core.config import LabelKind
 from pixelwise.core.errors import DataError
 from pixelwise.data.sets.evidence import Evidence, Found, palette_conflicts
 from pixelwise.data.sets.folder import Description
-from pixelwise.data.sets.labels import Interpretation, LabelRule, pack_color, some, unpack
+from pixelwise.data.sets.labels import LabelRule, pack_color, some, unpack
 from pixelwise.data.sets.meaning import ignored_values
+from pixelwise.data.sets.problems import Interpretation
 
 _LEFT_OUT = -1  # instead of a class: the value does not occur
 

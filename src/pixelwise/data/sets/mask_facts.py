@@ -137,9 +137,7 @@ def _ranks(page: np.ndarray, values: np.ndarray, above_zero: bool = False) -> np
 
 def _middle(page: np.ndarray) -> np.ndarray:
     """The middle of a large page."""
-    rows, columns = (
-        slice(max(0, length - _LOOKED_AT) // 2, (length + _LOOKED_AT) // 2) for length in page.shape[:2]
-    )
+    rows, columns = (slice(max(0, length - _LOOKED_AT) // 2, (length + _LOOKED_AT) // 2) for length in page.shape[:2])
     return page[rows, columns]
 
 

@@ -1,31 +1,47 @@
 """Masks as the labels of a data set."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
 
-from pixelwise.core.classes import IGNORE
+from pixelwise.core.classes import IGNORE, ClassMap
 from pixelwise.core.errors import DataError
-from pixelwise.data.sets.folder import Description, Sample
-from pixelwise.data.sets.labels import Interpretation, LabelRule
-from pixelwise.data.sets.mask_facts import MaskFacts, facts_of
+from pixelwise.data.pixels import pictures
+from pixelwise.data.sets.blends import Edges
+from pixelwise.data.sets.class_checks import class_checks
+from pixelwise.data.sets.examine import ImageFacts
+from pixelwise.data.sets.folder import Description
+from pixelwise.data.sets.labels import LabelRule, packed
+from pixelwise.data.sets.mask_facts import Ids, MaskFacts, facts_of
 from pixelwise.data.sets.mapping import carried_over
 from pixelwise.data.sets.meaning import interpret
-from pixelwise.data.sets.stored import read_stored, values_of_alpha
+from pixelwise.data.sets.pairs import Sample
+from pixelwise.data.sets.problems import Interpretation, Problem
+from pixelwise.data.sets.stored import StoredMask, classes_of, read_stored, values_of_alpha
 
 
 class MaskLabels:
     """Masks as the labels of a data set: the target of a sample is the path of its mask."""
 
-    def read(self, sample: Sample, axes: str | None) -> MaskFacts:
-        """What a mask holds.
+    facts_types: tuple[type, ...] = (MaskFacts, Edges, Ids)
+
+    def load(self, sample: Sample, axes: str | None) -> StoredMask:
+        """The mask of a sample.
 
         Raises:
             DataError: the file cannot be read, or is not a mask.
         """
-        facts = facts_of(read_stored(sample.target, axes))
+        return read_stored(sample.target, axes)
+
+    def look(self, sample: Sample, loaded: StoredMask) -> MaskFacts:
+        """What a mask holds."""
+        facts = facts_of(loaded)
         return replace(facts, alpha=values_of_alpha(sample.target)) if len(facts.values) < 2 else facts
+
+    def grid(self, loaded: StoredMask) -> np.ndarray:
+        """P x H x W numbers, one for each value or colour."""
+        return packed_pages(loaded) if loaded.pixels.ndim == 4 else loaded.pixels
 
     def interpret(
         self, description: Description, found: Sequence[tuple[Sample, MaskFacts]], allow: Collection[str] = ()
@@ -69,3 +85,25 @@ class MaskLabels:
             np.add.at(row, indices[kept], pixels[kept])
         counts[:, -1] += facts.others  # in masks of instances, these are objects
         return counts
+
+    def check(self, splits: Mapping[str, Sequence[ImageFacts]], meaning: LabelRule) -> list[Problem]:
+        """Classes that are missing or rare."""
+        return class_checks(splits, meaning.classes.names)
+
+    def draw(self, loaded: StoredMask, meaning: LabelRule | None) -> np.ndarray:
+        """The first page in the classes' colours; without a meaning, its numbers as greys."""
+        page = loaded.pixels[0]
+        if meaning is None:
+            return pictures.to_display(page if page.ndim == 3 else page[..., None])
+        return pictures.colorize(
+            classes_of(loaded, 0, meaning), ClassMap(meaning.classes.names, meaning.classes.colors)
+        )
+
+    def mend(self, loaded: StoredMask, codes: Collection[str], meaning: LabelRule | None) -> np.ndarray | None:
+        """The labels without what is wrong with them by these codes; None if nothing is to change."""
+        return None
+
+
+def packed_pages(loaded: StoredMask) -> np.ndarray:
+    """P x H x W numbers of the colours of a mask."""
+    return np.stack([packed(page) for page in loaded.pixels])

@@ -16,8 +16,8 @@ from pixelwise.data.sets.evidence import (
 )
 from pixelwise.data.sets.faults import blended_values, problems_of_colors, problems_of_numbers, remarks
 from pixelwise.data.sets.folder import Description
-from pixelwise.data.sets.labels import Interpretation, LabelRule, pack_color, some, unpack
-from pixelwise.data.sets.problems import Problem
+from pixelwise.data.sets.labels import LabelRule, pack_color, some, unpack
+from pixelwise.data.sets.problems import Interpretation, Problem
 
 _DENSE = 0.9  # share of the numbers up to the highest that occur, where classes are numbered: a few may be missing
 
@@ -76,7 +76,9 @@ def _reading(description: Description, found: Found) -> _Reading:
         return _Reading(None, "")
     if colors_recur(Evidence.of(found)):
         problem = _differing_palettes(conflicts, "")
-        return _Reading("color", "the same numbers have other colours in other masks, so colours are labels", (problem,))
+        return _Reading(
+            "color", "the same numbers have other colours in other masks, so colours are labels", (problem,)
+        )
     return _Reading(None, "", (_differing_palettes(conflicts, "their colours are too many to be the labels"),))
 
 
@@ -254,5 +256,3 @@ def _color_rule(description: Description, evidence: Evidence) -> LabelRule:
             f"({some(names)}). List the classes' colours under [colors] there."
         )
     return LabelRule("color", ClassMap(names, colors), ignore=ignore)
-
-

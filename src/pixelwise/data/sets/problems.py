@@ -22,6 +22,11 @@ class Kind:
     allow: str = ""  # what `--allow` does; empty: a training does not stop, so there is nothing to allow
     fix: str = ""  # what `--fix` does; empty: it cannot know what is right
 
+    @property
+    def leaves_out(self) -> bool:
+        """Whether `--allow` leaves the files out; otherwise the set is taken as it is."""
+        return self.allow == _LEAVES_OUT
+
 
 _LEAVES_OUT = "leaves the files out"
 _AS_IT_IS = "takes the set as it is"
@@ -48,8 +53,12 @@ CODES: dict[str, Kind] = {
         _LEAVES_OUT,
         "turns the mask where the image's EXIF turn explains the sizes; leaves the pair out otherwise",
     ),
-    "unreadable": Kind("error", "a file is damaged or cannot be opened", "it cannot be used", _LEAVES_OUT, "leaves it out"),
-    "truncated": Kind("error", "a file ends before its pixels do", "a part of it is missing", _LEAVES_OUT, "leaves it out"),
+    "unreadable": Kind(
+        "error", "a file is damaged or cannot be opened", "it cannot be used", _LEAVES_OUT, "leaves it out"
+    ),
+    "truncated": Kind(
+        "error", "a file ends before its pixels do", "a part of it is missing", _LEAVES_OUT, "leaves it out"
+    ),
     "unknown-format": Kind(
         "error", "a file is in a format that cannot be read", "it cannot be used", _LEAVES_OUT, "leaves it out"
     ),
@@ -68,7 +77,11 @@ CODES: dict[str, Kind] = {
         "gives each changed pixel the nearest frequent value",
     ),
     "unknown-value": Kind(
-        "error", "a mask holds values that stand for no class", "these pixels have no meaning", _LEAVES_OUT, "leaves it out"
+        "error",
+        "a mask holds values that stand for no class",
+        "these pixels have no meaning",
+        _LEAVES_OUT,
+        "leaves it out",
     ),
     "mixed-conventions": Kind(
         "error",
@@ -84,9 +97,7 @@ CODES: dict[str, Kind] = {
         "takes the numbers as they are",
         "writes all masks with one palette",
     ),
-    "empty-mask": Kind(
-        "error", "every pixel of all masks has the same value", "there is nothing to learn", _AS_IT_IS
-    ),
+    "empty-mask": Kind("error", "every pixel of all masks has the same value", "there is nothing to learn", _AS_IT_IS),
     "alpha-labels": Kind(
         "error",
         "masks are empty but for their alpha channel, which seems to hold the labels",
@@ -96,6 +107,9 @@ CODES: dict[str, Kind] = {
     ),
     "float-labels": Kind(
         "error", "a mask holds fractions or NaN, but labels are whole numbers", "they have no meaning", _LEAVES_OUT
+    ),
+    "contradiction": Kind(
+        "error", "dataset.toml says something that the labels contradict", "the labels have no meaning"
     ),
     "split-leak": Kind(
         "error",
@@ -197,12 +211,19 @@ class Problem:
         """error, warning or note."""
         return self.raised or CODES[self.code].severity
 
+    @property
+    def leaves_out(self) -> bool:
+        """Whether its files cannot be used, so that they are left out where it is allowed."""
+        return self.severity == "error" and CODES[self.code].leaves_out
+
     @override
     def __str__(self) -> str:
         shown = ", ".join(map(str, self.files[:3])) + (
             f" and {len(self.files) - 3} more" if len(self.files) > 3 else ""
         )
-        return " ".join(part for part in (f"{shown}:" if shown else "", self.message, self.fix, f"[{self.code}]") if part)
+        return " ".join(
+            part for part in (f"{shown}:" if shown else "", self.message, self.fix, f"[{self.code}]") if part
+        )
 
     def as_json(self) -> dict[str, Any]:
         """For `doctor --json`."""
@@ -214,6 +235,15 @@ class Problem:
             "message": self.message,
             "fix": self.fix,
         }
+
+
+@dataclass(frozen=True)
+class Interpretation:
+    """What the labels of a data set mean."""
+
+    meaning: Any | None  # None: an error that is not allowed stands in the way
+    problems: tuple[Problem, ...] = ()  # of the labels of the whole set
+    told: tuple[str, ...] = ()  # for people: what they were taken for, and by what the guess was made
 
 
 def current(allow: Collection[str]) -> tuple[str, ...]:

@@ -14,8 +14,8 @@ from pixelwise.data.files.readers import read_image
 from pixelwise.data.pixels import augment, targets
 from pixelwise.data.pixels.normalize import Normalization, match_channels
 from pixelwise.data.pixels.scaling import resize
-from pixelwise.data.sets.folder import Sample
 from pixelwise.data.sets.labels import LabelRule
+from pixelwise.data.sets.pairs import Sample
 from pixelwise.data.sets.stored import classes_of, read_stored
 
 PIXELS_KEPT = 256  # of each class and image, to centre patches on

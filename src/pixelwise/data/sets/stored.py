@@ -9,7 +9,8 @@ import tifffile
 from PIL import Image
 
 from pixelwise.core.classes import IGNORE
-from pixelwise.data.files.readers import read_mask
+from pixelwise.data.files.facts import valid_labels
+from pixelwise.data.files.readers import read_labels
 from pixelwise.data.files.tiff import TIFF_MAGIC
 from pixelwise.data.sets.labels import LabelRule
 
@@ -22,6 +23,7 @@ class StoredMask:
     palette: np.ndarray | None = None  # entries x 3 uint8: the colours that a viewer shows for the numbers
     format: str = ""  # "PNG", "JPEG", ...
     valid: np.ndarray | None = None  # P x H x W bool; False where the file declares that it has no data
+    orientation: int = 1  # as in EXIF: the turn that the file asked for, which was done
 
 
 def read_stored(path: Path, axes: str | None = None) -> StoredMask:
@@ -30,9 +32,10 @@ def read_stored(path: Path, axes: str | None = None) -> StoredMask:
     Raises:
         DataError: as `read_mask`.
     """
-    pixels = read_mask(path, axes)
-    form, palette = _form_of(path)
-    return StoredMask(pixels, palette if pixels.ndim == 3 else None, form)
+    picture = read_labels(path, axes)
+    pixels, facts = picture.pixels, picture.facts
+    palette = facts.palette if pixels.ndim == 3 else None
+    return StoredMask(pixels, palette, facts.format, valid_labels(pixels, facts), facts.orientation)
 
 
 def classes_of(stored: StoredMask, page: int, rule: LabelRule) -> np.ndarray:
@@ -45,20 +48,6 @@ def classes_of(stored: StoredMask, page: int, rule: LabelRule) -> np.ndarray:
     if stored.valid is not None:
         indices[~stored.valid[page]] = IGNORE
     return indices
-
-
-def _form_of(path: Path) -> tuple[str, np.ndarray | None]:
-    with path.open("rb") as file:
-        is_tiff = TIFF_MAGIC.match(file.read(8))
-    if is_tiff:
-        with tifffile.TiffFile(path) as tiff:
-            page = tiff.pages[0]
-            colors = getattr(page, "colormap", None)
-            return "TIFF", None if colors is None else (np.asarray(colors).T >> 8).astype(np.uint8)
-    with suppress(Exception), Image.open(path) as image:  # what cannot be opened here has been read before
-        colors = image.getpalette("RGB") if image.mode == "P" else None
-        return image.format or "", None if colors is None else np.array(colors, np.uint8).reshape(-1, 3)
-    return "", None
 
 
 def values_of_alpha(path: Path) -> tuple[int, ...]:

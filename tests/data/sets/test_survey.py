@@ -16,7 +16,7 @@ from pixelwise.core.classes import ClassMap
 from pixelwise.core.errors import DataError, SettingError
 from pixelwise.data.files import readers
 from pixelwise.data.files.readers import _opened, read_mask
-from pixelwise.data.sets.doctor import CODES, ImageFacts, Problem, Survey, _facts, examine, survey
+from pixelwise.data.sets.survey import CODES, ImageFacts, Problem, Survey, _facts, examine, survey
 from pixelwise.data.sets.folder import Sample, open_dataset
 from pixelwise.data.sets.labels import LabelRule
 from pixelwise.data.sets.masks import MaskLabels
