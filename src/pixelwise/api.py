@@ -2,8 +2,9 @@
 
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -146,35 +147,43 @@ class Run:
         device: str = "auto",
         allow: Sequence[str] = (),
         progress: Progress | None = None,
+        note: Callable[[str], None] = lambda text: None,
     ) -> dict[str, Any]:
         """Measure on a split of a data set; write metrics.json and report.html.
 
         Args:
-            data: the folder of the data set; its labels mean what they meant in training.
+            data: the folder of the data set; its labels mean what they meant in training, unless its dataset.toml names
+                classes (they are the run's by name) or values to ignore.
             split: train, val or test; by default test, or val where there is no test.
             out: folder to write to; by default `evaluation-SPLIT` in the run.
             device: auto, cpu, cuda, mps.
             allow: codes of problems whose files are left out.
             progress: is called with (done, all).
+            note: is told what the user should know; the result holds it, too, under `notes`.
 
         Returns:
             The content of metrics.json.
 
         Raises:
-            DataError: the split is empty, or its files cannot be used.
+            DataError: the split is empty, its files cannot be used, or a class occurs that the run does not have.
         """
         from pixelwise.report import Report, write_report
 
         task, config = self.task, self.config
         dataset = open_dataset(Path(data), config.data.folds, config.data.fold)
         name = choose_split(dataset, split)
-        sound = survey(dataset, task.labels, meaning=task.meaning(config), allow=allow, splits=(name,)).dataset
-        samples = sound.split(name)
+        carry = partial(task.labels.carried_over, task.meaning(config))
+        sound = survey(dataset, task.labels, meaning=carry, allow=allow, splits=(name,))
+        samples, config = sound.dataset.split(name), task.with_meaning(config, sound.meaning)
+        for text in sound.told:
+            note(text)
         folder = Path(out) if out else self.folder.evaluation(name)
         pixels = count_pixels([sample.image for sample in samples], WORTH_PREPARING)
         predictor = self.predictor(EngineChoice(device=device), pixels=pixels)
         metrics, cases = evaluate(task, predictor, config, samples, dataset.description.axes, progress)
         metrics["split"] = name
+        if sound.told:
+            metrics["notes"] = list(sound.told)
         write_json(folder / "metrics.json", metrics)
         title = f"{self.path.resolve().name}: {Path(data).resolve().name}, split {name}"
         colors = self.classes.colors if "classes" in metrics else ()

@@ -98,6 +98,10 @@ class Task(Protocol):
         """What the labels mean in a run, as `labels.meaning` finds it in a data set."""
         ...
 
+    def with_meaning(self, config: Config, meaning: Any) -> Config:
+        """The settings with another meaning of the labels: to measure a run on data that are labelled in another way."""
+        ...
+
     def fill(self, draft: Draft, survey: Survey, machine: Machine) -> None:
         """Choose the settings that are the task's own, where the user left them open."""
         ...

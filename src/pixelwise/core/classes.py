@@ -77,6 +77,15 @@ def _hue(index: int) -> Color:
     return round(red * 255), round(green * 255), round(blue * 255)
 
 
+def name_of_color(color: Color) -> str:
+    """The name of a class that nobody named, by its colour.
+
+    >>> name_of_color((255, 0, 16))
+    '#ff0010'
+    """
+    return "#{:02x}{:02x}{:02x}".format(*color)
+
+
 def numbered(values: Sequence[int]) -> tuple[str, ...]:
     """Names for classes that nobody named, by the values that stand for them; two are background and object.
 

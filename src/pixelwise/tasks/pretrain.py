@@ -278,7 +278,7 @@ class Pretraining(ABC):
     def __init__(self) -> None:
         self._segmentation = base = Segmentation()
         self.labels, self.meaning, self.check = base.labels, base.meaning, base.check
-        self.records, self.sampler = base.records, base.sampler
+        self.records, self.sampler, self.with_meaning = base.records, base.sampler, base.with_meaning
 
     def fill(self, draft: Draft, survey: Survey, machine: Machine) -> None:
         """As in segmentation, with what this way of training needs."""

@@ -67,6 +67,10 @@ class Segmentation:
         """How a run's mask values become classes."""
         return LabelRule.from_settings(config.data)
 
+    def with_meaning(self, config: Config, meaning: LabelRule) -> Config:
+        """A run's settings, by which masks of another meaning become its classes."""
+        return config.model_copy(update={"data": config.data.model_copy(update=meaning.settings())})
+
     def fill(self, draft: Draft, survey: Survey, machine: Machine) -> None:
         """Classes as the survey found them; whole scenes where the classes depend on the height in the picture."""
         facts = survey.of("train")

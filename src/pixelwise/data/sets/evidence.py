@@ -12,9 +12,11 @@ from pixelwise.data.sets.blends import blends, total
 from pixelwise.data.sets.labels import some, unpacked, without_gaps
 from pixelwise.data.sets.mask_facts import MaskFacts
 
+MAX_INDEX = 255  # higher numbers are seldom those of classes
 MAX_COLORS = 64  # more colours or values than this, unless named, come from anti-aliased edges or a photograph
 _FEWEST_OBJECTS, _FEWEST_IDS = 10, 5  # objects in the set, and numbers in one mask, from which on they may be objects
-_CONNECTED, _HALF = 0.9, 0.5  # share of objects in one piece: where values are few, and where they are too many
+_CONNECTED, _MOSTLY = 0.9, 0.75  # share of objects in one piece; and where numbers are too high for classes
+_DENSE = 0.6  # share of the numbers up to the highest of each mask that occur, where objects are numbered
 _FEWEST_MASKS = 4  # in which a number has to occur for its place to tell anything
 _SAME_PLACE = 0.25  # of the variance of all places: that of a part's own places, at most
 _RECURRING = 2.0  # files in which a palette's colour occurs on average, if colours are the labels
@@ -88,7 +90,7 @@ class Evidence:
 
     def objects(self) -> "Objects":
         """The numbers above 0 as objects."""
-        count = whole = most = 0
+        count = whole = most = highest = occurrences = 0
         for _, facts in self.found:
             if facts.ids is None:
                 continue
@@ -96,7 +98,10 @@ class Evidence:
             count += int(facts.ids.pages[kept].sum())
             whole += int(facts.ids.connected[kept].sum())
             most = max(most, min(facts.ids.most, int(kept.sum())))
-        return Objects(count, whole, most, are_parts(self))
+            highest += int(facts.ids.values[kept].max(initial=0))
+            occurrences += int(kept.sum())
+        recur = occurrences >= _RECURRING * len(self.values)
+        return Objects(count, whole, most, are_parts(self), recur and occurrences < _DENSE * highest)
 
 
 def _add(sums: Counter[int], values: np.ndarray, pixels: np.ndarray) -> None:
@@ -122,12 +127,14 @@ class Objects:
         connected: those that form a single connected component.
         most: most numbers on one page.
         are_parts: the same number lies at the same place in every mask, as those of a face's parts do.
+        are_chosen: masks hold some of the same numbers, not 1, 2, 3, ... each, as masks of classes do.
     """
 
     count: int
     connected: int
     most: int
     are_parts: bool
+    are_chosen: bool = False
 
     @property
     def share(self) -> float:
@@ -137,13 +144,17 @@ class Objects:
     @property
     def are_enough(self) -> bool:
         """Whether there are enough of them to tell anything."""
-        return self.count >= _FEWEST_OBJECTS
+        return self.count >= _FEWEST_OBJECTS and self.most >= _FEWEST_IDS
 
     @property
     def look_like_objects(self) -> bool:
-        """Whether few numbers, which may as well be classes, are objects."""
-        many = self.are_enough and self.most >= _FEWEST_IDS
-        return many and self.share >= _CONNECTED and not self.are_parts
+        """Whether the numbers, which may as well be classes, are objects."""
+        return self.are_enough and self.share >= _CONNECTED and not self.are_parts and not self.are_chosen
+
+    @property
+    def are_single(self) -> bool:
+        """Whether numbers that are too many and too high for classes are objects, one or a few in each mask."""
+        return self.count >= _FEWEST_OBJECTS and self.share >= _MOSTLY and not self.are_chosen
 
     def explain(self) -> str:
         """What was seen, for people."""
@@ -186,12 +197,13 @@ def guess_kind(evidence: Evidence, names: int = 0) -> tuple[LabelKind | None, st
     occur = f"the values {some(values)} occur"
     if names > 2:
         return "index", f"{occur}, and dataset.toml names {names} classes"
-    if len(values) > MAX_COLORS:
-        return ("instances", seen.explain()) if seen.are_enough and seen.share >= _HALF else (None, occur)
-    if seen.look_like_objects:
+    if seen.look_like_objects or (values[-1] > MAX_INDEX and len(values) > MAX_COLORS and seen.are_single):
         return "instances", seen.explain()
-    if seen.are_enough and seen.most >= _FEWEST_IDS and seen.are_parts:
-        return "index", f"{occur}, and each number lies at its own place in all masks, so numbers are no objects"
+    if len(values) > MAX_COLORS:
+        return None, occur
+    if seen.are_enough and seen.share >= _CONNECTED:
+        why = "lies at its own place in all masks" if seen.are_parts else "recurs in other masks, with gaps between"
+        return "index", f"{occur}, and each number {why}, so numbers are no objects"
     return "index", occur
 
 

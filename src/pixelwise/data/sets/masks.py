@@ -14,6 +14,7 @@ from pixelwise.data.sets.examine import ImageFacts
 from pixelwise.data.sets.folder import Description
 from pixelwise.data.sets.labels import LabelRule, packed
 from pixelwise.data.sets.mask_facts import Ids, MaskFacts, facts_of
+from pixelwise.data.sets.mapping import carried_over
 from pixelwise.data.sets.meaning import interpret
 from pixelwise.data.sets.pairs import Sample
 from pixelwise.data.sets.problems import Interpretation, Problem
@@ -56,6 +57,16 @@ class MaskLabels:
             DataError: the two contradict each other.
         """
         return interpret(description, [(sample.target, facts) for sample, facts in found], allow)
+
+    def carried_over(
+        self, meaning: LabelRule, description: Description, found: Sequence[tuple[Sample, MaskFacts]]
+    ) -> Interpretation:
+        """What the values of another data set mean in the classes of a run: by name, where `dataset.toml` has names.
+
+        Raises:
+            DataError: a class occurs that the run does not have; the message lists those of both.
+        """
+        return carried_over(meaning, description, [(sample.target, facts) for sample, facts in found])
 
     def count(self, facts: MaskFacts, meaning: LabelRule) -> np.ndarray:
         """3 x K pixels of each class in the top, middle and bottom third.

@@ -4,7 +4,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from pixelwise.core.classes import VOID, ClassMap, Color, default_colors, numbered
+from pixelwise.core.classes import VOID, ClassMap, Color, default_colors, name_of_color, numbered
 from pixelwise.core.config import LabelKind
 from pixelwise.core.errors import DataError
 from pixelwise.data.sets.evidence import (
@@ -16,8 +16,10 @@ from pixelwise.data.sets.evidence import (
 )
 from pixelwise.data.sets.faults import blended_values, problems_of_colors, problems_of_numbers, remarks
 from pixelwise.data.sets.folder import Description
-from pixelwise.data.sets.labels import LabelRule, pack_color, some, unpack, without_gaps
+from pixelwise.data.sets.labels import LabelRule, pack_color, some, unpack
 from pixelwise.data.sets.problems import Interpretation, Problem
+
+_DENSE = 0.9  # share of the numbers up to the highest that occur, where classes are numbered: a few may be missing
 
 
 def interpret(description: Description, found: Found, allow: Collection[str] = ()) -> Interpretation:
@@ -200,7 +202,8 @@ def _index_rule(description: Description, evidence: Evidence) -> tuple[LabelRule
 
 def _custom(others: Sequence[int]) -> tuple[bool, str]:
     """Whether 255 means "not labelled" beside these values, and a sentence that says so."""
-    if len(others) > 1 and without_gaps(others) and others[-1] < VOID - 1:
+    few_gaps = len(others) > 1 and others[0] in (0, 1) and len(others) >= _DENSE * (others[-1] - others[0] + 1)
+    if few_gaps and others[-1] < VOID - 1:
         return True, f"{VOID} counts nowhere, by custom; say ignore = [] in dataset.toml if it is a class"
     return False, f"{VOID} is a class, too; say ignore = {VOID} in dataset.toml if it means that nothing is labelled"
 
@@ -246,7 +249,7 @@ def _color_rule(description: Description, evidence: Evidence) -> LabelRule:
         classes = ClassMap(tuple(names[place] for place in kept), tuple(colors[place] for place in kept))
         return LabelRule("color", classes, ignore=ignore)
     colors = tuple(unpack(value) for value in evidence.colors)
-    names = tuple(description.classes or ("#{:02x}{:02x}{:02x}".format(*color) for color in colors))
+    names = tuple(description.classes or map(name_of_color, colors))
     if len(names) != len(colors):
         raise DataError(
             f"masks: hold {len(colors)} colours ({some(colors)}), but dataset.toml names {len(names)} classes "

@@ -47,6 +47,21 @@ class Labels(LabelReader, Protocol):
         """
         ...
 
+    def carried_over(
+        self, meaning: Any, description: Description, found: Sequence[tuple[Sample, Any]]
+    ) -> Interpretation:
+        """What the labels of another data set mean to a run; what is `told` are notes.
+
+        Args:
+            meaning: that the run was trained with.
+            description: what the data set's `dataset.toml` says.
+            found: its samples with what `look` returned.
+
+        Raises:
+            DataError: the run cannot be measured on it.
+        """
+        ...
+
     def count(self, facts: Any, meaning: Any) -> Any:
         """What the labels of a sample hold under this meaning; `facts` come from `look`.
 
@@ -210,14 +225,16 @@ def understand(reading: Reading, meaning: Any = None, allow: Collection[str] = (
     Args:
         reading: from `read_samples`.
         meaning: of the labels, if it is known, or what finds it, given the description and the samples with the facts
-            of their labels; otherwise it is inferred.
+            of their labels (as `Labels.carried_over`); otherwise it is inferred.
         allow: codes of problems that are no reason to stop.
     """
     dataset, labels = reading.dataset, reading.labels
     problems = [*checks.of_folders(dataset), *(one.found for one in reading.examined if isinstance(one.found, Problem))]
     told: tuple[str, ...] = ()
     if callable(meaning):
-        meaning = meaning(dataset.description, _found(reading))
+        carried = meaning(dataset.description, _found(reading))
+        meaning, told = carried.meaning, carried.told
+        problems += carried.problems
     if meaning is None:
         interpretation = _interpreted(reading, allow)
         meaning, told = interpretation.meaning, interpretation.told
