@@ -2,7 +2,7 @@
 
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -147,7 +147,6 @@ class Run:
         device: str = "auto",
         allow: Sequence[str] = (),
         progress: Progress | None = None,
-        note: Callable[[str], None] = lambda text: None,
     ) -> dict[str, Any]:
         """Measure on a split of a data set; write metrics.json and report.html.
 
@@ -159,10 +158,9 @@ class Run:
             device: auto, cpu, cuda, mps.
             allow: codes of problems whose files are left out.
             progress: is called with (done, all).
-            note: is told what the user should know; the result holds it, too, under `notes`.
 
         Returns:
-            The content of metrics.json.
+            The content of metrics.json; `notes`, if any, say what a person should know.
 
         Raises:
             DataError: the split is empty, its files cannot be used, or a class occurs that the run does not have.
@@ -175,8 +173,6 @@ class Run:
         carry = partial(task.labels.carried_over, task.meaning(config))
         sound = survey(dataset, task.labels, meaning=carry, allow=allow, splits=(name,))
         samples, config = sound.dataset.split(name), task.with_meaning(config, sound.meaning)
-        for text in sound.told:
-            note(text)
         folder = Path(out) if out else self.folder.evaluation(name)
         pixels = count_pixels([sample.image for sample in samples], WORTH_PREPARING)
         predictor = self.predictor(EngineChoice(device=device), pixels=pixels)

@@ -56,9 +56,9 @@ def evaluate(
 
     loaded = load(run)
     with Display("evaluating", quiet) as display:
-        metrics = loaded.evaluate(
-            data, split, out, device=device, allow=allow or [], progress=display.count, note=display.note
-        )
+        metrics = loaded.evaluate(data, split, out, device=device, allow=allow or [], progress=display.count)
+        for text in metrics.get("notes", ()):
+            display.note(text)
     folder = out or RunFolder(run).evaluation(metrics["split"])
     rows = [f"  {row['name']:<20} {figure(row['iou'])}" for row in metrics.get("classes", ()) if "iou" in row]
     head = f"{metrics['images']} images of {metrics['split']}: {loaded.task.figure.title} {figure(metrics['value'])}"

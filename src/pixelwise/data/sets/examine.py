@@ -178,14 +178,6 @@ def image_facts(sample: Sample, picture: Picture) -> ImageFacts:
     pixels, facts = picture.pixels, picture.facts
     pages, height, width, channels = pixels.shape
     found = intensities(pixels, facts)
-        pixels[0]
-        if valid is None
-        else np.where(
-            valid[0, ..., None],
-            pixels[0],
-            (found.mean / unit_scale(pixels.dtype, facts.full_scale)).astype(pixels.dtype),
-        )
-    )
     bits = "" if facts.full_scale is None else f" up to {facts.full_scale:g}"
     return ImageFacts(
         sample,
@@ -215,7 +207,7 @@ def _shown(picture: Picture, mean: np.ndarray) -> np.ndarray:
     if valid is None:
         return pixels[0]
     middle = (mean / unit_scale(pixels.dtype, facts.full_scale)).astype(pixels.dtype)
-    return np.where(valid[0, ..., None], pixels[0], middle)
+    return np.asarray(np.where(valid[0, ..., None], pixels[0], middle))
 
 
 def object_areas(page: np.ndarray) -> np.ndarray:

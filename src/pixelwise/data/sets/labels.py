@@ -52,7 +52,7 @@ class LabelRule:
     @classmethod
     def from_settings(cls, settings: DataSettings) -> "LabelRule":
         """The rule that a run was trained with; of runs from before colours could be ignored as such, too."""
-        ignore = tuple(pack_color(value) if isinstance(value, tuple) else value for value in settings.ignore)
+        ignore = tuple(value if isinstance(value, int) else pack_color(value) for value in settings.ignore)
         values = tuple(settings.values)
         return cls(settings.labels, ClassMap.of(settings), values, ignore, tuple(settings.targets))
 

@@ -13,8 +13,8 @@ from pixelwise.data.sets.class_checks import class_checks, tiny_objects
 from pixelwise.data.sets.examine import ImageFacts
 from pixelwise.data.sets.folder import Description
 from pixelwise.data.sets.labels import LabelRule, packed
-from pixelwise.data.sets.mask_facts import Ids, MaskFacts, facts_of
 from pixelwise.data.sets.mapping import carried_over
+from pixelwise.data.sets.mask_facts import Ids, MaskFacts, facts_of
 from pixelwise.data.sets.meaning import interpret
 from pixelwise.data.sets.pairs import Sample
 from pixelwise.data.sets.problems import Interpretation, Problem
