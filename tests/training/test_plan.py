@@ -135,7 +135,7 @@ def test_the_labels_are_those_of_the_survey(kind: str) -> None:
     found = surveyed(facts_of(), kind=kind)
     data = make_plan(found, CPU).data
     assert (data.labels, data.classes, data.ignore) == (kind, ["rest", "cell"], [7])
-    assert data.values == ([0, 255] if kind == "binary" else [])
+    assert data.values == {"binary": [0, 255], "index": [0, 1], "instances": []}[kind]
     assert LabelRule.from_settings(data) == found.meaning
 
 

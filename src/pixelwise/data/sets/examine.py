@@ -205,7 +205,7 @@ def _shown(picture: Picture, mean: np.ndarray) -> np.ndarray:
     pixels, facts = picture.pixels, picture.facts
     valid = valid_pixels(pixels[:1], facts)
     if valid is None:
-        return pixels[0]
+        return np.asarray(pixels[0])
     middle = (mean / unit_scale(pixels.dtype, facts.full_scale)).astype(pixels.dtype)
     return np.asarray(np.where(valid[0, ..., None], pixels[0], middle))
 

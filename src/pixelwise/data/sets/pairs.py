@@ -3,7 +3,7 @@
 import unicodedata
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from os.path import commonpath
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -174,9 +174,15 @@ def _added(longer: Collection[str], shorter: Collection[str]) -> Iterator[tuple[
 
 def _common_end(names: Collection[str]) -> str:
     """What all names end in, without the digits that a numbering adds."""
-    return commonpath([name[::-1] for name in names])[::-1].lstrip("0123456789")
+    return _shared_start([name[::-1] for name in names])[::-1].lstrip("0123456789")
 
 
 def _common_start(names: Collection[str]) -> str:
     """What all names begin with, without such digits."""
-    return commonpath(list(names)).rstrip("0123456789")
+    return _shared_start(names).rstrip("0123456789")
+
+
+def _shared_start(names: Collection[str]) -> str:
+    first, last = min(names), max(names)  # in this order, those between begin alike
+    pairs = takewhile(lambda pair: pair[0] == pair[1], zip(first, last, strict=False))
+    return "".join(letter for letter, _ in pairs)
