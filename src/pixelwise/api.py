@@ -21,6 +21,7 @@ from pixelwise.core.run_folder import RunFolder
 from pixelwise.core.windows import Window
 from pixelwise.data.files.sources import open_source
 from pixelwise.data.sets.folder import DataSet, open_dataset
+from pixelwise.data.sets.labels import LabelRule
 from pixelwise.data.sets.survey import survey
 from pixelwise.engines import EngineChoice, ExportedEngine, choose_engine
 from pixelwise.engines.machine import pick_device
@@ -107,6 +108,7 @@ class Run:
         engine: str = "auto",
         tile: TileSize = "auto",
         views: str = "none",
+        label_values: bool = False,
     ) -> Any:
         """Label an image.
 
@@ -116,9 +118,11 @@ class Run:
             engine: auto, torch, openvino, onnxruntime.
             tile: "auto", None for the whole image at once, or the side of a tile.
             views: test-time augmentation: none, flips, turns.
+            label_values: give the values that the training masks hold (H x W x 3 where these are colours), not classes.
 
         Returns:
-            H x W uint8 class indices (P x H x W for a file of P > 1 pages), or what another task makes of an image.
+            H x W class indices, uint8, or uint16 for more than 256 classes (P x H x W for a file of P > 1 pages), or
+            what another task makes of an image.
 
         Raises:
             DataError, ModelError: the image cannot be used; the message says why.
@@ -128,7 +132,10 @@ class Run:
         if choice not in self._predictors:  # to make one hashes the weights, and may compile the network
             chosen = EngineChoice(engine, device)
             self._predictors[choice] = self.predictor(chosen, tile, views, pixels=pixels)
-        predictor = self._predictors[choice]
+        result = self._predicted(self._predictors[choice], image)
+        return LabelRule.from_settings(self.config.data).to_values(result) if label_values else result
+
+    def _predicted(self, predictor: Any, image: np.ndarray | str | Path) -> Any:
         if isinstance(image, np.ndarray):
             if image.ndim not in (2, 3) or image.size == 0:
                 raise DataError(f"the image has the shape {image.shape}; H x W or H x W x C is expected.")

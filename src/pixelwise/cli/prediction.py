@@ -60,7 +60,11 @@ def evaluate(
         for text in metrics.get("notes", ()):
             display.note(text)
     folder = out or RunFolder(run).evaluation(metrics["split"])
-    rows = [f"  {row['name']:<20} {figure(row['iou'])}" for row in metrics.get("classes", ()) if "iou" in row]
+    rows = [
+        f"  {row['name']:<20} {figure(row['iou'])}{'' if row.get('trained', True) else '  (not in the training set)'}"
+        for row in metrics.get("classes", ())
+        if "iou" in row
+    ]
     head = f"{metrics['images']} images of {metrics['split']}: {loaded.task.figure.title} {figure(metrics['value'])}"
     print_result(as_json, quiet, metrics, [head, *rows, f"report: {folder / 'report.html'}"])
 
@@ -94,6 +98,10 @@ def predict(
     threshold: Threshold = None,
     fill_holes: Annotated[int, typer.Option(min=0, help="Fill holes of up to this many pixels.")] = 0,
     smallest_object: Annotated[int, typer.Option(min=0, help="Remove objects smaller than this many pixels.")] = 0,
+    label_values: Annotated[
+        bool,
+        typer.Option("--label-values", help="Write the values (or colours) of the training masks, not class numbers."),
+    ] = False,
     inside: Annotated[
         Path | None,
         typer.Option(help="Predict only where this mask is not 0; or a folder with a mask for each image."),
@@ -118,7 +126,9 @@ def predict(
     kind = _chosen("--format", file_format, "format", ("auto", "png", "tiff", "zarr"))
     stored = _chosen("--probability-type", probability_type, "type of probabilities", ("uint8", "float16"))
     clean = PostProcess(threshold, fill_holes, smallest_object)
-    options = OutputOptions(out, kind, probabilities, overlay, stored, clean, inside, skip_background, resume)
+    options = OutputOptions(
+        out, kind, probabilities, overlay, stored, clean, inside, skip_background, resume, label_values
+    )
     pixels = count_pixels(find_inputs(inputs), WORTH_PREPARING)
     loaded = load(run)
     predictor = loaded.predictor(

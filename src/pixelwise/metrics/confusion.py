@@ -8,7 +8,7 @@ Pascal Visual Object Classes Challenge", IJCV 2010, section 4.3; Long, Shelhamer
 Convolutional Networks for Semantic Segmentation", CVPR 2015, section 5.)
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import numpy as np
@@ -100,9 +100,18 @@ def iou(confusion: np.ndarray) -> np.ndarray:
     return _ratio(hits, true + predicted - hits)
 
 
-def mean_iou(confusion: np.ndarray) -> float:
-    """The mean of `iou` over the classes that occur in truth or prediction; NaN if none does."""
-    return _mean(iou(confusion))
+def mean_iou(confusion: np.ndarray, absent: Collection[int] = ()) -> float:
+    """The mean of `iou` over the classes that occur in truth or prediction; NaN if none does.
+
+    Classes of `absent`, which training did not know, count only where they occur in the truth.
+    """
+    return _mean(_known(iou(confusion), confusion, absent))
+
+
+def _known(scores: np.ndarray, confusion: np.ndarray, absent: Collection[int]) -> np.ndarray:
+    """Scores of K classes, NaN for those that neither training nor truth has."""
+    unknown = np.isin(np.arange(len(confusion)), list(absent)) & (confusion.sum(axis=1) == 0)
+    return np.where(unknown, np.nan, scores)
 
 
 def dice(confusion: np.ndarray) -> np.ndarray:
@@ -128,11 +137,13 @@ def pixel_accuracy(confusion: np.ndarray) -> float:
     return float(_ratio(np.trace(confusion), confusion.sum()))
 
 
-def summary(confusion: np.ndarray, names: Sequence[str]) -> dict[str, Any]:
+def summary(confusion: np.ndarray, names: Sequence[str], absent: Collection[int] = ()) -> dict[str, Any]:
     """Every score of a confusion matrix, ready for JSON: undefined scores (NaN) become None.
 
     Returns `mean_iou`, `pixel_accuracy`, `mean_dice`, `confusion` (nested lists, rows truth) and `classes`, a
-    list of {`name`, `iou`, `dice`, `precision`, `recall`, `pixels`} where `pixels` counts the class's truth.
+    list of {`name`, `iou`, `dice`, `precision`, `recall`, `pixels`} where `pixels` counts the class's truth. Classes
+    of `absent`, which training did not know, have `trained: false`, too, and stand outside of the means unless they
+    occur in the truth.
 
     Raises:
         DataError: there are more or fewer names than classes.
@@ -143,15 +154,16 @@ def summary(confusion: np.ndarray, names: Sequence[str]) -> dict[str, Any]:
     columns = {key: score(confusion) for key, score in scores.items()}
     pixels = confusion.sum(axis=1)
     return {
-        "mean_iou": _or_none(mean_iou(confusion)),
+        "mean_iou": _or_none(mean_iou(confusion, absent)),
         "pixel_accuracy": _or_none(pixel_accuracy(confusion)),
-        "mean_dice": _or_none(_mean(columns["dice"])),
+        "mean_dice": _or_none(_mean(_known(columns["dice"], confusion, absent))),
         "confusion": confusion.tolist(),
         "classes": [
             {
                 "name": name,
                 **{key: _or_none(values[index]) for key, values in columns.items()},
                 "pixels": int(pixels[index]),
+                **({"trained": False} if index in absent else {}),
             }
             for index, name in enumerate(names)
         ],

@@ -21,9 +21,10 @@ from pixelwise.core.progress import Progress
 from pixelwise.core.windows import Window
 from pixelwise.data.files.sinks import MaskForm, ZarrMask, write_pyramid_tiff
 from pixelwise.data.files.sources import Source
-from pixelwise.data.files.writers import TIFF_BUFFER, write_image, write_mask, write_probabilities
+from pixelwise.data.files.writers import TIFF_BUFFER, write_colors, write_image, write_mask, write_probabilities
 from pixelwise.data.pixels.pictures import overlay, to_display
 from pixelwise.data.pixels.targets import objects
+from pixelwise.data.sets.labels import LabelRule
 from pixelwise.engines import Arrays
 from pixelwise.prediction.postprocess import choose_classes, clean, clean_tiles
 from pixelwise.prediction.requests import PNG_PIXELS, Entry, OutputOptions, Request
@@ -60,6 +61,11 @@ class Blank:
     def classes(self) -> ClassMap:
         """Names and colours of the classes."""
         return ClassMap.of(self.config.data)
+
+    @cached_property
+    def rule(self) -> LabelRule:
+        """What the values of the training masks meant."""
+        return LabelRule.from_settings(self.config.data)
 
     @property
     def instances(self) -> bool:
@@ -124,6 +130,7 @@ class MemoryCanvas:
         options, (pages, height, width) = blank.options, blank.pages
         pixels = height * width
         each = np.dtype(blank.classes.mask_type).itemsize + (8 if blank.instances else 0)
+        each += 6 if options.label_values else 0
         each += len(blank.classes) * np.dtype(options.probability_type).itemsize if options.probabilities else 0
         working = 16 + (48 if options.overlay else 0)
         encoder = min(2 * TIFF_BUFFER, 2 * pages * pixels * each)  # data before and after compression
@@ -163,8 +170,19 @@ class MemoryCanvas:
             entry["overlay"] = str(target)
         # Last, because it tells that everything is done.
         record = blank.request.record(details)
-        write_mask(self._target, _flat(self._masks), blank.classes.palette, blank.source.facts.pixel_size, record)
+        self._write_mask(record)
         return entry
+
+    def _write_mask(self, record: str) -> None:
+        blank, pixel_size = self._blank, self._blank.source.facts.pixel_size
+        if not blank.options.label_values:
+            write_mask(self._target, _flat(self._masks), blank.classes.palette, pixel_size, record)
+            return
+        values = blank.rule.to_values(self._masks)
+        if blank.rule.kind == "color":
+            write_colors(self._target, _flat(values), pixel_size, record)
+        else:
+            write_mask(self._target, _flat(values), None, pixel_size, record)
 
     def _write_instances(self) -> Path:
         """Objects are the connected components of the class; 16 bits, or 32 in a TIFF where they are too many."""
@@ -229,26 +247,43 @@ class ZarrCanvas:
         if self._probabilities is not None:
             self._probabilities.finish(tick)
             entry["probabilities"] = str(self._probabilities.path)
-        mask = self._cleaned(tick) if blank.options.clean.changes_mask else self._mask
+        mask = self._made_anew(tick) if blank.options.changes_mask else self._mask
         mask.finish(tick, details)
         if self._wants_tiff:
             blank.note(f"{self._target}: assembling the TIFF")
-            write_pyramid_tiff(self._target, mask, blank.classes.palette, blank.request.record(details), tick)
+            palette = None if blank.options.label_values else blank.classes.palette
+            write_pyramid_tiff(self._target, mask, palette, blank.request.record(details), tick, "c" in mask.axes)
         for path in {self._mask.path, mask.path} - {self._target}:
             shutil.rmtree(path, ignore_errors=True)
         return entry
 
-    def _cleaned(self, tick: Progress) -> ZarrMask:
+    def _made_anew(self, tick: Progress) -> ZarrMask:
         """The mask after its post-processing, page by page, in a Zarr of its own."""
         blank = self._blank
         blank.note(f"{self._target}: post-processing")
         path = self._target
         if self._wants_tiff:
             path = self._mask.path.with_name(f".{blank.request.input.name.name}.clean.zarr")
-        cleaned = ZarrMask.create(path, self._form(blank.classes.mask_type), self._description, replace=True)
+        cleaned = ZarrMask.create(path, self._final_form(), self._description, replace=True)
         for page in range(blank.source.pages):
             self._clean_page(page, cleaned, tick)
         return cleaned
+
+    def _final_form(self) -> MaskForm:
+        """Of the finished mask: as that of the tiles, or of the values of the training masks."""
+        blank = self._blank
+        if not blank.options.label_values:
+            return self._form(blank.classes.mask_type)
+        sample = blank.rule.to_values(np.zeros((1, 1), np.uint8))
+        form = self._form(str(sample.dtype), 3 if sample.ndim == 3 else None)
+        return replace(form, classes=None)
+
+    def _final(self, block: np.ndarray) -> np.ndarray:
+        """Classes of the tiles as the finished mask holds them, h x w or 3 x h x w."""
+        if not self._blank.options.label_values:
+            return block
+        values = self._blank.rule.to_values(block)
+        return np.ascontiguousarray(values.transpose(2, 0, 1)) if values.ndim == 3 else values
 
     def _clean_page(self, page: int, cleaned: ZarrMask, tick: Progress) -> None:
         (pages, height, width), chunk = self._blank.pages, _chunk(self._blank.tiling)
@@ -257,7 +292,7 @@ class ZarrCanvas:
             return np.asarray(self._mask.levels[0][window.slices if pages == 1 else (page, *window.slices)])
 
         def write(window: Window, block: np.ndarray) -> None:
-            cleaned.write(0, page, window, block)
+            cleaned.write(0, page, window, self._final(block))
 
         side = max(1, 2048 // chunk) * chunk
         clean_tiles(read, write, (height, width), side, self._blank.options.clean, tick)

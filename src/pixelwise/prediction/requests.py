@@ -32,6 +32,12 @@ class OutputOptions:
     inside: Path | None = None  # mask of the part to predict, or a folder of masks with the images' stems
     skip_background: bool = False
     resume: bool = False
+    label_values: bool = False  # the mask holds what the training masks held: their values or colours
+
+    @property
+    def changes_mask(self) -> bool:
+        """Whether the finished mask is made from that of the tiles."""
+        return self.clean.changes_mask or self.label_values
 
     def format_of(self, image: Input, source: Source) -> str:
         """png, tiff or zarr; "auto" takes PNG for one page that a viewer can show, a Zarr for a Zarr, else TIFF."""
@@ -51,7 +57,7 @@ class OutputOptions:
     def growing_path(self, image: Input, source: Source) -> Path:
         """The Zarr that tiles are written to: the output itself, or a hidden one that the output is made of."""
         target = self.target(image, ".zarr")
-        is_output = self.format_of(image, source) == "zarr" and not self.clean.changes_mask
+        is_output = self.format_of(image, source) == "zarr" and not self.changes_mask
         return target if is_output else _growing(target)
 
     def begun(self, image: Input, source: Source) -> dict[str, Any] | None:

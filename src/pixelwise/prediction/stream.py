@@ -83,6 +83,7 @@ def _settings(predictor: Predictor, options: OutputOptions) -> dict[str, Any]:
         "skip_background": options.skip_background,
         "format": options.format,
         "overlay": options.overlay,
+        **({"label_values": True} if options.label_values else {}),  # so that older predictions can be resumed
     }
 
 

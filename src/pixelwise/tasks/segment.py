@@ -96,8 +96,8 @@ class Segmentation:
             raise SettingError("loss.border: weights the cross entropy, which loss.cross_entropy = 0 switches off.")
 
     def label_reasons(self, config: Config, survey: Survey) -> list[str]:
-        """What the masks were taken for."""
-        return list(survey.told) or [f"labels: {config.data.labels} ({some(config.data.classes)})"]
+        """What the masks were taken for, unless the survey told it."""
+        return [] if survey.told else [f"labels: {config.data.labels} ({some(config.data.classes)})"]
 
     def reasons(self, config: Config, survey: Survey) -> list[str]:
         """What the masks were taken for, and whether up stays up."""
@@ -142,7 +142,7 @@ class Segmentation:
 
     def tally(self, config: Config, full: bool) -> "PixelTally":
         """Pooled figures of pixels; with `full` also of boundaries and objects, which take longer."""
-        return PixelTally(tuple(config.data.classes), full)
+        return PixelTally(tuple(config.data.classes), full, frozenset(config.data.absent))
 
     def predictor(
         self,
@@ -304,6 +304,7 @@ class PixelTally:
 
     names: tuple[str, ...]
     full: bool = True
+    absent: frozenset[int] = frozenset()  # classes that no training image showed
     confusion: np.ndarray = field(init=False)
     images: int = 0
     _boundary: Any = 0
@@ -322,7 +323,7 @@ class PixelTally:
             self._boundary = self._boundary + boundary_counts(truth.classes, prediction, count)
             if truth.instances is not None:
                 self._matches.append(match_counts(truth.instances, objects(prediction)))
-        return mean_iou(confusion)
+        return mean_iou(confusion, self.absent)
 
     def merge(self, other: "PixelTally") -> None:
         """Add what another process counted."""
@@ -333,7 +334,7 @@ class PixelTally:
 
     def figures(self) -> dict[str, Any]:
         """The content of metrics.json."""
-        figures = {**summary(self.confusion, self.names), "images": self.images}
+        figures = {**summary(self.confusion, self.names, self.absent), "images": self.images}
         if self.full and self.images:
             boundary = boundary_f(self._boundary)
             if boundary:  # one class everywhere has no boundary

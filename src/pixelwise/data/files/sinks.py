@@ -207,10 +207,12 @@ def write_pyramid_tiff(
     palette: Sequence[int] | None = None,
     record: str | None = None,
     progress: Progress | None = None,
+    colors: bool = False,
 ) -> None:
     """Assemble a tiled BigTIFF from a complete Zarr, with its pyramid as sub-images and its pixel size.
 
-    `palette` is flat RGB of 256 colours, like `ClassMap.palette`, for class indices of 8 bits. `record` is kept for
+    `palette` is flat RGB of 256 colours, like `ClassMap.palette`, for class indices of 8 bits; `colors` says that the
+    three channels are RGB. `record` is kept for
     `writers.record_of`; `progress` is called with the number of rows done and of all, for each level. The axes are
     those of the Zarr in the same order. The memory holds at most four times 512 rows.
 
@@ -224,7 +226,9 @@ def write_pyramid_tiff(
     base = mask.levels[0]
     metadata = {"axes": mask.axes.upper()} | ({"pixelwise": record} if record else {})
     options: dict[str, Any] = {"photometric": "minisblack"}
-    if palette is not None and base.dtype == np.uint8 and "c" not in mask.axes:
+    if colors:
+        options = {"photometric": "rgb", "planarconfig": "separate"}
+    elif palette is not None and base.dtype == np.uint8 and "c" not in mask.axes:
         options = {"photometric": "palette", "colormap": np.array(palette, np.uint16).reshape(256, 3).T * 257}
     with whole(path) as temporary, tifffile.TiffWriter(temporary, bigtiff=True) as writer:
         for number, level in enumerate(mask.levels):

@@ -62,6 +62,24 @@ def write_mask(
         _write_png(path, labels, colors, pixel_size, record)
 
 
+def write_colors(path: Path, colors: np.ndarray, pixel_size: float | None = None, record: str | None = None) -> None:
+    """Write labels that are colours, H x W x 3 or, for a TIFF stack, P x H x W x 3 uint8; else as `write_mask`.
+
+    Raises:
+        OutputError: the extension, shape or type does not fit, or the file cannot be written.
+    """
+    if colors.dtype != np.uint8 or colors.ndim not in (3, 4) or colors.shape[-1] != 3:
+        raise OutputError(
+            f"{path}: colours must be H x W x 3 or P x H x W x 3 uint8, but these are {colors.shape} {colors.dtype}."
+        )
+    if _is_tiff(path):
+        _write_tiff(path, colors, "YXS" if colors.ndim == 3 else "ZYXS", None, pixel_size, record)
+    elif colors.ndim == 3:
+        _write_png(path, colors, None, pixel_size, record)
+    else:
+        raise OutputError(f"{path}: a PNG holds one page, but the labels have {len(colors)}. Write a TIFF (.tif).")
+
+
 def record_of(path: Path) -> str | None:
     """The `record` that `write_mask` was given; None if there was none, or if something else wrote the file."""
     with suppress(Exception):  # anything may be in a file that `write_mask` did not write
@@ -147,7 +165,7 @@ def _write_tiff(
     pixel_size: float | None,
     record: str | None = None,
 ) -> None:
-    options: dict[str, Any] = {"photometric": "minisblack"}
+    options: dict[str, Any] = {"photometric": "rgb" if "S" in axes else "minisblack"}
     if palette is not None:
         options = {"photometric": "palette", "colormap": np.array(palette, np.uint16).reshape(256, 3).T * 257}
     if pixel_size is not None:

@@ -94,6 +94,22 @@ class LabelRule:
             )
         return self.look_up(mask)
 
+    def to_values(self, classes: np.ndarray) -> np.ndarray:
+        """What masks of the training hold for these classes; of instances, whose ids say nothing, the classes.
+
+        Args:
+            classes: ... of 0 to K - 1.
+
+        Returns:
+            ... of the values' smallest type, or ... x 3 uint8 RGB for colour labels.
+        """
+        if self.kind == "instances":
+            return classes
+        if self.kind == "color":
+            return np.array(self.classes.colors, np.uint8)[classes]
+        smallest = np.result_type(*(np.min_scalar_type(value) for value in self.values))
+        return np.array(self.values, smallest)[classes]
+
     def look_up(self, values: np.ndarray) -> np.ndarray:
         """Class indices of values (of colours: packed), as `to_indices`."""
         if self.kind == "instances":
