@@ -2,7 +2,7 @@
 
 import os
 import shutil
-from collections.abc import Collection
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,13 +16,13 @@ from pixelwise.core.files import cannot_write, write_text
 from pixelwise.core.progress import Progress
 from pixelwise.data.files.facts import Picture
 from pixelwise.data.files.readers import read_picture, turned
-from pixelwise.data.files.writers import write_mask
+from pixelwise.data.files.writers import write_colors, write_mask
 from pixelwise.data.sets.alignment import fit_of
 from pixelwise.data.sets.examine import ImageFacts
 from pixelwise.data.sets.folder import split_folders
 from pixelwise.data.sets.pairs import Sample
 from pixelwise.data.sets.problems import CODES
-from pixelwise.data.sets.survey import Survey
+from pixelwise.data.sets.survey import Survey, labels_of
 
 DROPPED = ("duplicate-image", "split-leak")  # of which all files but the first are left out
 
@@ -52,7 +52,9 @@ def write_mended(found: Survey, out: Path, progress: Progress | None = None) -> 
     """
     root = found.dataset.root
     _check_place(root, out)
+    assert found.reading is not None
     codes = {problem.code for problem in found.problems}
+    mend = found.reading.labels.mender(found.dataset.description, labels_of(found.reading), codes)
     dropped = _dropped(found)
     samples = [
         (name, sample) for name, samples in _placed(found).items() for sample in samples if sample.image not in dropped
@@ -61,7 +63,7 @@ def write_mended(found: Survey, out: Path, progress: Progress | None = None) -> 
     changed = 0
     try:
         for done, (place, sample) in enumerate(samples, start=1):
-            changed += _write_pair(found, codes, sample, draft / place)
+            changed += _write_pair(found, mend, sample, draft / place)
             if progress:
                 progress(done, len(samples))
         _copy_unlabelled(found, draft)
@@ -115,13 +117,13 @@ def _dropped(found: Survey) -> set[Path]:
     return dropped
 
 
-def _write_pair(found: Survey, codes: Collection[str], sample: Sample, folder: Path) -> bool:
+def _write_pair(found: Survey, mend: Callable[[Any, Any], Any | None], sample: Sample, folder: Path) -> bool:
     """Copy an image, and its mask as it should be; whether that was changed."""
     assert found.reading is not None
     labels, axes = found.reading.labels, found.dataset.description.axes
     _copy(sample.image, folder / "images" / sample.image.name)
     mended, is_changed = _turned_labels(found, sample, labels.load(sample, axes))
-    better = labels.mend(mended, codes, found.meaning)
+    better = mend(sample.target, mended)
     if better is None and not is_changed:
         _copy(sample.target, folder / "masks" / sample.target.name)
         return False
@@ -157,7 +159,10 @@ def _copy(source: Path, target: Path) -> None:
 def _write_labels(path: Path, pages: np.ndarray) -> None:
     """PNG where one page of up to 16 bits holds them, else TIFF."""
     flat = pages[0] if len(pages) == 1 else pages
-    is_png = len(pages) == 1 and (flat.dtype == np.uint8 or (flat.ndim == 2 and flat.max(initial=0) < 2**16))
+    if pages.ndim == 4:
+        write_colors(path.with_name(path.name + (".png" if len(pages) == 1 else ".tif")), flat)
+        return
+    is_png = len(pages) == 1 and flat.max(initial=0) < 2**16
     write_mask(path.with_name(path.name + (".png" if is_png else ".tif")), flat)
 
 

@@ -16,6 +16,7 @@ from pixelwise.data.sets.labels import LabelRule, packed
 from pixelwise.data.sets.mapping import carried_over
 from pixelwise.data.sets.mask_facts import Ids, MaskFacts, facts_of
 from pixelwise.data.sets.meaning import interpret
+from pixelwise.data.sets.mending import Mend, mender
 from pixelwise.data.sets.pairs import Sample
 from pixelwise.data.sets.problems import Interpretation, Problem
 from pixelwise.data.sets.stored import StoredMask, classes_of, read_stored, values_of_alpha
@@ -103,9 +104,11 @@ class MaskLabels:
             classes_of(loaded, 0, meaning), ClassMap(meaning.classes.names, meaning.classes.colors)
         )
 
-    def mend(self, loaded: StoredMask, codes: Collection[str], meaning: LabelRule | None) -> np.ndarray | None:
-        """The labels without what is wrong with them by these codes; None if nothing is to change."""
-        return None
+    def mender(
+        self, description: Description, found: Sequence[tuple[Sample, MaskFacts]], codes: Collection[str]
+    ) -> Mend:
+        """What makes the labels of a sample without what is wrong with the set by these codes; see `mending.mender`."""
+        return mender(description, [(sample.target, facts) for sample, facts in found], codes)
 
 
 def packed_pages(loaded: StoredMask) -> np.ndarray:

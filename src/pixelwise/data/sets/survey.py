@@ -5,7 +5,7 @@ training, before a minute is spent on it, and gathers the figures that the plan 
 """
 
 import os
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -74,8 +74,13 @@ class Labels(LabelReader, Protocol):
         """A picture, H x W x 3 uint8, of the first page's labels."""
         ...
 
-    def mend(self, loaded: Any, codes: Collection[str], meaning: Any) -> Any | None:
-        """The labels of a sample without what is wrong with them by these codes; None if nothing is to change."""
+    def mender(
+        self, description: Description, found: Sequence[tuple[Sample, Any]], codes: Collection[str]
+    ) -> Callable[[Any, Any], Any | None]:
+        """A function of a sample's target and its loaded labels, that returns them without what is wrong by these codes.
+
+        It returns None where nothing is to change.
+        """
         ...
 
     def vanishing(self, facts: Sequence[ImageFacts], meaning: Any, scale: float) -> list[Problem]:
@@ -232,7 +237,7 @@ def understand(reading: Reading, meaning: Any = None, allow: Collection[str] = (
     problems = [*checks.of_folders(dataset), *(one.found for one in reading.examined if isinstance(one.found, Problem))]
     told: tuple[str, ...] = ()
     if callable(meaning):
-        carried = meaning(dataset.description, _found(reading))
+        carried = meaning(dataset.description, labels_of(reading))
         meaning, told = carried.meaning, carried.told
         problems += carried.problems
     if meaning is None:
@@ -264,7 +269,7 @@ def understand(reading: Reading, meaning: Any = None, allow: Collection[str] = (
 def _interpreted(reading: Reading, allow: Collection[str]) -> Interpretation:
     """The meaning of the labels; what dataset.toml contradicts is a problem like others."""
     description, root = reading.dataset.description, reading.dataset.root
-    found = _found(reading)
+    found = labels_of(reading)
     if not found:
         return Interpretation(None, ())
     try:
@@ -273,7 +278,8 @@ def _interpreted(reading: Reading, allow: Collection[str]) -> Interpretation:
         return Interpretation(None, (Problem("contradiction", (root,), str(error), ""),))
 
 
-def _found(reading: Reading) -> list[tuple[Sample, Any]]:
+def labels_of(reading: Reading) -> list[tuple[Sample, Any]]:
+    """The samples whose labels could be read, with what these hold."""
     return [(one.sample, one.labels) for one in reading.examined if one.labels is not None]
 
 
