@@ -68,7 +68,7 @@ CLASSES_150 = [scattered([*range(seed, 150, 2), 255], size=60) for seed in range
         (FACES, "index", tuple(range(10))),
         ([np.kron(face(seed), np.eye(4, dtype=np.uint8)) for seed in range(6)], "index", tuple(range(10))),
         ([squares([1, 3, 7, 9, 12, 15, 20, 30], seed) for seed in range(6)], "index", (0, 1, 3, 7, 9, 12, 15, 20, 30)),
-        ([squares(list(range(1 + seed, 300, 5)), seed) for seed in range(5)] * 2, None, ()),
+        ([squares(list(range(1 + seed, 300, 5)), seed) for seed in range(5)] * 3, None, ()),
         ([colored(BLACK, RED)], "color", None),
         ([scattered([0, 255]), colored(BLACK, RED)], "color", None),
     ],
