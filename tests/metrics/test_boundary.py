@@ -16,7 +16,7 @@ def label_pairs(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray, int]:
     num_classes = draw(st.integers(2, 5))
     random = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
     height, width = draw(st.integers(1, 24)), draw(st.integers(1, 24))
-    truth = np.kron(random.integers(0, num_classes, (6, 6)), np.ones((4, 4)))[:height, :width].astype(np.uint8)
+    truth = np.kron(random.integers(0, num_classes, (6, 6)), np.ones((4, 4)))[:height, :width].astype(np.uint16)
     prediction = np.roll(truth, draw(st.integers(0, 3)), axis=1)
     noise = random.random(truth.shape) < 0.05
     prediction[noise] = random.integers(0, num_classes, noise.sum())
@@ -99,7 +99,7 @@ def test_a_shift_of_one_pixel_is_forgiven_at_tolerance_one_only() -> None:
 def test_counts_of_images_add_up() -> None:
     random = np.random.default_rng(1)
     truth, prediction = random.integers(0, 3, (2, 12, 12), dtype=np.uint8)
-    gap = np.full((12, 1), IGNORE, dtype=np.uint8)
+    gap = np.full((12, 1), IGNORE, dtype=np.uint16)
     single = metrics.boundary_counts(truth, truth, 3) + metrics.boundary_counts(truth, prediction, 3)
     # Far enough apart, two images side by side count as the sum of both.
     side_by_side = np.hstack([truth, gap, gap, gap, truth])
@@ -108,7 +108,7 @@ def test_counts_of_images_add_up() -> None:
 
 
 def test_edges_of_ignored_regions_and_of_the_image_are_no_boundary() -> None:
-    truth = np.full((9, 9), 1, dtype=np.uint8)
+    truth = np.full((9, 9), 1, dtype=np.uint16)
     truth[3:6, 3:6] = IGNORE
     prediction = np.full((9, 9), 1, dtype=np.uint8)
     prediction[3:6, 3:6] = 0

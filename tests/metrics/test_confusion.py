@@ -20,7 +20,7 @@ def label_pairs(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray, int]:
     random = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
     shape = draw(st.integers(1, 20)), draw(st.integers(1, 20))
     present = draw(st.integers(1, num_classes))
-    dtype = draw(st.sampled_from([np.uint8, np.int16, np.int64]))
+    dtype = draw(st.sampled_from([np.uint16, np.int32, np.int64]))
     truth = random.integers(0, present, shape).astype(dtype)
     prediction = random.integers(0, num_classes, shape).astype(dtype)
     truth[random.random(shape) < draw(st.sampled_from([0.0, 0.2]))] = IGNORE
@@ -84,8 +84,8 @@ def test_blocks_add_up(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_ignored_pixels_count_nowhere_whatever_is_predicted() -> None:
-    truth = np.array([[0, IGNORE, IGNORE], [1, 1, 3]], dtype=np.uint8)
-    prediction = np.array([[0, 77, IGNORE], [1, 0, 1]], dtype=np.uint8)
+    truth = np.array([[0, IGNORE, IGNORE], [1, 1, 3]], dtype=np.uint16)
+    prediction = np.array([[0, 77, IGNORE], [1, 0, 1]], dtype=np.uint16)
     truth[1, 2] = IGNORE
     assert metrics.confusion_matrix(truth, prediction, 2).tolist() == [[1, 0], [1, 1]]
     truth[truth == IGNORE] = 3
@@ -153,7 +153,7 @@ def test_summary_refuses_names_that_do_not_fit() -> None:
         ),
         ([0, 7], [0, 1], r"^truth: labels must be 0 to 1, but 7 was found\. Check the number of classes"),
         ([-1, 0], [0, 1], r"^truth: labels must be 0 to 1, but -1 was found\."),
-        ([0, 1], [0, IGNORE], r"^prediction: labels must be 0 to 1, but 255 was found\."),
+        ([0, 1], [0, IGNORE], r"^prediction: labels must be 0 to 1, but 65535 was found\."),
         (
             [0, 1],
             [0.0, 1.0],

@@ -72,7 +72,7 @@ class Seen:
 
 def make_case(name: str, wrong: int, score: float, shape: tuple[int, int] = (24, 32)) -> Seen:
     random = np.random.default_rng(wrong)
-    truth = np.zeros(shape, dtype=np.uint8)
+    truth = np.zeros(shape, dtype=np.uint16)
     truth[4:12, 4:12] = 1
     truth[-4:] = IGNORE
     prediction = np.where(truth == IGNORE, 0, truth).astype(np.uint8)

@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 
 import pixelwise as pw
 from pixelwise.cli import app
+from pixelwise.core.classes import IGNORE
 from pixelwise.core.errors import RunError, SettingError
 from pixelwise.core.run_folder import RunFolder
 from pixelwise.models import UNet, build, checkpoint
@@ -100,7 +101,7 @@ def test_the_classifier_learns_the_pixel_in_the_middle() -> None:
     network = small_unet()
     classifier = PatchClassifier(network)
     images, labels = torch.randn(4, 1, 16, 16), torch.randint(0, 3, (4, 16, 16))
-    labels[1, 8, 8] = 255  # counts nowhere
+    labels[1, 8, 8] = IGNORE  # counts nowhere
     outputs = classifier.outputs(images)
     features = network.features_on_grid(images)[-1]
     expected = classifier.dense(features[:, :, 1:3, 1:3].mean((2, 3), keepdim=True))
@@ -156,7 +157,7 @@ def test_a_backbone_is_a_single_part() -> None:
 
 def test_the_accuracy_counts_labelled_middles() -> None:
     tally = PRETRAININGS["patches"].tally(None, full=True)  # type: ignore[arg-type]
-    truth = np.array([[0, 1, 255], [1, 1, 0]], np.uint8)
+    truth = np.array([[0, 1, IGNORE], [1, 1, 0]], np.uint16)
     record = Record("a", np.zeros((2, 3, 1)), Labels(truth, None))
     prediction = PatchClasses(np.array([0, 1]), np.array([0, 2]), np.array([[0, 1], [1, 1]], np.uint8))
     assert tally.add(record, prediction) == pytest.approx(2 / 3)

@@ -23,7 +23,7 @@ def boundary_target(labels: Tensor, radius: int = 1, ignore_index: int = IGNORE)
     Returns:
         N x H x W bool.
 
-    >>> boundary_target(torch.tensor([[[0, 0, 1, 1, 255]]]))
+    >>> boundary_target(torch.tensor([[[0, 0, 1, 1, IGNORE]]]))
     tensor([[[False,  True,  True, False, False]]])
     """
     counted = labels != ignore_index

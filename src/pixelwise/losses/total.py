@@ -26,8 +26,9 @@ class SegmentationLoss(nn.Module):
     Raises:
         SettingError: as in `check_factors`; on a call, the number of class weights is not K.
 
+    >>> from pixelwise.core.classes import IGNORE
     >>> loss = SegmentationLoss(LossSettings(dice=0.5, lovasz=1.0))
-    >>> loss(torch.zeros(1, 2, 4, 4), torch.full((1, 4, 4), 255)).item()
+    >>> loss(torch.zeros(1, 2, 4, 4), torch.full((1, 4, 4), IGNORE)).item()
     0.0
     """
 

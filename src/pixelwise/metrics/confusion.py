@@ -32,7 +32,7 @@ def confusion_matrix(
     Raises:
         DataError: the shapes differ, a type is not an integer, or a counted value is outside 0 to K - 1.
 
-    >>> confusion_matrix(np.array([0, 1, 1, 255]), np.array([0, 1, 0, 0]), num_classes=2).tolist()
+    >>> confusion_matrix(np.array([0, 1, 1, IGNORE]), np.array([0, 1, 0, 0]), num_classes=2).tolist()
     [[1, 0], [1, 1]]
     """
     check_pair(truth, prediction)

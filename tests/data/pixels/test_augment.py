@@ -284,7 +284,7 @@ def test_labels_are_those_of_the_nearest_pixel_and_unknown_beyond_the_border(see
 def test_image_and_labels_move_together(seed: int) -> None:
     """An image that holds its own coordinates tells where each label came from."""
     rng = generator(seed)
-    labels = rng.integers(0, 200, (45, 37)).astype(np.uint8)
+    labels = rng.integers(0, 200, (45, 37)).astype(np.uint16)
     image = np.stack(np.mgrid[:45, :37], axis=2).astype(np.float32)
     maps = random_maps(seed, labels.shape)
     where, found = warp_image(image, maps), warp_labels(labels, maps)
@@ -295,7 +295,7 @@ def test_image_and_labels_move_together(seed: int) -> None:
 
 def test_an_image_that_equals_its_labels_still_does_after_all_changes() -> None:
     rows, columns = np.mgrid[:80, :90]
-    labels = ((rows // 11 + columns // 13) % 2).astype(np.uint8)
+    labels = ((rows // 11 + columns // 13) % 2).astype(np.uint16)
     seen = 0
     for seed in range(20):
         maps = draw_map(rng := generator(seed), ALL, draw_pose(rng, ALL), (40, 45), (64, 64))
@@ -314,7 +314,7 @@ def test_images_of_a_few_pixels_can_be_warped(shape: tuple[int, int, int]) -> No
     image = np.full(shape, 7, np.uint8)
     maps = draw_map(generator(0), ALL, draw_pose(generator(0), ALL), (0, 0), (33, 21))
     assert warp_image(image, maps).tolist() == np.full((33, 21, shape[2]), 7).tolist()
-    assert set(np.unique(warp_labels(np.ones(shape[:2], np.uint8), maps))) <= {1, IGNORE}
+    assert set(np.unique(warp_labels(np.ones(shape[:2], np.uint16), maps))) <= {1, IGNORE}
 
 
 def test_a_long_image_can_be_warped() -> None:

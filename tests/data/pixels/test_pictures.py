@@ -61,7 +61,7 @@ def test_colorize_shows_classes_and_ignored_pixels() -> None:
 
 def test_overlay_tints_classes_and_draws_their_outline() -> None:
     image = np.full((5, 7, 3), 100, dtype=np.uint8)
-    labels = np.zeros((5, 7), dtype=np.uint8)
+    labels = np.zeros((5, 7), dtype=np.uint16)
     labels[:, 3:] = 1
     labels[:, 6] = IGNORE
     picture = pictures.overlay(image, labels, CLASSES, alpha=0.25)
@@ -85,7 +85,7 @@ def test_outlines_are_those_of_scikit_image(seed: int) -> None:
 
 def test_errors_are_red_and_the_rest_is_grey() -> None:
     image = np.random.default_rng(9).integers(0, 256, (24, 32, 3), dtype=np.uint8)
-    truth = np.zeros((24, 32), dtype=np.uint8)
+    truth = np.zeros((24, 32), dtype=np.uint16)
     truth[4:12, 4:12] = 1
     truth[-4:] = IGNORE
     prediction = np.where(truth == IGNORE, 0, truth).astype(np.uint8)

@@ -101,7 +101,8 @@ class Evidence:
             highest += int(facts.ids.values[kept].max(initial=0))
             occurrences += int(kept.sum())
         recur = occurrences >= _RECURRING * len(self.values)
-        return Objects(count, whole, most, are_parts(self), recur and occurrences < _DENSE * highest)
+        numbered = max(self.values, default=0) <= max(MAX_INDEX, 2 * len(self.values))  # as classes would be
+        return Objects(count, whole, most, are_parts(self), numbered and recur and occurrences < _DENSE * highest)
 
 
 def _add(sums: Counter[int], values: np.ndarray, pixels: np.ndarray) -> None:
