@@ -22,7 +22,7 @@ from pixelwise.cli.prediction import figure
 from pixelwise.core.config import read_config
 from pixelwise.data.files.readers import read_image, read_mask
 
-COMMANDS = {"train", "pretrain", "plan", "evaluate", "predict", "verify-seams", "models", "demo"}
+COMMANDS = {"doctor", "train", "pretrain", "plan", "evaluate", "predict", "verify-seams", "models", "demo"}
 TINY = (
     "--epochs", "1", "--device", "cpu", "--set", "train.steps_per_epoch=2", "--set", "model.width=4",
     "--set", "model.depth=2", "--set", "train.batch=2", "--set", "train.patch=[32,32]",
