@@ -146,7 +146,7 @@ def test_a_batch_stacks_its_samples(samples: list[Sample]) -> None:
     sampler = sampler_of(samples, config_of(), (12, 20))
     batch = sampler.batch([7, 3, 5])
     assert (batch.images.shape, batch.images.dtype) == ((3, 1, 12, 20), np.float32)
-    assert (batch.targets["labels"].shape, batch.targets["labels"].dtype) == ((3, 12, 20), np.uint8)
+    assert (batch.targets["labels"].shape, batch.targets["labels"].dtype) == ((3, 12, 20), np.uint16)
     assert batch.targets.keys() == {"labels"}
     for place, number in enumerate([7, 3, 5]):
         image, labels, _ = draw(sampler, number)
