@@ -11,10 +11,10 @@ INTRODUCTION = """# What the doctor finds
 `pixelwise doctor DATA` looks at every image and its labels, and names what is wrong by a code that never changes. Every
 training asks the doctor first, about all splits; what was found out is kept until a file changes.
 
-- An **error** stops a training. `--allow CODE` goes on: either the files are left out, or the set is taken as it is; the
-  table says which.
+- An **error** stops a training. `--allow CODE` goes on: either the files are left out, or the set is taken as it is;
+  the table says which.
 - A **warning** and a **note** stop nothing.
-- `pixelwise doctor DATA --fix OUT` writes a mended copy, as far as it can be known what is right; DATA is never touched.
+- `pixelwise doctor DATA --fix OUT` writes a copy in which is mended what can be; DATA is left as it is.
 - `pixelwise doctor DATA --html FILE` writes a page with samples, classes, sizes, intensities and all findings.
 - `--json` prints the same for programs, `pw.doctor(DATA)` returns it in Python.
 """

@@ -1,6 +1,6 @@
 """Shared fixtures: small data sets that a network can learn, made anew for each test."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -65,6 +65,16 @@ def make_dataset() -> Callable[..., Path]:
         return root
 
     return make
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What was found out about data sets is kept in a folder of the tests, also by the commands that they start."""
+    with pytest.MonkeyPatch.context() as patch:
+        folder = str(tmp_path_factory.mktemp("cache"))
+        for name in ("XDG_CACHE_HOME", "LOCALAPPDATA"):  # of Linux and of Windows
+            patch.setenv(name, folder)
+        yield
 
 
 @pytest.fixture(scope="session")

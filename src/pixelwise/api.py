@@ -2,7 +2,7 @@
 
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -20,12 +20,9 @@ from pixelwise.core.progress import Progress
 from pixelwise.core.run_folder import RunFolder
 from pixelwise.core.windows import Window
 from pixelwise.data.files.sources import open_source
-from pixelwise.data.sets.diagnosis import Diagnosis
-from pixelwise.data.sets.fix import write_mended
 from pixelwise.data.sets.folder import DataSet, open_dataset
 from pixelwise.data.sets.labels import LabelRule
-from pixelwise.data.sets.problems import current
-from pixelwise.data.sets.survey import Survey, read_samples, survey, understand
+from pixelwise.data.sets.survey import survey
 from pixelwise.engines import EngineChoice, ExportedEngine, choose_engine
 from pixelwise.engines.machine import pick_device
 from pixelwise.evaluation.measure import evaluate
@@ -35,7 +32,7 @@ from pixelwise.prediction.inputs import count_pixels
 from pixelwise.prediction.sizes import sizes_of
 from pixelwise.prediction.tiler import TileSize
 from pixelwise.task import Task
-from pixelwise.tasks import TASKS, choose_task, task_of
+from pixelwise.tasks import choose_task, task_of
 
 if TYPE_CHECKING:  # a training's libraries take seconds and memory, so they are imported when needed
     from pixelwise.training.loop import Result
@@ -157,7 +154,6 @@ class Run:
         device: str = "auto",
         allow: Sequence[str] = (),
         progress: Progress | None = None,
-        note: Callable[[str], None] = lambda text: None,
     ) -> dict[str, Any]:
         """Measure on a split of a data set; write metrics.json and report.html.
 
@@ -169,10 +165,9 @@ class Run:
             device: auto, cpu, cuda, mps.
             allow: codes of problems whose files are left out.
             progress: is called with (done, all).
-            note: is told what the user should know; the result holds it, too, under `notes`.
 
         Returns:
-            The content of metrics.json.
+            The content of metrics.json; `notes`, if any, say what a person should know.
 
         Raises:
             DataError: the split is empty, its files cannot be used, or a class occurs that the run does not have.
@@ -185,8 +180,6 @@ class Run:
         carry = partial(task.labels.carried_over, task.meaning(config))
         sound = survey(dataset, task.labels, meaning=carry, allow=allow, splits=(name,))
         samples, config = sound.dataset.split(name), task.with_meaning(config, sound.meaning)
-        for text in sound.told:
-            note(text)
         folder = Path(out) if out else self.folder.evaluation(name)
         pixels = count_pixels([sample.image for sample in samples], WORTH_PREPARING)
         predictor = self.predictor(EngineChoice(device=device), pixels=pixels)
@@ -257,50 +250,6 @@ def choose_split(dataset: DataSet, split: str | None) -> str:
         split = "test" if dataset.splits.get("test") or "test" in dataset.unlabelled else "val"
     dataset.split(split)
     return split
-
-
-def doctor(
-    data: str | Path,
-    *,
-    fix: str | Path | None = None,
-    allow: Sequence[str] = (),
-    html: str | Path | None = None,
-    progress: Progress | None = None,
-) -> Diagnosis:
-    """Find what is wrong with a data set, as every training does before it starts.
-
-    Args:
-        data: the folder of the data set.
-        fix: folder for a mended copy; the original is never touched.
-        allow: codes of problems that are no reason for a training to stop.
-        html: a page to write about the set: samples with their masks, classes, sizes, intensities, findings.
-        progress: is called with (done, all).
-
-    Returns:
-        The diagnosis: `ok`, `problems` (each with `code`, `severity`, `files`, `message`, `fix`), `labels`, `classes`.
-
-    Raises:
-        DataError: the folder is no data set. OutputError: the copy or the page cannot be written.
-    """
-    from pixelwise.report import write_dataset_page
-
-    allowed = current(allow)
-    found = _surveyed(Path(data), allowed, progress)
-    diagnosis = Diagnosis.of(found, allowed)
-    if fix is not None:
-        mended = write_mended(found, Path(fix), progress)
-        remaining = _surveyed(mended.out, allowed, None).problems if mended.samples else found.problems
-        diagnosis = replace(diagnosis, mended=mended, remaining=remaining)
-    if html is not None:
-        write_dataset_page(Path(html), found, diagnosis)
-        diagnosis = replace(diagnosis, page=Path(html))
-    return diagnosis
-
-
-def _surveyed(data: Path, allow: Sequence[str], progress: Progress | None) -> Survey:
-    """A data set of masks, whatever is wrong with it."""
-    labels = TASKS["segment"].labels
-    return understand(read_samples(open_dataset(data), labels, progress=progress), allow=allow)
 
 
 def load(path: str | Path) -> Run:

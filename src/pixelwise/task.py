@@ -99,7 +99,7 @@ class Task(Protocol):
         ...
 
     def with_meaning(self, config: Config, meaning: Any) -> Config:
-        """The settings with another meaning of the labels: to measure a run on data that are labelled in another way."""
+        """The settings with another meaning of the labels: to measure a run on data labelled in another way."""
         ...
 
     def fill(self, draft: Draft, survey: Survey, machine: Machine) -> None:

@@ -19,14 +19,14 @@ from pixelwise.core.errors import DataError, PixelwiseError, SettingError
 from pixelwise.data.files.readers import read_image
 from pixelwise.data.pixels.normalize import Normalization, match_channels
 from pixelwise.data.sets.examine import ImageFacts
-from pixelwise.data.sets.survey import Survey, survey
 from pixelwise.data.sets.folder import DataSet, Description, Sample, open_dataset
 from pixelwise.data.sets.labels import LabelRule
+from pixelwise.data.sets.scenes import is_upright
+from pixelwise.data.sets.survey import Survey, survey
 from pixelwise.engines.machine import Machine
 from pixelwise.models import MODELS
 from pixelwise.models.checkpoint import settings_of
 from pixelwise.tasks import TASKS
-from pixelwise.tasks.segment import is_upright
 from pixelwise.training import plan
 from pixelwise.training.plan import describe, intensities_vary, intensity_figures
 
@@ -135,7 +135,7 @@ def test_the_labels_are_those_of_the_survey(kind: str) -> None:
     found = surveyed(facts_of(), kind=kind)
     data = make_plan(found, CPU).data
     assert (data.labels, data.classes, data.ignore) == (kind, ["rest", "cell"], [7])
-    assert data.values == ([0, 255] if kind == "binary" else [])
+    assert data.values == {"binary": [0, 255], "index": [0, 1], "instances": []}[kind]
     assert LabelRule.from_settings(data) == found.meaning
 
 

@@ -26,7 +26,7 @@ def doctor(
     quiet: Quiet = False,
 ) -> None:
     """Find what is wrong with a data set, what it would do to a training, and what can be done about it."""
-    from pixelwise.api import doctor as examine
+    from pixelwise.health import doctor as examine
 
     with Display("checking", quiet) as display:
         found = examine(data, fix=fix, allow=allow or [], html=html, progress=display.count)

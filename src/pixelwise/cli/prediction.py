@@ -56,9 +56,9 @@ def evaluate(
 
     loaded = load(run)
     with Display("evaluating", quiet) as display:
-        metrics = loaded.evaluate(
-            data, split, out, device=device, allow=allow or [], progress=display.count, note=display.note
-        )
+        metrics = loaded.evaluate(data, split, out, device=device, allow=allow or [], progress=display.count)
+        for text in metrics.get("notes", ()):
+            display.note(text)
     folder = out or RunFolder(run).evaluation(metrics["split"])
     rows = [
         f"  {row['name']:<20} {figure(row['iou'])}{'' if row.get('trained', True) else '  (not in the training set)'}"

@@ -143,8 +143,8 @@ def _draw_levels(facts: Sequence[ImageFacts], ink: str) -> bytes:
     ordered = sorted(facts, key=lambda fact: fact.low + fact.high)
     figure, axes = _axes("Intensities, 1st to 99th percentile", "images, dark to bright", "share of the range", ink)
     places = np.arange(len(ordered))
-    axes.vlines(places, [fact.low for fact in ordered], [fact.high for fact in ordered], linewidth=1.2)
-    axes.scatter(places, [float(fact.mean.mean()) for fact in ordered], s=4, zorder=3)
+    axes.vlines(places, [fact.low for fact in ordered], [fact.high for fact in ordered], linewidth=1.2, alpha=0.35)
+    axes.scatter(places, [float(fact.mean.mean()) for fact in ordered], s=5, zorder=3, color=ink)
     return png_of(figure)
 
 

@@ -4,7 +4,6 @@ N images, K classes, H x W pixels. The truth of a record is a `Labels`; a predic
 uint16 where K > 256.
 """
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
@@ -27,6 +26,7 @@ from pixelwise.data.sets.labels import LabelRule, some
 from pixelwise.data.sets.masks import MaskLabels
 from pixelwise.data.sets.pairs import Sample
 from pixelwise.data.sets.sampling import PatchSampler, Store
+from pixelwise.data.sets.scenes import is_upright, scene_scale, typical_size
 from pixelwise.data.sets.stored import classes_of, read_stored
 from pixelwise.data.sets.survey import Survey
 from pixelwise.engines import EngineChoice
@@ -41,9 +41,8 @@ from pixelwise.prediction.requests import OutputOptions
 from pixelwise.prediction.stream import Listener, Outcome, predict_files
 from pixelwise.prediction.tiler import TileSize
 from pixelwise.task import Figure, Record
-from pixelwise.training.plan import GRID, holds_little, patch_pixels, typical_size
+from pixelwise.training.plan import GRID, holds_little, patch_pixels
 
-UPRIGHT = 0.2  # share of pixels whose class would have to move for the top third to look like the bottom third
 FEW_DROPOUT = 0.3
 SMALL_SIDE = 64  # pixels; smaller images are not folded
 LARGEST_DRAWN = 2048  # pixels of a side; of larger images the report shows every second, third, ... pixel
@@ -219,7 +218,7 @@ def _fill_unet(draft: Draft, facts: Sequence[ImageFacts], device: str) -> None:
 def _fill_scene(draft: Draft, facts: Sequence[ImageFacts], pixels: int) -> None:
     """A patch sees the whole scene, at the largest scale 1/2^k at which it fits; it is mirrored sideways alone."""
     height, width = typical_size(facts)
-    draft.fill("data", scale=0.5 ** max(0, math.ceil(math.log(height * width / pixels, 4))))
+    draft.fill("data", scale=scene_scale(facts, pixels))
     sides = (length * draft["data.scale"] for length in (height, width))
     if draft["train.recipe"] != "paper":
         draft.fill("train", patch=tuple(max(GRID, round(side / GRID) * GRID) for side in sides))
@@ -231,18 +230,6 @@ def _fill_paper(draft: Draft) -> None:
     draft.fill("train", patch=(388, 388), batch=1, optimizer="sgd", momentum=0.99)
     draft.fill("train", rate=1e-3, weight_decay=0.0, average=0.0)
     draft.fill("loss", dice=0.0, border=10.0, class_weight_power=1.0)
-
-
-def is_upright(facts: Sequence[ImageFacts]) -> bool:
-    """Whether what is at the top of the pictures differs from what is at the bottom, as in a camera's scene.
-
-    Measured by the total variation distance between the class frequencies of the images' top and bottom thirds.
-    """
-    rows = np.sum([fact.labels for fact in facts], axis=0).astype(np.float64)
-    if not rows[0].sum() or not rows[2].sum():
-        return False
-    share = rows / np.maximum(rows.sum(1, keepdims=True), 1)
-    return bool(np.abs(share[0] - share[2]).sum() / 2 > UPRIGHT)
 
 
 # Training

@@ -50,12 +50,12 @@ def check_unchanged(path: Path, surveyed: Survey, allow: Collection[str]) -> lis
     try:
         before = json.loads(path.read_text(encoding="utf-8"))
         changes = list(_changes(before, json.loads(json.dumps(state_of(surveyed)))))
-    except (ValueError, TypeError, AttributeError, IndexError, UnicodeDecodeError) as error:
+    except (ValueError, TypeError, AttributeError, LookupError) as error:
         raise RunError(f"{path}: cannot be read. Delete it to resume without comparing the data.") from error
     if changes and "data-changed" not in allow:
         raise DataError(
-            f"{surveyed.dataset.root}: has changed since this run began: {'; '.join(changes)}. Bring the data back as they "
-            "were, start a new run (with --init for its weights), or go on with --allow data-changed."
+            f"{surveyed.dataset.root}: has changed since this run began: {'; '.join(changes)}. Bring the data back as "
+            "they were, start a new run (with --init for its weights), or go on with --allow data-changed."
         )
     return changes
 

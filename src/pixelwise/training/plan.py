@@ -14,7 +14,8 @@ from pixelwise.core.config import Config, Overrides
 from pixelwise.core.draft import Draft
 from pixelwise.core.errors import SettingError
 from pixelwise.data.pixels.normalize import HIGH, LOW
-from pixelwise.data.sets.examine import ImageFacts
+from pixelwise.data.sets.examine import LARGE_PIXELS, ImageFacts
+from pixelwise.data.sets.scenes import typical_size
 from pixelwise.data.sets.survey import Survey
 from pixelwise.engines.machine import Machine
 from pixelwise.task import Task
@@ -89,12 +90,7 @@ def holds_little(facts: Sequence[ImageFacts]) -> bool:
 
 def patch_pixels(machine: Machine) -> int:
     """Pixels of a patch: what a step on this machine can see at once."""
-    return 512 * 512 if machine.device == "cuda" else 256 * 256
-
-
-def typical_size(facts: Sequence[ImageFacts]) -> tuple[float, float]:
-    """Median height and width of the images."""
-    return float(np.median([fact.height for fact in facts])), float(np.median([fact.width for fact in facts]))
+    return 512 * 512 if machine.device == "cuda" else LARGE_PIXELS
 
 
 def _patch(facts: Sequence[ImageFacts], scale: float, pixels: int) -> tuple[int, ...]:

@@ -7,7 +7,7 @@ import os
 import platform
 import shutil
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any, cast
@@ -75,6 +75,8 @@ def prepare(
     if meant != surveyed.meaning:  # the user says otherwise: do the labels agree?
         surveyed = surveyed.with_meaning(meant, allow)
     _require_labels(surveyed)
+    tiny = task.labels.vanishing(surveyed.of("train"), surveyed.meaning, config.data.scale)
+    surveyed = replace(surveyed, problems=(*surveyed.problems, *tiny))
     _try_network(task, config, surveyed)
     return config, surveyed
 

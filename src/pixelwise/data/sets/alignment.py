@@ -1,8 +1,9 @@
 """Does a mask lie on its image as it should, or would it fit far better flipped, turned or shifted?
 
 The fit of a mask is the share of the image's variance that its classes explain (the correlation ratio, eta squared),
-between 0 and 1. A class may look like anything (a house with a white wall and a dark shop), so the borders of the classes
-have to agree: they must lie on stronger edges of the image, too. S pixels is the side of a thumbnail.
+between 0 and 1. Large patches explain something wherever they lie, so the fit has to stand out from that of all shifts.
+And a class may look like anything (a house with a white wall and a dark shop), so the borders of the classes have to
+agree: they must lie on stronger edges of the image, too. S pixels is the side of a thumbnail.
 """
 
 from collections.abc import Iterator
@@ -17,7 +18,9 @@ CHANNELS = 3  # of the image that are looked at
 CLASSES = 6  # of the mask: the largest ones
 REACH = 0.25  # of the side: how far a mask may have moved
 CLEAR_GAIN, CLEAR_FACTOR = 0.12, 1.6  # how much better something must fit than the mask as it is
-EDGE_FACTOR = 1.2  # how much stronger the edges below its borders must be
+EDGE_FACTOR = 1.05  # how much stronger the edges below its borders must be
+OUTSTANDING = 12.0  # standard deviations that it must be above the fits of all shifts
+LARGE, LARGE_OUTSTANDING = 0.6, 4.0  # the same for a large fit, as of a scene's road and sky
 
 
 @dataclass(frozen=True)
@@ -28,11 +31,14 @@ class Fit:
     best: float
     way: str  # "flipped top to bottom", "moved 12 pixels down and 3 pixels left", ...
     edges: float = 1.0  # strength of the image's edges below the borders of the best way, relative to those now
+    deviations: float = 0.0  # of the fits of all shifts, by which the best is above their mean
 
     @property
     def is_clear(self) -> bool:
         """Whether the other way is far better."""
-        return self.edges > EDGE_FACTOR and self.best > max(self.now + CLEAR_GAIN, CLEAR_FACTOR * self.now)
+        better = self.best > max(self.now + CLEAR_GAIN, CLEAR_FACTOR * self.now)
+        enough = LARGE_OUTSTANDING if self.best > LARGE else OUTSTANDING
+        return better and self.edges > EDGE_FACTOR and self.deviations > enough
 
 
 def fit_of(image: np.ndarray, labels: np.ndarray) -> Fit | None:
@@ -56,12 +62,14 @@ def fit_of(image: np.ndarray, labels: np.ndarray) -> Fit | None:
     ways = [way for way in _WAYS if square or way not in _TURNED]
     best, way = max((_explained(small, _moved(classes, way)), way) for way in ways)
     moved = _moved(classes, way)
-    shifted, (down, right) = _best_shift(small, classes)
+    shifts = _shifts(small, classes)
+    shifted, (down, right) = _best_shift(shifts)
     if shifted > best:
         height, width = labels.shape
         best, way = shifted, _shift_text(down * height / SIDE, right * width / SIDE)
         moved = np.roll(classes, (down, right), (1, 2))
-    return Fit(now, best, way, _edge_strength(small, moved) / _edge_strength(small, classes))
+    edges = _edge_strength(small, moved) / _edge_strength(small, classes)
+    return Fit(now, best, way, edges, float((best - shifts.mean()) / max(float(shifts.std()), 1e-9)))
 
 
 _TURNS = {
@@ -131,16 +139,20 @@ def _edge_strength(image: np.ndarray, classes: np.ndarray) -> float:
     return float(strength[border].mean()) + 1e-6 if border.any() else 1e-6
 
 
-def _best_shift(image: np.ndarray, classes: np.ndarray) -> tuple[float, tuple[int, int]]:
-    """The best share over all shifts of the mask, and that shift (down, right), in pixels of the thumbnail."""
+def _shifts(image: np.ndarray, classes: np.ndarray) -> np.ndarray:
+    """S x S: the share that the classes explain when they are moved so many rows down and columns to the right."""
     spectrum = fft.rfft2(image)
-    counts = classes.sum((1, 2))
     total = np.zeros((SIDE, SIDE), np.float32)
-    for plane, count in zip(classes, counts, strict=True):
+    for plane, count in zip(classes, classes.sum((1, 2)), strict=True):
         sums = fft.irfft2(spectrum * np.conj(fft.rfft2(plane)), (SIDE, SIDE))
         total += (sums**2).sum(0) / count
+    return total / image.size
+
+
+def _best_shift(shifts: np.ndarray) -> tuple[float, tuple[int, int]]:
+    """The best share of all shifts within reach, and that shift (down, right), in pixels of the thumbnail."""
     reach = int(REACH * SIDE)
-    near = np.roll(total, (reach, reach), (0, 1))[: 2 * reach + 1, : 2 * reach + 1] / image.size
+    near = np.roll(shifts, (reach, reach), (0, 1))[: 2 * reach + 1, : 2 * reach + 1]
     down, right = np.unravel_index(int(near.argmax()), near.shape)
     return float(near.max()), (int(down) - reach, int(right) - reach)
 

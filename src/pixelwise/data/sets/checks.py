@@ -1,12 +1,13 @@
 """What is wrong with a data set as a whole: its folders, and its images beside one another."""
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 
 import numpy as np
 
+from pixelwise.data.files.facts import FileFacts
 from pixelwise.data.files.readers import IMAGE_SUFFIXES
 from pixelwise.data.sets.examine import ImageFacts
 from pixelwise.data.sets.folder import DataSet
@@ -44,11 +45,12 @@ def of_folders(dataset: DataSet) -> list[Problem]:
     """Files without their partner, with the same stem, or that are no images; splits without labels."""
     pairs = list(dataset.found.values())
     hint = " ".join(dict.fromkeys(one.hint for one in pairs if one.hint))
+    lonely, alone, twins = zip(*((one.lonely_images, one.lonely_masks, one.same_stem) for one in pairs), strict=True)
     rows = (
-        ("unpaired-image", [one.lonely_images for one in pairs], "has no mask with the same stem in masks/.", "Add the mask or"),
-        ("unpaired-mask", [one.lonely_masks for one in pairs], "has no image with the same stem in images/.", "Add it or"),
-        ("ambiguous-pair", [one.same_stem for one in pairs], "has the same stem as another file next to it.", "Rename one or"),
-    )  # fmt: skip
+        ("unpaired-image", lonely, "has no mask with the same stem in masks/.", "Add the mask or"),
+        ("unpaired-mask", alone, "has no image with the same stem in images/.", "Add it or"),
+        ("ambiguous-pair", twins, "has the same stem as another file next to it.", "Rename one or"),
+    )
     problems = []
     for code, found, message, fix in rows:
         if paths := tuple(chain(*found)):
@@ -114,18 +116,23 @@ def _copies(splits: Splits) -> Iterator[Problem]:
         by_digest[fact.digest].append(number)
     same = [group for group in by_digest.values() if len(group) > 1 and not places[group[0]][1].is_constant]
     known = {number: key for key, group in enumerate(same) for number in group}
+    copied = _copied_splits(splits)
     for group in same:
         found = sorted({places[number][0] for number in group}, key=list(splits).index)
         files = tuple(places[number][1].sample.image for number in group)
-        if len(found) > 1:
-            message = f"is the same image, pixel by pixel, in the splits {' and '.join(found)}: what is measured there was learnt."
-            fix = "Keep one of them: `pixelwise doctor DATA --fix OUT` keeps the first. To go on as it is, use --allow split-leak."
-            yield Problem("split-leak", files, message, fix)
-        else:
+        fix = "Keep one: `pixelwise doctor DATA --fix OUT` keeps the first."
+        if len(found) == 1:
             message = f"are the same image, pixel by pixel, in the split {found[0]}."
-            yield Problem(
-                "duplicate-image", files, message, "Keep one: `pixelwise doctor DATA --fix OUT` keeps the first."
-            )
+            yield Problem("duplicate-image", files, message, fix)
+            continue
+        where = " and ".join(found)
+        message = f"are the same image, pixel by pixel, in the splits {where}: what is measured there was learnt."
+        if set(found) <= copied:
+            message = f"the splits {where} hold the same images as a whole, so what is measured there was learnt."
+            fix = "If that is not meant, put other images there; if it is, remember what the figures are worth."
+        else:
+            fix += " With --allow split-leak the set is taken as it is."
+        yield Problem("split-leak", files, message, fix, "warning" if set(found) <= copied else None)
     for first, second in _lookalikes([fact for _, fact in places]):
         if known.get(first, -1) != known.get(second, -2):
             (one, fact), (other, twin) = places[first], places[second]
@@ -137,6 +144,12 @@ def _copies(splits: Splits) -> Iterator[Problem]:
                 message,
                 "Keep one, or put both in the same split.",
             )
+
+
+def _copied_splits(splits: Splits) -> set[str]:
+    """Splits that are copies of each other as a whole, which nobody does by accident: they try whether it learns."""
+    held = {name: frozenset(fact.digest for fact in facts) for name, facts in splits.items() if len(facts) > 1}
+    return {one for one, own in held.items() for other, others in held.items() if one != other and own == others}
 
 
 def _lookalikes(facts: Sequence[ImageFacts]) -> Iterator[tuple[int, int]]:
@@ -191,8 +204,8 @@ def _turned(facts: Sequence[ImageFacts]) -> Iterator[Problem]:
         if turn in (1, fact.label_orientation) or (turn > 4 and fact.height != fact.width):
             continue
         message = (
-            f"asks viewers to turn or mirror it (EXIF orientation {turn}), which was done here, while its mask does not: "
-            "if the mask was drawn on the image as it is stored, it lies wrongly."
+            f"asks viewers to turn or mirror it (EXIF orientation {turn}), which was done here, while its mask does "
+            "not: if the mask was drawn on the image as it is stored, it lies wrongly."
         )
         fix = (
             "Look at the pair; where it lies wrongly, `pixelwise doctor DATA --fix OUT` writes both as they should be."
@@ -207,29 +220,43 @@ def _undeclared(facts: Sequence[ImageFacts]) -> Iterator[Problem]:
             message = (
                 f"holds the value {value} many times, far from all others: it seems to stand for pixels without data."
             )
-            fix = f"If so, write `nodata = {value}` into dataset.toml; if it is a measurement, use --allow undeclared-nodata."
+            fix = (
+                f"If so, write `nodata = {value}` into dataset.toml; if it is a measurement, use --allow "
+                "undeclared-nodata."
+            )
             yield Problem("undeclared-nodata", (fact.sample.image,), message, fix)
+
+
+_REMARKS: dict[str, tuple[str, Callable[[ImageFacts, FileFacts], bool]]] = {
+    "shows nothing: every pixel has the same value.": ("constant-image", lambda fact, file: fact.is_constant),
+    "has more than 100 megapixels.": (
+        "huge-image",
+        lambda fact, file: fact.pages * fact.height * fact.width > HUGE_PIXELS,
+    ),
+    "holds several images, of which the largest is used.": ("several-series", lambda fact, file: file.series > 1),
+    "does not say whether 0 is black or white; 0 is read as black.": (
+        "no-photometric",
+        lambda fact, file: not file.photometric,
+    ),
+    "has an alpha channel, which is kept as a channel of data, because it holds many values.": (
+        "alpha-channel",
+        lambda fact, file: file.alpha == "data",
+    ),
+    "has an alpha channel, which says where there are data.": (
+        "alpha-channel",
+        lambda fact, file: file.alpha == "masks",
+    ),
+    "has an alpha channel, which is left out.": ("alpha-channel", lambda fact, file: file.alpha == "dropped"),
+}
 
 
 def _remarks(facts: Sequence[ImageFacts]) -> Iterator[Problem]:
     """Facts of single files that a person may not know."""
-    missing = [fact.missing for fact in facts if fact.missing]
-    alpha = {
-        "data": "is kept as a channel, because it holds many values",
-        "masks": "masks pixels",
-        "dropped": "is dropped",
-    }
-    rows = [
-        ("constant-image", lambda fact: fact.is_constant, "shows nothing: every pixel has the same value.", "Remove it."),
-        ("huge-image", lambda fact: fact.pages * fact.height * fact.width > HUGE_PIXELS, "has more than 100 megapixels.", ""),
-        ("several-series", lambda fact: fact.file.series > 1, "holds several images, of which the largest is used.", ""),
-        ("no-photometric", lambda fact: not fact.file.photometric, "does not say whether 0 is black or white; black is taken.", ""),
-        ("nodata", lambda fact: fact.missing > 0, f"declare pixels without data, {np.mean(missing or [0]):.1%} of them on average; they count for nothing.", ""),
-        *(
-            ("alpha-channel", lambda fact, kind=kind: fact.file.alpha == kind, f"has an alpha channel, which {what}.", "")
-            for kind, what in alpha.items()
-        ),
-    ]  # fmt: skip
-    for code, applies, message, fix in rows:
-        if files := tuple(fact.sample.image for fact in facts if fact.file is not None and applies(fact)):
-            yield Problem(code, files, message, fix)
+    for message, (code, applies) in _REMARKS.items():
+        if files := tuple(fact.sample.image for fact in facts if fact.file is not None and applies(fact, fact.file)):
+            yield Problem(code, files, message, "")
+    missing = [fact for fact in facts if fact.missing > 0]
+    if missing:
+        share = np.mean([fact.missing for fact in missing])
+        message = f"have pixels without data (nodata), {share:.1%} of them on average; these count for nothing."
+        yield Problem("nodata", tuple(fact.sample.image for fact in missing), message, "")

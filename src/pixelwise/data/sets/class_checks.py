@@ -3,23 +3,54 @@
 K classes; the labels of an image are counted as a 3 x K array, the pixels of each class in its thirds.
 """
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
-from pixelwise.data.sets.examine import ImageFacts
+from pixelwise.data.sets.examine import VANISHING, ImageFacts
+from pixelwise.data.sets.labels import LabelRule
 from pixelwise.data.sets.problems import Problem
 
+TINY = 0.5  # share of a class's objects from which on it counts
 RARE = 0.001  # share of the labelled pixels below which a class is hardly there
+
+
+def tiny_objects(facts: Sequence[ImageFacts], rule: LabelRule, scale: float) -> list[Problem]:
+    """Classes most of whose objects vanish when the images are made smaller by `scale`."""
+    level = round(-math.log2(scale)) if scale < 1 else 0
+    known = [fact.areas for fact in facts if fact.areas is not None and len(fact.areas)]
+    if not 1 <= level <= len(VANISHING) or not known:
+        return []
+    rows = np.concatenate(known)
+    if rule.kind == "instances":
+        rows[:, 0] = 1
+    else:
+        rows = rows[np.isin(rows[:, 0], list(rule.known_values()))]
+    indices = rule.look_up(rows[:, 0])
+    problems = []
+    for index, name in enumerate(rule.classes.names):
+        own = rows[indices == index]
+        count, small = int(own[:, 1].sum()), int(own[:, 1 + level].sum())
+        if small > TINY * count:
+            message = (
+                f"{small} of {count} objects of the class '{name}' have fewer than {VANISHING[level - 1]} pixels, of "
+                f"which hardly two are left at the planned scale {scale:g}."
+            )
+            fix = "Set data.scale=1 to keep them (a step then takes longer), or leave them if they do not matter."
+            problems.append(Problem("tiny-objects", (), message, fix))
+    return problems
 
 
 def class_checks(splits: Mapping[str, Sequence[ImageFacts]], names: Sequence[str]) -> list[Problem]:
     """Classes that a split lacks, and classes with hardly any pixels."""
-    counts = {
-        name: np.sum([fact.labels.sum(0) for fact in facts], axis=0, dtype=np.int64)
+    counts: dict[str, np.ndarray] = {
+        name: np.stack([fact.labels.sum(0) for fact in facts]).sum(0, dtype=np.int64)
         for name, facts in splits.items()
         if facts
     }
+    if not counts:
+        return []
     return [*_missing(counts, names), *_rare(counts, names)]
 
 

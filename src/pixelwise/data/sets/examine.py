@@ -7,16 +7,20 @@ from typing import Any, Protocol
 
 import cv2
 import numpy as np
+from skimage.measure import label
 
 from pixelwise.core.errors import DataError
-from pixelwise.data.files.facts import FileFacts, Picture, sentinel_of
+from pixelwise.data.files.facts import FileFacts, Picture, sentinel_of, valid_pixels
 from pixelwise.data.files.readers import read_picture
 from pixelwise.data.pixels.intensities import intensities
-from pixelwise.data.pixels.normalize import require_finite
+from pixelwise.data.pixels.normalize import require_finite, unit_scale
 from pixelwise.data.sets.alignment import Fit, fit_of
 from pixelwise.data.sets.pairs import Sample
 from pixelwise.data.sets.problems import Problem
 
+LARGE_PIXELS = 256 * 256  # smaller images are trained on at full size
+VANISHING = (8, 32, 128)  # pixels of an object of which hardly two are left at the scales 1/2, 1/4 and 1/8
+MOST_VALUES = 256  # of labels, whose objects are looked at; numbers of objects are taken together
 LOOK_SIDE = 24  # pixels of the thumbnail by which images are recognised again
 
 
@@ -74,6 +78,7 @@ class ImageFacts:
     missing: float = 0.0  # share of the pixels without data
     sentinel: float | None = None  # a value that seems to stand for missing data, but is not declared
     fit: Fit | None = None  # how well the labels fit the image
+    areas: np.ndarray | None = None  # of large images, V x 2 + len(VANISHING): value, objects, those that vanish
 
 
 @dataclass(frozen=True)
@@ -113,7 +118,9 @@ def examine(
         return Examined(sample, facts, wrong), None
     found = image_facts(sample, picture)
     grid = labels.grid(loaded)
-    fit = None if grid is None else fit_of(picture.pixels[0], grid[0])
+    fit = None if grid is None or found.missing else fit_of(picture.pixels[0], grid[0])
+    if grid is not None and found.height * found.width > LARGE_PIXELS:
+        found = replace(found, areas=object_areas(grid[0]))
     found = replace(found, fit=fit, label_orientation=_orientation(loaded), label_digest=_label_digest(loaded))
     return Examined(sample, facts, found), Pixels(picture, loaded)
 
@@ -143,8 +150,8 @@ def _size_problem(sample: Sample, picture: Picture, facts: LabelFacts, loaded: A
     turned = picture.facts.orientation
     if turned != _orientation(loaded) and shape[1:] == facts.shape[:0:-1]:
         message += (
-            f" The image's EXIF data ask viewers to turn it (orientation {turned}), which was done here, while the mask "
-            "lies as the image is stored."
+            f" The image's EXIF data ask viewers to turn it (orientation {turned}), which was done here, while the "
+            "mask lies as the image is stored."
         )
         fix = (
             "Turn the masks likewise (never resize them): `pixelwise doctor DATA --fix OUT` does. Or leave the pair "
@@ -186,11 +193,45 @@ def image_facts(sample: Sample, picture: Picture) -> ImageFacts:
         depth=f"{pixels.dtype}{bits}",
         is_constant=found.is_constant,
         digest=digest_of(pixels),
-        look=look_of(pixels[0]),
+        look=look_of(_shown(picture, found.mean)),
         file=replace(facts, palette=None, geo=None),
         missing=found.missing,
         sentinel=None if facts.nodata is not None else sentinel_of(pixels),
     )
+
+
+def _shown(picture: Picture, mean: np.ndarray) -> np.ndarray:
+    """The first page; what is missing in it has the mean, since it shows nothing."""
+    pixels, facts = picture.pixels, picture.facts
+    valid = valid_pixels(pixels[:1], facts)
+    if valid is None:
+        return np.asarray(pixels[0])
+    middle = (mean / unit_scale(pixels.dtype, facts.full_scale)).astype(pixels.dtype)
+    return np.asarray(np.where(valid[0, ..., None], pixels[0], middle))
+
+
+def object_areas(page: np.ndarray) -> np.ndarray:
+    """The objects (connected components) of H x W labels: for each value above 0 how many there are, and how small.
+
+    Returns:
+        V x 5 int64: the value, the number of its objects, and how many are smaller than each of `VANISHING`. More than
+        `MOST_VALUES` values are numbers of objects, so each is one, and all count for the value 1.
+    """
+    values, ranks = np.unique(page, return_inverse=True)
+    ranks = ranks.reshape(page.shape)
+    if len(values) > MOST_VALUES:
+        areas, owners = np.bincount(ranks.ravel())[values > 0], np.zeros(int((values > 0).sum()), np.int64)
+        kept = np.array([1])
+    else:
+        kept = values[values > 0]
+        objects, count = label(ranks, background=int(np.searchsorted(values, 0)), connectivity=2, return_num=True)  # type: ignore[no-untyped-call]  # scikit-image's
+        areas = np.bincount(objects.ravel(), minlength=count + 1)[1:]
+        of_object = np.zeros(count + 1, np.int64)
+        of_object[objects] = ranks
+        owners = of_object[1:] - (len(values) - len(kept))
+    columns = [np.bincount(owners, minlength=len(kept))]
+    columns += [np.bincount(owners[areas < limit], minlength=len(kept)) for limit in VANISHING]
+    return np.stack([kept.astype(np.int64), *columns], axis=1)
 
 
 def digest_of(array: np.ndarray) -> str:
@@ -214,4 +255,4 @@ def look_of(image: np.ndarray) -> np.ndarray | None:
     deviation = float(grey.std())
     if not deviation > 1e-3 * max(float(np.abs(grey).max()), 1e-30):
         return None
-    return np.rint((grey - grey.mean()) / deviation * 24).clip(-127, 127).astype(np.int8).ravel()
+    return np.asarray(np.rint((grey - grey.mean()) / deviation * 24).clip(-127, 127).astype(np.int8).ravel())

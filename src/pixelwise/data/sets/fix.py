@@ -14,7 +14,8 @@ from pixelwise.core.config import read_toml
 from pixelwise.core.errors import OutputError
 from pixelwise.core.files import cannot_write, write_text
 from pixelwise.core.progress import Progress
-from pixelwise.data.files.readers import Picture, read_picture, turned
+from pixelwise.data.files.facts import Picture
+from pixelwise.data.files.readers import read_picture, turned
 from pixelwise.data.files.writers import write_colors, write_mask
 from pixelwise.data.sets.alignment import fit_of
 from pixelwise.data.sets.examine import ImageFacts

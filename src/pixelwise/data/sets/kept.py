@@ -21,6 +21,7 @@ from pixelwise.core.files import write_text
 from pixelwise.data.sets.examine import Pixels
 from pixelwise.data.sets.pairs import Sample
 
+BOOKS = 100  # that are kept; the ones that were written longest ago go
 FORM = 1  # raised whenever what is found out changes without a change of its fields
 
 
@@ -62,7 +63,7 @@ class Notebook:
         name = hashlib.sha256(key.encode("utf-8", "surrogatepass")).hexdigest()[:24]
         self._path = user_cache_path("pixelwise") / "checks" / f"{name}.json"
         self._known: dict[str, Any] = {}
-        with suppress(OSError, ValueError, AttributeError):  # a torn or foreign file is as good as none
+        with suppress(OSError, ValueError, TypeError):  # a torn or foreign file is as good as none
             self._known = dict(json.loads(self._path.read_text(encoding="utf-8")))
         self._fresh: dict[str, Any] = {}
 
@@ -87,8 +88,11 @@ class Notebook:
     def save(self) -> None:
         """Write the file, where there is a place for it; without one, everything is looked at again next time."""
         if self._fresh.keys() - self._known.keys():
-            with suppress(OutputError, UnicodeError):
+            with suppress(OutputError, OSError, UnicodeError):
                 write_text(self._path, json.dumps(self._fresh))
+                books = sorted(self._path.parent.glob("*.json"), key=lambda path: path.stat().st_mtime)
+                for old in books[:-BOOKS]:
+                    old.unlink(missing_ok=True)
 
     def _encoded(self, value: Any) -> Any:
         if dataclasses.is_dataclass(value) and not isinstance(value, type):

@@ -150,7 +150,7 @@ def _components(page: np.ndarray, count: int) -> np.ndarray:
 
 
 def _places(page: np.ndarray, count: int) -> np.ndarray:
-    """The mean row and column of each of the values 1 to `count`, as shares of the page's sides; NaN if it is absent."""
+    """The mean row and column of each of the values 1 to `count`, as shares of the page's sides; NaN if absent."""
     step = max(1, max(page.shape) // _GRID)
     small = page[::step, ::step]
     pixels = np.bincount(small.ravel(), minlength=count + 1)[1:]

@@ -9,12 +9,12 @@ from pixelwise.core.classes import IGNORE, ClassMap
 from pixelwise.core.errors import DataError
 from pixelwise.data.pixels import pictures
 from pixelwise.data.sets.blends import Edges
-from pixelwise.data.sets.class_checks import class_checks
+from pixelwise.data.sets.class_checks import class_checks, tiny_objects
 from pixelwise.data.sets.examine import ImageFacts
 from pixelwise.data.sets.folder import Description
 from pixelwise.data.sets.labels import LabelRule, packed
-from pixelwise.data.sets.mask_facts import Ids, MaskFacts, facts_of
 from pixelwise.data.sets.mapping import carried_over
+from pixelwise.data.sets.mask_facts import Ids, MaskFacts, facts_of
 from pixelwise.data.sets.meaning import interpret
 from pixelwise.data.sets.mending import Mend, mender
 from pixelwise.data.sets.pairs import Sample
@@ -90,6 +90,10 @@ class MaskLabels:
     def check(self, splits: Mapping[str, Sequence[ImageFacts]], meaning: LabelRule) -> list[Problem]:
         """Classes that are missing or rare."""
         return class_checks(splits, meaning.classes.names)
+
+    def vanishing(self, facts: Sequence[ImageFacts], meaning: LabelRule, scale: float) -> list[Problem]:
+        """Classes whose objects would mostly vanish."""
+        return tiny_objects(facts, meaning, scale)
 
     def draw(self, loaded: StoredMask, meaning: LabelRule | None) -> np.ndarray:
         """The first page in the classes' colours; without a meaning, its numbers as greys."""

@@ -33,11 +33,14 @@ def mender(description: Description, found: Found, codes: Collection[str]) -> Me
         right as it is.
     """
     if description.labels == "index":  # the numbers are right, then, whatever they look like
-        codes = set(codes) - {"antialiased", "jpeg-mask", "palettes-differ"}
+        codes = set(codes) - {"antialiased", "jpeg-mask"}
     colors = any(facts.is_color for _, facts in found)
     evidence = Evidence.of(found, ignored_values(description, colors) if description.ignored else ())
     if "alpha-labels" in codes:
         return lambda path, stored: alpha_as_mask(path)
+    if "palettes-differ" in codes and description.labels in ("index", "binary", "instances"):
+        numbers = one_palette(found)
+        return lambda path, stored: by_color(stored, numbers)
     if "palettes-differ" in codes:
         return lambda path, stored: resolved(stored)
     if "mixed-conventions" in codes and (groups := two_conventions(evidence)):
@@ -101,6 +104,33 @@ def renumbered(pixels: np.ndarray, table: dict[int, int]) -> np.ndarray | None:
     for value, other in table.items():
         new[pixels == value] = other
     return new if (new != pixels).any() else None
+
+
+def one_palette(found: Found) -> dict[int, int]:
+    """A number for each (packed) colour of the masks' palettes: that of the first mask that has it, if it is free."""
+    numbers: dict[int, int] = {}
+    for _, facts in found:
+        for value, color in zip(facts.values.tolist(), facts.colors.tolist(), strict=True):
+            if facts.has_palette and color not in numbers:
+                taken = set(numbers.values())
+                numbers[color] = next(free for free in (value, *range(len(taken) + 1)) if free not in taken)
+    return numbers
+
+
+def by_color(stored: StoredMask, numbers: dict[int, int]) -> np.ndarray | None:
+    """P x H x W numbers of the colours that a palette shows; None if nothing changes.
+
+    >>> palette = np.array([[9, 9, 9], [0, 0, 1]], np.uint8)
+    >>> by_color(StoredMask(np.array([[[0, 1]]], np.uint8), palette), {1: 0, 592137: 1}).tolist()
+    [[[1, 0]]]
+    """
+    if stored.palette is None:
+        return None
+    new = np.stack([packed(page, stored.palette) for page in stored.pixels])
+    for color in np.unique(new).tolist():
+        new[new == color] = -1 - numbers[color]  # below 0, so that no number is taken for a colour
+    new = (-1 - new).astype(stored.pixels.dtype)
+    return new if (new != stored.pixels).any() else None
 
 
 def resolved(stored: StoredMask) -> np.ndarray | None:

@@ -1,9 +1,9 @@
 """Which image belongs to which mask: the files of `images/` and `masks/`, by their stems."""
 
-import os
 import unicodedata
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -83,7 +83,7 @@ def pair(folder: Path, may_lack_masks: bool = False) -> Pairs:
         tuple(images[stem] for stem in sorted(images.keys() - masks.keys())),
         tuple(masks[stem] for stem in sorted(masks.keys() - images.keys())),
         tuple(double_images + double_masks),
-        tuple([*_left_out(images_folder), *_left_out(masks_folder)]),
+        (*_left_out(images_folder), *_left_out(masks_folder)),
         "" if both else pairing_hint(images, masks),
         bool(masks),
     )
@@ -174,9 +174,15 @@ def _added(longer: Collection[str], shorter: Collection[str]) -> Iterator[tuple[
 
 def _common_end(names: Collection[str]) -> str:
     """What all names end in, without the digits that a numbering adds."""
-    return os.path.commonprefix([name[::-1] for name in names])[::-1].lstrip("0123456789")
+    return _shared_start([name[::-1] for name in names])[::-1].lstrip("0123456789")
 
 
 def _common_start(names: Collection[str]) -> str:
     """What all names begin with, without such digits."""
-    return os.path.commonprefix(list(names)).rstrip("0123456789")
+    return _shared_start(names).rstrip("0123456789")
+
+
+def _shared_start(names: Collection[str]) -> str:
+    first, last = min(names), max(names)  # in this order, those between begin alike
+    pairs = takewhile(lambda pair: pair[0] == pair[1], zip(first, last, strict=False))
+    return "".join(letter for letter, _ in pairs)

@@ -25,6 +25,9 @@ from pixelwise.data.sets.pairs import Sample
 from pixelwise.data.sets.problems import Interpretation, Problem, current, stop_at_errors
 from pixelwise.data.sets.splits import SPLITS
 
+MISREAD = frozenset({"instances-as-classes", "classes-as-instances"})
+"""Where these show, classes are not what was meant, and nothing is to be said about them."""
+
 
 class Labels(LabelReader, Protocol):
     """What must be known about a task's labels."""
@@ -74,10 +77,14 @@ class Labels(LabelReader, Protocol):
     def mender(
         self, description: Description, found: Sequence[tuple[Sample, Any]], codes: Collection[str]
     ) -> Callable[[Any, Any], Any | None]:
-        """A function of a sample's target and its loaded labels, that returns them without what is wrong by these codes.
+        """A function of a sample's target and its loaded labels, which returns them as they should be by these codes.
 
         It returns None where nothing is to change.
         """
+        ...
+
+    def vanishing(self, facts: Sequence[ImageFacts], meaning: Any, scale: float) -> list[Problem]:
+        """What would be lost if the images were resized by `scale`."""
         ...
 
     def check(self, splits: Mapping[str, Sequence[ImageFacts]], meaning: Any) -> list[Problem]:
@@ -254,7 +261,7 @@ def understand(reading: Reading, meaning: Any = None, allow: Collection[str] = (
         if any(sample.image in read for sample in samples)
     }
     problems += checks.of_images(dataset, splits)
-    if meaning is not None:
+    if meaning is not None and not {problem.code for problem in problems} & MISREAD:
         problems += labels.check(splits, meaning)
     return Survey(kept, meaning, facts, tuple(checks.gathered(problems)), channels, told, reading)
 
