@@ -204,7 +204,7 @@ def test_ignored_pixels_count_nowhere(tmp_path: Path) -> None:
     for number in range(3):
         mask = rng.choice([0, 1, 2, 7], (12, 9)).astype(np.uint8)
         path = write(root, "val", number, mask.shape, mask)
-        pairs.append((np.where(mask == 7, IGNORE, mask), predicted(np.asarray(Image.open(path)), 3)))
+        pairs.append((np.where(mask == 7, IGNORE, mask.astype(np.uint16)), predicted(np.asarray(Image.open(path)), 3)))
     write(root, "train", 1, (4, 4), np.zeros((4, 4), np.uint8))
     run = make_run(tmp_path / "run", make_settings("index", 3, ignore=[7]))
     metrics = run.evaluate(root)
@@ -362,7 +362,7 @@ def test_each_page_of_a_stack_is_an_image(tmp_path: Path) -> None:
     assert [page.name for page in pages] == ["s page 0", "s page 1", "s page 2"]
     for page, pixels, labels in zip(pages, image, mask, strict=True):
         np.testing.assert_array_equal(page.image[..., 0], pixels)
-        np.testing.assert_array_equal(page.truth.classes, np.where(labels == 7, IGNORE, labels))
+        np.testing.assert_array_equal(page.truth.classes, np.where(labels == 7, IGNORE, labels.astype(np.uint16)))
         assert page.truth.instances is None
     run = make_run(tmp_path, THREE)
     metrics, cases = evaluate(TASK, run.predictor(), THREE, [sample])
@@ -412,7 +412,7 @@ def test_images_that_cannot_be_predicted_are_named(tmp_path: Path, image: Any, k
 
 def test_a_tally_without_the_slow_figures() -> None:
     config = make_settings("instances")
-    labels = np.array([[0, 1], [1, 0]], np.uint8)
+    labels = np.array([[0, 1], [1, 0]], np.uint16)
     for full in (True, False):
         tally = TASK.tally(config, full)
         assert tally.add(Record("a", labels[..., None], Labels(labels, labels.astype(np.uint16))), labels) == 1.0

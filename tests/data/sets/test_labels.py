@@ -32,7 +32,7 @@ def test_indices_are_the_rule_pixel_by_pixel(seed: int, dtype: type) -> None:
         mask = rng.choice(np.array(list(table)), (5, 7)).astype(dtype)
         expected = [[table[int(value)] for value in row] for row in mask]
         assert rule.to_indices(mask).tolist() == expected
-        assert rule.to_indices(mask).dtype == np.uint8
+        assert rule.to_indices(mask).dtype == np.uint16
 
 
 @given(st.tuples(*[st.integers(0, 255)] * 3))
