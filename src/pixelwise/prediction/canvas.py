@@ -19,6 +19,8 @@ from pixelwise.core.errors import DataError, ModelError
 from pixelwise.core.memory import size_text
 from pixelwise.core.progress import Progress
 from pixelwise.core.windows import Window
+from pixelwise.data.files.facts import Placement
+from pixelwise.data.files.physical import png_per_metre
 from pixelwise.data.files.sinks import MaskForm, ZarrMask, write_pyramid_tiff
 from pixelwise.data.files.sources import Source
 from pixelwise.data.files.writers import TIFF_BUFFER, write_image, write_mask, write_probabilities
@@ -31,6 +33,8 @@ from pixelwise.prediction.runner import logits_of
 from pixelwise.prediction.tiling import Tile, Tiling
 
 CHUNKS = (1024, 512)  # sides of a Zarr's chunks: the first that fits the tiles evenly, else the last
+# What becomes of a pixel, where a canvas is told: it counts as background, is predicted, or holds no data.
+OUTSIDE, INSIDE, MISSING = 0, 1, 2
 CERTAIN = float(np.log(1e6))  # the logit of class 0 where nothing is predicted; the others are 0
 
 
@@ -76,6 +80,25 @@ class Blank:
         """Number, height and width of the image's pages."""
         return self.source.pages, self.source.height, self.source.width
 
+    @property
+    def placement(self) -> Placement:
+        """What the TIFF of a mask says besides: where the image lies, and which label means that there is no data.
+
+        The image's own nodata value is kept, unless it is the number of a class.
+        """
+        facts, label = self.source.facts, self.options.nodata_label
+        declared = facts.nodata if facts.nodata is not None else self.config.data.nodata
+        if label is not None:
+            kept: float | None = label if declared is not None else None
+        else:
+            kept = None if declared in range(1, len(self.classes)) else facts.nodata
+        return Placement(facts.geo, kept, facts.z_spacing)
+
+    @property
+    def nodata_label(self) -> int | None:
+        """The label of pixels without data, where they do not count as background."""
+        return self.options.nodata_label
+
     def target(self, suffix: str, kind: str = "") -> Path:
         """Where an output goes; `kind` names a folder for those beside the mask."""
         return self.options.target(self.request.input, suffix, kind)
@@ -88,12 +111,12 @@ class Canvas(Protocol):
         """Whether an earlier process wrote this tile."""
         ...
 
-    def skip(self, number: int, page: int, tile: Tile) -> None:
-        """Leave a tile as background."""
+    def skip(self, number: int, page: int, tile: Tile, region: np.ndarray | None = None) -> None:
+        """Leave a tile as background; `region` as in `put`."""
         ...
 
     def put(self, number: int, page: int, tile: Tile, outputs: Arrays, region: np.ndarray | None) -> None:
-        """Take in what a tile owns, K x h x w each; outside of `region` (h x w bool) it counts as background."""
+        """Take in what a tile owns, K x h x w each; `region`, h x w, says where it is OUTSIDE, INSIDE or MISSING."""
         ...
 
     def finish(self, details: Entry, tick: Progress) -> Entry:
@@ -116,6 +139,7 @@ class MemoryCanvas:
         self._probabilities: np.ndarray | None = None
         if options.probabilities:
             self._probabilities = np.zeros((pages, len(blank.classes), height, width), options.probability_type)
+        self._missing = None if blank.nodata_label is None else np.zeros(blank.pages, bool)
         self._picture = to_display(blank.source.read(0, Window.whole(height, width))) if options.overlay else None
 
     @staticmethod
@@ -123,7 +147,7 @@ class MemoryCanvas:
         """The most that it holds: masks of all pages, what is beside them, and what is needed to write them."""
         options, (pages, height, width) = blank.options, blank.pages
         pixels = height * width
-        each = 1 + (8 if blank.instances else 0)
+        each = 1 + (8 if blank.instances else 0) + (blank.nodata_label is not None)
         each += len(blank.classes) * np.dtype(options.probability_type).itemsize if options.probabilities else 0
         working = 16 + (48 if options.overlay else 0)
         encoder = min(2 * TIFF_BUFFER, 2 * pages * pixels * each)  # data before and after compression
@@ -133,14 +157,16 @@ class MemoryCanvas:
         """Nothing is kept from an earlier process."""
         return False
 
-    def skip(self, number: int, page: int, tile: Tile) -> None:
+    def skip(self, number: int, page: int, tile: Tile, region: np.ndarray | None = None) -> None:
         """Leave a tile as background."""
-        self.put(number, page, tile, _background(self._blank, tile), None)
+        self.put(number, page, tile, _background(self._blank, tile), region)
 
     def put(self, number: int, page: int, tile: Tile, outputs: Arrays, region: np.ndarray | None) -> None:
         """Take in what a tile owns."""
         logits, options = _logits(self._blank, outputs, region), self._blank.options
         self._masks[page][tile.owned.slices] = choose_classes(logits, options.clean)
+        if self._missing is not None and region is not None:
+            self._missing[page][tile.owned.slices] = region == MISSING
         if self._probabilities is not None:
             self._probabilities[page][:, *tile.owned.slices] = _stored_probabilities(logits, options.probability_type)
 
@@ -162,9 +188,16 @@ class MemoryCanvas:
             write_image(target, overlay(self._picture, self._masks[0], blank.classes))
             entry["overlay"] = str(target)
         # Last, because it tells that everything is done.
-        record = blank.request.record(details)
-        write_mask(self._target, _flat(self._masks), blank.classes.palette, blank.source.facts.pixel_size, record)
+        if self._missing is not None:
+            self._masks[self._missing] = blank.nodata_label
+        self._write_mask(blank.request.record(details))
         return entry
+
+    def _write_mask(self, record: str) -> None:
+        blank, size = self._blank, self._blank.source.facts.pixel_size
+        if size is not None and self._suffix == ".png" and png_per_metre(size) is None:
+            blank.note(f"{self._target}: a PNG cannot hold a pixel size of {size:g} micrometres; it is left out")
+        write_mask(self._target, _flat(self._masks), blank.classes.palette, size, record, blank.placement)
 
     def _write_instances(self) -> Path:
         """Objects are the connected components of the class; 16 bits, or 32 in a TIFF where they are too many."""
@@ -201,17 +234,18 @@ class ZarrCanvas:
 
     def _form(self, dtype: str, channels: int | None = None) -> MaskForm:
         blank = self._blank
+        facts = blank.source.facts
         return MaskForm(
-            *blank.pages, dtype, _chunk(blank.tiling), channels, blank.source.facts.pixel_size, blank.classes
+            *blank.pages, dtype, _chunk(blank.tiling), channels, facts.pixel_size, facts.z_spacing, blank.classes
         )  # fmt: skip
 
     def is_done(self, number: int) -> bool:
         """Whether an earlier process wrote this tile."""
         return number in self._mask.done or self._mask.complete
 
-    def skip(self, number: int, page: int, tile: Tile) -> None:
+    def skip(self, number: int, page: int, tile: Tile, region: np.ndarray | None = None) -> None:
         """Leave a tile as background."""
-        self.put(number, page, tile, _background(self._blank, tile), None)
+        self.put(number, page, tile, _background(self._blank, tile), region)
 
     def put(self, number: int, page: int, tile: Tile, outputs: Arrays, region: np.ndarray | None) -> None:
         """Write what a tile owns."""
@@ -220,6 +254,8 @@ class ZarrCanvas:
             stored = _stored_probabilities(logits, options.probability_type)
             self._probabilities.write(number, page, tile.owned, stored)
         classes = choose_classes(logits, options.clean)
+        if self._blank.nodata_label is not None and region is not None:
+            classes = np.where(region == MISSING, self._blank.nodata_label, classes).astype(classes.dtype)
         self._mask.write(number, page, tile.owned, classes)  # last: its record tells that the tile is done
 
     def finish(self, details: Entry, tick: Progress) -> Entry:
@@ -233,7 +269,8 @@ class ZarrCanvas:
         mask.finish(tick, details)
         if self._wants_tiff:
             blank.note(f"{self._target}: assembling the TIFF")
-            write_pyramid_tiff(self._target, mask, blank.classes.palette, blank.request.record(details), tick)
+            record = blank.request.record(details)
+            write_pyramid_tiff(self._target, mask, blank.classes.palette, record, tick, blank.placement)
         for path in {self._mask.path, mask.path} - {self._target}:
             shutil.rmtree(path, ignore_errors=True)
         return entry
@@ -253,10 +290,19 @@ class ZarrCanvas:
     def _clean_page(self, page: int, cleaned: ZarrMask, tick: Progress) -> None:
         (pages, height, width), chunk = self._blank.pages, _chunk(self._blank.tiling)
 
-        def read(window: Window) -> np.ndarray:
+        label = self._blank.nodata_label
+        kept = label if label is not None and label >= len(self._blank.classes) else None  # else it is a class's number
+
+        def stored(window: Window) -> np.ndarray:
             return np.asarray(self._mask.levels[0][window.slices if pages == 1 else (page, *window.slices)])
 
+        def read(window: Window) -> np.ndarray:
+            block = stored(window)
+            return block if kept is None else np.where(block == kept, 0, block).astype(block.dtype)
+
         def write(window: Window, block: np.ndarray) -> None:
+            if kept is not None:
+                block = np.where(stored(window) == kept, kept, block).astype(block.dtype)
             cleaned.write(0, page, window, block)
 
         side = max(1, 2048 // chunk) * chunk
@@ -299,7 +345,7 @@ def _too_large(source: Source, needed: int, room: int) -> DataError:
 
 
 def _logits(blank: Blank, outputs: Arrays, region: np.ndarray | None) -> np.ndarray:
-    """The logits; outside of the region they are sure of class 0.
+    """The logits; where a region is not INSIDE they are sure of class 0.
 
     Raises:
         ModelError: their number of classes is not that of the run.
@@ -307,7 +353,7 @@ def _logits(blank: Blank, outputs: Arrays, region: np.ndarray | None) -> np.ndar
     logits, count = logits_of(outputs), len(blank.classes)
     if len(logits) != count:
         raise ModelError(f"the network returned {len(logits)} classes, but the run has {count}.")
-    return logits if region is None else np.where(region, logits, _certain(count, logits.dtype))
+    return logits if region is None else np.where(region == INSIDE, logits, _certain(count, logits.dtype))
 
 
 def _background(blank: Blank, tile: Tile) -> Arrays:

@@ -32,6 +32,8 @@ class OutputOptions:
     inside: Path | None = None  # mask of the part to predict, or a folder of masks with the images' stems
     skip_background: bool = False
     resume: bool = False
+    series: int | None = None  # number of the image in files that hold several, from 0; None: the largest
+    nodata_label: int | None = None  # of pixels without data; None: that of class 0
 
     def format_of(self, image: Input, source: Source) -> str:
         """png, tiff or zarr; "auto" takes PNG for one page that a viewer can show, a Zarr for a Zarr, else TIFF."""

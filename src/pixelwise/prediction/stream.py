@@ -83,6 +83,8 @@ def _settings(predictor: Predictor, options: OutputOptions) -> dict[str, Any]:
         "skip_background": options.skip_background,
         "format": options.format,
         "overlay": options.overlay,
+        "series": options.series,
+        "nodata_label": options.nodata_label,
     }
 
 
