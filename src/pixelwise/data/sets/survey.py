@@ -77,7 +77,7 @@ class Labels(LabelReader, Protocol):
     def mender(
         self, description: Description, found: Sequence[tuple[Sample, Any]], codes: Collection[str]
     ) -> Callable[[Any, Any], Any | None]:
-        """A function of a sample's target and its loaded labels, that returns them without what is wrong by these codes.
+        """A function of a sample's target and its loaded labels, which returns them as they should be by these codes.
 
         It returns None where nothing is to change.
         """
