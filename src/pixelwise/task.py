@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from pixelwise.core.config import Config
 from pixelwise.core.draft import Draft
+from pixelwise.data.files.facts import FileFacts
 from pixelwise.data.sets.pairs import Sample
 from pixelwise.data.sets.sampling import Batch
 from pixelwise.data.sets.survey import Labels, Survey
@@ -50,6 +51,7 @@ class Record:
     name: str
     image: np.ndarray  # H x W x C, as the file has it
     truth: Any
+    facts: FileFacts | None = None  # what the image's file says besides
 
 
 class Sampler(Protocol):
@@ -150,8 +152,8 @@ class Task(Protocol):
         """The network with its preprocessing, ready for images; arguments as of `prediction.predictor.Predictor`."""
         ...
 
-    def predict(self, predictor: Any, image: np.ndarray) -> Any:
-        """The task's own result for an image, H x W x C as it comes."""
+    def predict(self, predictor: Any, image: np.ndarray, facts: FileFacts | None = None) -> Any:
+        """The task's own result for an image, H x W x C as it comes; `facts` are those of its file."""
         ...
 
     def draw(self, record: Record, prediction: Any, config: Config) -> dict[str, np.ndarray]:

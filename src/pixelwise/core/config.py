@@ -55,6 +55,10 @@ class DataSettings(Section):
     normalization: Literal["fixed", "percentile"]  # by the training set alone, or by each image's percentiles first
     mean: list[float]  # per channel, of the (stretched) intensities of the training set
     std: list[Positive]
+    # Of the training images, on the scale of `mean` where the normalization is fixed: medians of their 1st and 99th
+    # percentiles; 5% of the images have a lower 99th percentile than the third figure, 5% a higher one than the fourth.
+    levels: Annotated[list[float], Field(min_length=4, max_length=4)] | None = None
+    nodata: Annotated[float, Field(allow_inf_nan=True)] | None = None  # of pixels without data, where a file is silent
     folds: Annotated[int, Field(ge=0)] = 0  # k-fold cross-validation over train and val; 0 is off
     fold: Annotated[int, Field(ge=0)] = 0  # which fold validates
     absent: list[int] = []  # classes without a pixel in the training set

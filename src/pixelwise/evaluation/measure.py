@@ -108,6 +108,6 @@ def evaluate(
 
 def _predict(task: Task, predictor: Any, sample: Sample, record: Record) -> Any:
     try:
-        return task.predict(predictor, record.image)
+        return task.predict(predictor, record.image, record.facts)
     except (DataError, ModelError) as error:
         raise type(error)(f"{sample.image}: {error}") from error

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 
@@ -19,6 +19,8 @@ from pixelwise.core.errors import DataError, ModelError
 from pixelwise.core.memory import size_text
 from pixelwise.core.progress import Progress
 from pixelwise.core.windows import Window
+from pixelwise.data.files.facts import Placement
+from pixelwise.data.files.physical import png_per_metre
 from pixelwise.data.files.sinks import MaskForm, ZarrMask, write_pyramid_tiff
 from pixelwise.data.files.sources import Source
 from pixelwise.data.files.writers import TIFF_BUFFER, write_colors, write_image, write_mask, write_probabilities
@@ -32,6 +34,8 @@ from pixelwise.prediction.runner import logits_of
 from pixelwise.prediction.tiling import Tile, Tiling
 
 CHUNKS = (1024, 512)  # sides of a Zarr's chunks: the first that fits the tiles evenly, else the last
+# What becomes of a pixel, where a canvas is told: it counts as background, is predicted, or holds no data.
+OUTSIDE, INSIDE, MISSING = 0, 1, 2
 CERTAIN = float(np.log(1e6))  # the logit of class 0 where nothing is predicted; the others are 0
 
 
@@ -82,6 +86,39 @@ class Blank:
         """Number, height and width of the image's pages."""
         return self.source.pages, self.source.height, self.source.width
 
+    @property
+    def placement(self) -> Placement:
+        """What the TIFF of a mask says besides: where the image lies, and which label means that there is no data.
+
+        The image's own nodata value is kept, unless it is the number of a class.
+        """
+        facts, label = self.source.facts, self.options.nodata_label
+        declared = facts.nodata if facts.nodata is not None else self.config.data.nodata
+        if label is not None:
+            kept: float | None = label if declared is not None else None
+        else:
+            kept = None if declared in range(1, len(self.classes)) else facts.nodata
+        return Placement(facts.geo, kept, facts.z_spacing)
+
+    @property
+    def nodata_label(self) -> int | None:
+        """The label of pixels without data, where they do not count as background."""
+        return self.options.nodata_label
+
+    def final_values(self, classes: np.ndarray, missing: np.ndarray | None) -> np.ndarray:
+        """What the training masks held for classes, ... or ... x 3 RGB; the label of no data where it is `missing`."""
+        if missing is None or not missing.any():
+            return self.rule.to_values(classes).astype(self.final_type, copy=False)
+        values = self.rule.to_values(np.where(missing, 0, classes)).astype(self.final_type, copy=False)
+        values[missing] = self.nodata_label
+        return values
+
+    @cached_property
+    def final_type(self) -> np.dtype:
+        """The type of `final_values`."""
+        own = self.rule.to_values(np.zeros((1, 1), np.uint8)).dtype
+        return own if self.nodata_label is None else np.result_type(own, np.min_scalar_type(self.nodata_label))
+
     def target(self, suffix: str, kind: str = "") -> Path:
         """Where an output goes; `kind` names a folder for those beside the mask."""
         return self.options.target(self.request.input, suffix, kind)
@@ -94,12 +131,12 @@ class Canvas(Protocol):
         """Whether an earlier process wrote this tile."""
         ...
 
-    def skip(self, number: int, page: int, tile: Tile) -> None:
-        """Leave a tile as background."""
+    def skip(self, number: int, page: int, tile: Tile, region: np.ndarray | None = None) -> None:
+        """Leave a tile as background; `region` as in `put`."""
         ...
 
     def put(self, number: int, page: int, tile: Tile, outputs: Arrays, region: np.ndarray | None) -> None:
-        """Take in what a tile owns, K x h x w each; outside of `region` (h x w bool) it counts as background."""
+        """Take in what a tile owns, K x h x w each; `region`, h x w, says where it is OUTSIDE, INSIDE or MISSING."""
         ...
 
     def finish(self, details: Entry, tick: Progress) -> Entry:
@@ -122,6 +159,7 @@ class MemoryCanvas:
         self._probabilities: np.ndarray | None = None
         if options.probabilities:
             self._probabilities = np.zeros((pages, len(blank.classes), height, width), options.probability_type)
+        self._missing = None if blank.nodata_label is None else np.zeros(blank.pages, bool)
         self._picture = to_display(blank.source.read(0, Window.whole(height, width))) if options.overlay else None
 
     @staticmethod
@@ -130,7 +168,7 @@ class MemoryCanvas:
         options, (pages, height, width) = blank.options, blank.pages
         pixels = height * width
         each = np.dtype(blank.classes.mask_type).itemsize + (8 if blank.instances else 0)
-        each += 6 if options.label_values else 0
+        each += (6 if options.label_values else 0) + (blank.nodata_label is not None)
         each += len(blank.classes) * np.dtype(options.probability_type).itemsize if options.probabilities else 0
         working = 16 + (48 if options.overlay else 0)
         encoder = min(2 * TIFF_BUFFER, 2 * pages * pixels * each)  # data before and after compression
@@ -140,14 +178,16 @@ class MemoryCanvas:
         """Nothing is kept from an earlier process."""
         return False
 
-    def skip(self, number: int, page: int, tile: Tile) -> None:
+    def skip(self, number: int, page: int, tile: Tile, region: np.ndarray | None = None) -> None:
         """Leave a tile as background."""
-        self.put(number, page, tile, _background(self._blank, tile), None)
+        self.put(number, page, tile, _background(self._blank, tile), region)
 
     def put(self, number: int, page: int, tile: Tile, outputs: Arrays, region: np.ndarray | None) -> None:
         """Take in what a tile owns."""
         logits, options = _logits(self._blank, outputs, region), self._blank.options
         self._masks[page][tile.owned.slices] = choose_classes(logits, options.clean)
+        if self._missing is not None and region is not None:
+            self._missing[page][tile.owned.slices] = region == MISSING
         if self._probabilities is not None:
             self._probabilities[page][:, *tile.owned.slices] = _stored_probabilities(logits, options.probability_type)
 
@@ -169,20 +209,23 @@ class MemoryCanvas:
             write_image(target, overlay(self._picture, self._masks[0], blank.classes))
             entry["overlay"] = str(target)
         # Last, because it tells that everything is done.
-        record = blank.request.record(details)
-        self._write_mask(record)
+        if self._missing is not None and not options.label_values:
+            self._masks[self._missing] = blank.nodata_label
+        self._write_mask(blank.request.record(details))
         return entry
 
     def _write_mask(self, record: str) -> None:
-        blank, pixel_size = self._blank, self._blank.source.facts.pixel_size
+        blank, size = self._blank, self._blank.source.facts.pixel_size
+        if size is not None and self._suffix == ".png" and png_per_metre(size) is None:
+            blank.note(f"{self._target}: a PNG cannot hold a pixel size of {size:g} micrometres; it is left out")
         if not blank.options.label_values:
-            write_mask(self._target, _flat(self._masks), blank.classes.palette, pixel_size, record)
+            write_mask(self._target, _flat(self._masks), blank.classes.palette, size, record, blank.placement)
             return
-        values = blank.rule.to_values(self._masks)
+        values = blank.final_values(self._masks, self._missing)
         if blank.rule.kind == "color":
-            write_colors(self._target, _flat(values), pixel_size, record)
+            write_colors(self._target, _flat(values), size, record, blank.placement)
         else:
-            write_mask(self._target, _flat(values), None, pixel_size, record)
+            write_mask(self._target, _flat(values), None, size, record, blank.placement)
 
     def _write_instances(self) -> Path:
         """Objects are the connected components of the class; 16 bits, or 32 in a TIFF where they are too many."""
@@ -219,17 +262,18 @@ class ZarrCanvas:
 
     def _form(self, dtype: str, channels: int | None = None) -> MaskForm:
         blank = self._blank
+        facts = blank.source.facts
         return MaskForm(
-            *blank.pages, dtype, _chunk(blank.tiling), channels, blank.source.facts.pixel_size, blank.classes
+            *blank.pages, dtype, _chunk(blank.tiling), channels, facts.pixel_size, facts.z_spacing, blank.classes
         )  # fmt: skip
 
     def is_done(self, number: int) -> bool:
         """Whether an earlier process wrote this tile."""
         return number in self._mask.done or self._mask.complete
 
-    def skip(self, number: int, page: int, tile: Tile) -> None:
+    def skip(self, number: int, page: int, tile: Tile, region: np.ndarray | None = None) -> None:
         """Leave a tile as background."""
-        self.put(number, page, tile, _background(self._blank, tile), None)
+        self.put(number, page, tile, _background(self._blank, tile), region)
 
     def put(self, number: int, page: int, tile: Tile, outputs: Arrays, region: np.ndarray | None) -> None:
         """Write what a tile owns."""
@@ -238,6 +282,8 @@ class ZarrCanvas:
             stored = _stored_probabilities(logits, options.probability_type)
             self._probabilities.write(number, page, tile.owned, stored)
         classes = choose_classes(logits, options.clean)
+        if self._blank.nodata_label is not None and region is not None:
+            classes = np.where(region == MISSING, self._blank.nodata_label, classes).astype(classes.dtype)
         self._mask.write(number, page, tile.owned, classes)  # last: its record tells that the tile is done
 
     def finish(self, details: Entry, tick: Progress) -> Entry:
@@ -251,8 +297,11 @@ class ZarrCanvas:
         mask.finish(tick, details)
         if self._wants_tiff:
             blank.note(f"{self._target}: assembling the TIFF")
-            palette = None if blank.options.label_values else blank.classes.palette
-            write_pyramid_tiff(self._target, mask, palette, blank.request.record(details), tick, "c" in mask.axes)
+            look: list[int] | Literal["rgb"] | None = blank.classes.palette
+            if blank.options.label_values:
+                look = "rgb" if "c" in mask.axes else None
+            record = blank.request.record(details)
+            write_pyramid_tiff(self._target, mask, look, record, tick, blank.placement)
         for path in {self._mask.path, mask.path} - {self._target}:
             shutil.rmtree(path, ignore_errors=True)
         return entry
@@ -275,23 +324,33 @@ class ZarrCanvas:
         if not blank.options.label_values:
             return self._form(blank.classes.mask_type)
         sample = blank.rule.to_values(np.zeros((1, 1), np.uint8))
-        form = self._form(str(sample.dtype), 3 if sample.ndim == 3 else None)
+        form = self._form(str(blank.final_type), 3 if sample.ndim == 3 else None)
         return replace(form, classes=None)
 
     def _final(self, block: np.ndarray) -> np.ndarray:
         """Classes of the tiles as the finished mask holds them, h x w or 3 x h x w."""
         if not self._blank.options.label_values:
             return block
-        values = self._blank.rule.to_values(block)
+        missing = None if self._blank.nodata_label is None else block == self._blank.nodata_label
+        values = self._blank.final_values(block, missing)
         return np.ascontiguousarray(values.transpose(2, 0, 1)) if values.ndim == 3 else values
 
     def _clean_page(self, page: int, cleaned: ZarrMask, tick: Progress) -> None:
         (pages, height, width), chunk = self._blank.pages, _chunk(self._blank.tiling)
 
-        def read(window: Window) -> np.ndarray:
+        label = self._blank.nodata_label
+        kept = label if label is not None and label >= len(self._blank.classes) else None  # else it is a class's number
+
+        def stored(window: Window) -> np.ndarray:
             return np.asarray(self._mask.levels[0][window.slices if pages == 1 else (page, *window.slices)])
 
+        def read(window: Window) -> np.ndarray:
+            block = stored(window)
+            return block if kept is None else np.where(block == kept, 0, block).astype(block.dtype)
+
         def write(window: Window, block: np.ndarray) -> None:
+            if kept is not None:
+                block = np.where(stored(window) == kept, kept, block).astype(block.dtype)
             cleaned.write(0, page, window, self._final(block))
 
         side = max(1, 2048 // chunk) * chunk
@@ -334,7 +393,7 @@ def _too_large(source: Source, needed: int, room: int) -> DataError:
 
 
 def _logits(blank: Blank, outputs: Arrays, region: np.ndarray | None) -> np.ndarray:
-    """The logits; outside of the region they are sure of class 0.
+    """The logits; where a region is not INSIDE they are sure of class 0.
 
     Raises:
         ModelError: their number of classes is not that of the run.
@@ -342,7 +401,7 @@ def _logits(blank: Blank, outputs: Arrays, region: np.ndarray | None) -> np.ndar
     logits, count = logits_of(outputs), len(blank.classes)
     if len(logits) != count:
         raise ModelError(f"the network returned {len(logits)} classes, but the run has {count}.")
-    return logits if region is None else np.where(region, logits, _certain(count, logits.dtype))
+    return logits if region is None else np.where(region == INSIDE, logits, _certain(count, logits.dtype))
 
 
 def _background(blank: Blank, tile: Tile) -> Arrays:

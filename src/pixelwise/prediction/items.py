@@ -135,7 +135,7 @@ class Part(Place):
     """A window that was read, for the engine."""
 
     window: np.ndarray  # C x h x w float32
-    region: np.ndarray | None  # of the owned part, bool
+    region: np.ndarray | None  # of the owned part, see `canvas`
 
     def fits(self, batch: Batch) -> bool:
         """Windows of one shape go together, as long as they are small."""
@@ -173,13 +173,14 @@ class Passed(_NeedsNoEngine, Place):
 
     is_done: bool
     is_skipped: bool
+    region: np.ndarray | None = None
 
     def write(self, writer: "Writer") -> None:
         """Leave it as background, unless it is done."""
         self.image.left -= 1
         self.image.skipped += self.is_skipped
         if not self.is_done:
-            self.image.canvas.skip(self.number, self.page, self.tile)
+            self.image.canvas.skip(self.number, self.page, self.tile, self.region)
 
 
 @dataclass(frozen=True)

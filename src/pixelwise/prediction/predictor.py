@@ -12,7 +12,8 @@ from pixelwise.core.config import Config
 from pixelwise.core.errors import DataError, SettingError
 from pixelwise.core.memory import default_limit, held_bytes, size_text
 from pixelwise.core.windows import Window, reader
-from pixelwise.data.pixels.normalize import require_finite
+from pixelwise.data.files.facts import FileFacts
+from pixelwise.data.pixels.normalize import Numbers, require_finite
 from pixelwise.engines import Arrays, EngineChoice, TorchEngine
 from pixelwise.geometry.reach import Geometry
 from pixelwise.prediction.costs import FIXED_BYTES, Memory
@@ -153,29 +154,34 @@ class Predictor:
         if tile != "auto":
             self.runner.tiler.choose((1, 1), tile, self.memory)  # refuses a tile off the grid before any image is read
 
-    def parts(self, image: np.ndarray) -> Iterator[tuple[Window, Arrays]]:
+    def parts(self, image: np.ndarray, facts: FileFacts | None = None) -> Iterator[tuple[Window, Arrays]]:
         """What each tile owns of an H x W x C image of any type, with the outputs there, K x h x w each.
 
-        Images are scaled for the network by `data.scale`, and its outputs back, linearly.
+        Images are scaled for the network by `data.scale`, and its outputs back, linearly. `facts` are those of the
+        image's file.
 
         Raises:
             DataError: NaN pixels. ModelError: the channels do not fit.
         """
-        page = Page.of_array(image, self.config.data)
+        page = Page.of_array(image, self.config.data, facts)
         tiling = self.runner.tiler.choose(page.shape, self.tile, self.memory)
         _warn_if_approximate(self.network, self.runner, tiling)
         parts = self.runner.run(lambda tile: page.window(tiling, tile), tiling)
         return ((tile.owned, outputs) for tile, outputs in parts)
 
-    def assembled(self, image: np.ndarray, make: Callable[[Arrays], np.ndarray]) -> np.ndarray:
+    def assembled(
+        self, image: np.ndarray, make: Callable[[Arrays], np.ndarray], facts: FileFacts | None = None
+    ) -> np.ndarray:
         """What `make` makes of the outputs of each part, ... x h x w, put together to ... x H x W."""
-        parts = ((window, make(outputs)) for window, outputs in self.parts(image))
+        parts = ((window, make(outputs)) for window, outputs in self.parts(image, facts))
         return assembled(parts, *image.shape[:2])
 
     def logits(self, image: np.ndarray) -> np.ndarray:
         """H x W x C image -> K x H x W float32 logits; errors as in `parts`."""
         return self.assembled(image, logits_of)
 
-    def labels(self, image: np.ndarray) -> np.ndarray:
-        """H x W x C image -> H x W class indices, uint8; errors as in `parts`."""
-        return self.assembled(image, lambda outputs: argmax(logits_of(outputs)))
+    def labels(self, image: np.ndarray, facts: FileFacts | None = None) -> np.ndarray:
+        """H x W x C image -> H x W class indices, uint8, 0 where there is no data; errors as in `parts`."""
+        classes = self.assembled(image, lambda outputs: argmax(logits_of(outputs)), facts)
+        valid = Numbers.of(image.dtype, facts, self.config.data.nodata).valid(image)
+        return classes if valid is None else np.where(valid, classes, 0).astype(classes.dtype)

@@ -11,8 +11,9 @@ from pixelwise.core.errors import DataError, ModelError, RunError, SettingError
 from pixelwise.core.memory import held_bytes, size_text
 from pixelwise.core.windows import Window
 from pixelwise.data.files.sources import Source, open_source
+from pixelwise.data.pixels.normalize import Numbers, unlike_text, unlike_training
 from pixelwise.prediction.background import RegionMask, empty_tiles, thumbnail
-from pixelwise.prediction.canvas import Blank, Canvas
+from pixelwise.prediction.canvas import INSIDE, MISSING, OUTSIDE, Blank, Canvas
 from pixelwise.prediction.inputs import Input
 from pixelwise.prediction.items import End, Failure, Image, Listener, Part, Passed, Step
 from pixelwise.prediction.page import Page
@@ -77,11 +78,17 @@ class Reader:
                 with ExitStack() as stack:
                     cache = min(MOST_CACHE, self.predictor.memory.limit // 16)
                     left = self.predictor.memory.limit - held_bytes()
-                    source = stack.enter_context(open_source(request.input.source, self.axes, cache, left))
+                    path, series = request.input.source, self.options.series
+                    source = stack.enter_context(open_source(path, self.axes, cache, left, series))
                     region = self._region(request.input, source, stack)
                     image = self._begin(request, source)
+                    self._tell(request.input, source)
+                    missing = 0.0
                     for number in range(source.pages):
-                        yield from self._read_page(image, source, number, region)
+                        page = self._page(source, number)
+                        yield from self._read_page(image, page, number, region)
+                        missing += page.missing_share / source.pages
+                    self._tell_missing(image, page, missing)
                 yield End(image)
             except (DataError, ModelError) as error:
                 yield Failure(request.input, image, error)
@@ -144,9 +151,27 @@ class Reader:
                 f"about {seconds / 60:.0f} minutes; the mask takes at most {size_text(1.4 * pixels)} on disk"
             )
 
-    def _read_page(self, image: Image, source: Source, number: int, region: RegionMask | None) -> Iterator[Step]:
+    def _tell(self, image: Input, source: Source) -> None:
+        """Say what may surprise about a file."""
+        for note in source.facts.notes():
+            self.listener.note(f"{image.source}: {note}")
+        settings = self.predictor.config.data
+        if settings.normalization == "fixed" and settings.levels is not None:
+            low, high = self._page(source, source.pages // 2).level()
+            if unlike_training(low, high, settings):
+                self.listener.note(f"{image.source}: {unlike_text(low, high, settings)}")
+
+    def _tell_missing(self, image: Image, page: Page, share: float) -> None:
+        if share > 0:
+            label = self.options.nodata_label
+            became = "background" if label is None else f"label {label}"
+            self.listener.note(
+                f"{image.input.source}: {share:.1%} of the pixels are nodata ({page.numbers.nodata:g}); they become "
+                f"{became}"
+            )
+
+    def _read_page(self, image: Image, page: Page, number: int, region: RegionMask | None) -> Iterator[Step]:
         tiling = image.tiling
-        page = self._page(source, number)
         wanted = self._wanted(image, page, region)
         for index, tile in enumerate(tiling.tiles):
             place = number * len(tiling.tiles) + index
@@ -154,18 +179,19 @@ class Reader:
                 return
             # A blended tile depends on the windows around it, so it is done again.
             is_done = image.canvas.is_done(place) and not tiling.overlap
+            where = None if is_done else _where(page, tile.owned, region)
             if is_done or not wanted[index]:
-                yield Passed(image, place, is_done, not wanted[index])
+                yield Passed(image, place, is_done, not wanted[index], where)
                 continue
-            inside = None if region is None else region.window(tile.owned)
-            yield Part(image, place, page.window(tiling, tile), inside)
+            yield Part(image, place, page.window(tiling, tile), where)
 
     def _page(self, source: Source, number: int) -> Page:
         def read(window: Window) -> np.ndarray:
             self.stop.check()
             return source.read(number, window)
 
-        return Page(read, (source.height, source.width), source.dtype, self.predictor.config.data)
+        settings, shape = self.predictor.config.data, (source.height, source.width, source.channels)
+        return Page(read, shape, Numbers.of(source.dtype, source.facts, settings.nodata), settings)
 
     def _wanted(self, image: Image, page: Page, region: RegionMask | None) -> np.ndarray:
         """Which tiles are to be predicted."""
@@ -181,3 +207,16 @@ class Reader:
             small = thumbnail(page.read, *page.shape)
             wanted &= ~empty_tiles(small, [tiling.source(tile) for tile in tiling.tiles])
         return wanted
+
+
+def _where(page: Page, window: Window, region: RegionMask | None) -> np.ndarray | None:
+    """What a canvas does with each pixel of a window, h x w; None: all are predicted."""
+    valid = page.valid(window)
+    if region is None and (valid is None or valid.all()):
+        return None
+    where = np.full((window.height, window.width), INSIDE, np.uint8)
+    if region is not None:
+        where[~region.window(window)] = OUTSIDE
+    if valid is not None:
+        where[~valid] = MISSING
+    return where

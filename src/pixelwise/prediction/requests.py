@@ -33,6 +33,8 @@ class OutputOptions:
     skip_background: bool = False
     resume: bool = False
     label_values: bool = False  # the mask holds what the training masks held: their values or colours
+    series: int | None = None  # number of the image in files that hold several, from 0; None: the largest
+    nodata_label: int | None = None  # of pixels without data; None: that of class 0
 
     @property
     def changes_mask(self) -> bool:

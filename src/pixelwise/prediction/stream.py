@@ -84,6 +84,8 @@ def _settings(predictor: Predictor, options: OutputOptions) -> dict[str, Any]:
         "format": options.format,
         "overlay": options.overlay,
         **({"label_values": True} if options.label_values else {}),  # so that older predictions can be resumed
+        "series": options.series,
+        "nodata_label": options.nodata_label,
     }
 
 

@@ -24,7 +24,8 @@ from pixelwise.core.classes import IGNORE, ClassMap
 from pixelwise.core.config import Config, ModelSettings, PhaseSettings
 from pixelwise.core.draft import Draft
 from pixelwise.core.errors import SettingError
-from pixelwise.data.pixels.normalize import Normalization, match_channels
+from pixelwise.data.files.facts import FileFacts
+from pixelwise.data.pixels.normalize import Normalization, Numbers, filled, match_channels
 from pixelwise.data.pixels.pictures import colorize, to_display
 from pixelwise.data.pixels.scaling import resize
 from pixelwise.data.sets.survey import Survey
@@ -218,11 +219,13 @@ class CoderPredictor:
         with evaluation_mode(self.network), torch.no_grad():
             return {name: output.float().cpu() for name, output in self.network.outputs(batch).items()}
 
-    def normalized(self, image: np.ndarray) -> np.ndarray:
+    def normalized(self, image: np.ndarray, facts: FileFacts | None = None) -> np.ndarray:
         """C x H x W float32 of an image as it comes, scaled."""
         data = self.config.data
+        numbers = Numbers.of(image.dtype, facts, data.nodata)
         fitted = match_channels(image, data.channels)
-        gain, offset = Normalization.from_settings(data).gain_and_offset(fitted)
+        gain, offset = Normalization.from_settings(data).gain_and_offset(fitted, numbers)
+        fitted = filled(fitted, numbers.nodata)
         normalized: np.ndarray = resize(fitted, data.scale).astype(np.float32) * gain + offset
         return normalized.transpose(2, 0, 1)
 
@@ -359,9 +362,9 @@ class PatchPretraining(Pretraining):
         """The share of middle pixels whose class is right."""
         return AccuracyTally(self.figure.name)
 
-    def predict(self, predictor: CoderPredictor, image: np.ndarray) -> "PatchClasses":
+    def predict(self, predictor: CoderPredictor, image: np.ndarray, facts: FileFacts | None = None) -> "PatchClasses":
         """Classes of patches about the points of a grid."""
-        pixels = predictor.normalized(image)
+        pixels = predictor.normalized(image, facts)
         side = PATCH * predictor.network.stride
         rows, columns = (np.arange(min(side // 4, length // 2), length, side // 2) for length in pixels.shape[1:])
         padded = np.pad(pixels, ((0, 0), (side // 2, side), (side // 2, side)), mode="symmetric")
@@ -423,9 +426,11 @@ class RebuildPretraining(Pretraining):
         """The mean error of the images."""
         return ErrorTally(self.figure.name)
 
-    def predict(self, predictor: CoderPredictor, image: np.ndarray) -> dict[str, Tensor]:
+    def predict(
+        self, predictor: CoderPredictor, image: np.ndarray, facts: FileFacts | None = None
+    ) -> dict[str, Tensor]:
         """What is rebuilt, and what it should be, of the image or the middle of a large one."""
-        pixels = predictor.normalized(image)
+        pixels = predictor.normalized(image, facts)
         starts = [max(0, (length - MEASURED_SIDE) // 2) for length in pixels.shape[1:]]
         rows, columns = (slice(start, start + MEASURED_SIDE) for start in starts)
         return predictor.outputs(np.ascontiguousarray(pixels[None, :, rows, columns]))

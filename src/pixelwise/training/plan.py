@@ -68,7 +68,7 @@ def _fill_data(draft: Draft, facts: Sequence[ImageFacts], channels: int) -> None
     draft.fill("data", normalization="percentile" if intensities_vary(facts) else "fixed")
     stretched = draft["data.normalization"] == "percentile"
     mean, std = intensity_figures(facts, stretched, draft["data.channels"])
-    draft.fill("data", mean=mean, std=std)
+    draft.fill("data", mean=mean, std=std, levels=levels(facts))
 
 
 def _fill_training(draft: Draft, facts: Sequence[ImageFacts], machine: Machine) -> None:
@@ -126,6 +126,13 @@ def intensities_vary(facts: Sequence[ImageFacts]) -> bool:
     if not all(fact.integer for fact in facts) or mean < 0.1:  # 12 bits in 16, or floats in units of their own
         return True
     return bool(max(contrast.std(), low.std()) > VARYING * mean)
+
+
+def levels(facts: Sequence[ImageFacts]) -> list[float]:
+    """`data.levels` of the training images, by which a prediction sees that an image is of another kind."""
+    low, high = [fact.low for fact in facts], [fact.high for fact in facts]
+    figures = [np.median(low), np.median(high), np.percentile(high, 5), np.percentile(high, 95)]
+    return [float(f"{figure:.6g}") for figure in figures]
 
 
 def intensity_figures(facts: Sequence[ImageFacts], percentile: bool, channels: int) -> tuple[list[float], list[float]]:

@@ -28,7 +28,7 @@ class Validation:
         tally = self.task.tally(self.config, full=False)
         for sample in self.samples[fabric.global_rank :: fabric.world_size]:
             for record in self.task.records(sample, self.config, self.axes):
-                tally.add(record, self.task.predict(predictor, record.image))
+                tally.add(record, self.task.predict(predictor, record.image, record.facts))
         for other in self._others(tally):
             tally.merge(other)
         figures = tally.figures()

@@ -8,6 +8,7 @@ import numpy as np
 
 Alpha = Literal["none", "dropped", "masks", "data"]
 
+NODATA_TAG = 42113  # GDAL's
 _HUGE = 1e30  # beyond it writers of a nodata value and of the pixels round differently: -3.4e38 means -3.4028235e38
 
 
@@ -45,6 +46,23 @@ class FileFacts:
             "does not say whether 0 is black or white (no photometric tag); 0 is read as black": not self.photometric,
         }
         return [note for note, holds in found.items() if holds]
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where the pixels of a mask lie, and which of them mean nothing: what a TIFF of it says besides."""
+
+    geo: GeoTags | None = None
+    nodata: float | None = None
+    z_spacing: float | None = None  # micrometres
+
+    @property
+    def extra_tags(self) -> list[tuple[int, int, int, Any, bool]]:
+        """For tifffile; of a pyramid only its first level has them."""
+        tags = [(*tag, True) for tag in self.geo.tags] if self.geo else []
+        if self.nodata is not None:
+            tags.append((NODATA_TAG, 2, 0, f"{self.nodata:.17g}", True))
+        return tags
 
 
 @dataclass(frozen=True)

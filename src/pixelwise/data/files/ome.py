@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import Any
+from uuid import uuid4
 from xml.etree.ElementTree import Element, ParseError
 
 from defusedxml import DefusedXmlException
@@ -34,12 +36,41 @@ class OmePixels:
 
 def ome_pixels(xml: str) -> list[OmePixels]:
     """The images of an OME-XML in their order; none if it is not valid, or unsafe (entities, external parts)."""
-    try:
-        root = fromstring(xml.encode("utf-8", "replace").lstrip(), forbid_dtd=True)
-    except (ParseError, DefusedXmlException, ValueError, LookupError):
+    root = _root(xml)
+    if root is None:
         return []
     images = (element for element in root.iter() if _name(element) == "Image")
     return [_pixels(found) for image in images for found in image if _name(found) == "Pixels"]
+
+
+def ome_description(xml: str) -> str | None:
+    """The description of the first image; None if there is none."""
+    root = _root(xml)
+    images = (element for element in root.iter() if _name(element) == "Image") if root is not None else ()
+    found = (child for image in images for child in image if _name(child) == "Description")
+    return next((child.text for child in found), None)
+
+
+def ome_metadata(axes: str, pixel_size: float | None, z_spacing: float | None, description: str) -> dict[str, Any]:
+    """What tifffile writes into the OME-XML of an image, sizes in micrometres."""
+    sizes = {"X": pixel_size, "Y": pixel_size, "Z": z_spacing}
+    known = {axis: size for axis, size in sizes.items() if size is not None and axis in axes}
+    return {
+        "axes": axes,
+        "Creator": "pixelwise",
+        "UUID": str(uuid4()),  # tifffile's would hold the address of the machine
+        "Description": description,
+        **{f"PhysicalSize{axis}": size for axis, size in known.items()},
+        **{f"PhysicalSize{axis}Unit": "\u00b5m" for axis in known},
+    }
+
+
+def _root(xml: str) -> Element | None:
+    try:
+        root: Element = fromstring(xml.encode("utf-8", "replace").lstrip(), forbid_dtd=True)
+    except (ParseError, DefusedXmlException, ValueError, LookupError):
+        return None
+    return root
 
 
 def _pixels(element: Element) -> OmePixels:

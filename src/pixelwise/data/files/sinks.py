@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import tifffile
@@ -26,13 +26,17 @@ from pixelwise.core.errors import OutputError, RunError
 from pixelwise.core.files import cannot_write, whole, write_json
 from pixelwise.core.progress import Progress
 from pixelwise.core.windows import Window, blocks
+from pixelwise.data.files.facts import Placement
+from pixelwise.data.files.ome import ome_metadata
 from pixelwise.data.files.physical import zarr_size
+from pixelwise.data.files.writers import resolution
 
 _SMALLEST_LEVEL = 512  # pixels; a pyramid ends when its longer side is at most this
 _TYPES = ("uint8", "uint16", "float16")
 _TIFF_TILE = 512
 _METADATA = "zarr.json"
 _OURS = "pixelwise"  # the attribute that marks a Zarr as ours
+_Size = tuple[float | None, float | None]  # of a pixel and between pages, micrometres
 _DONE = ".done"  # in the folder of level 0, where readers of Zarr look at nothing but chunks
 
 
@@ -47,6 +51,7 @@ class MaskForm:
     chunk: int  # side of a chunk in pixels; tiles that cover whole chunks are written without reading
     channels: int | None = None  # K of probabilities; None: class indices
     pixel_size: float | None = None  # micrometres
+    z_spacing: float | None = None  # micrometres
     classes: ClassMap | None = None  # names and colours to keep with class indices
 
     @property
@@ -75,7 +80,7 @@ class ZarrMask:
         details: what `finish` was told to keep.
         axes: "yx", "zyx", "cyx" or "czyx".
         levels: the array and, once it is complete, the smaller ones of its pyramid.
-        pixel_size: in micrometres, or None.
+        pixel_size, z_spacing: in micrometres, or None.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -114,7 +119,7 @@ class ZarrMask:
         if form.dtype not in _TYPES:
             raise OutputError(f"{path}: masks are stored as {', '.join(_TYPES)}, not as {form.dtype}.")
         _check_target(path, replace)
-        ome = _ome(path.stem, form.axes, form.pixel_size, None if form.channels else form.classes)
+        ome = _ome(path.stem, form.axes, (form.pixel_size, form.z_spacing), None if form.channels else form.classes)
         attributes = {"ome": ome, _OURS: {"complete": False, "job": dict(description)}}
         temporary, old = (path.with_name(f".{path.name}.{os.getpid()}.{kind}") for kind in ("part", "old"))
         with _writing(path):
@@ -191,7 +196,7 @@ class ZarrMask:
         with _writing(self.path):
             shapes = _pyramid(self.levels[0].shape)
             self.levels = _make_pyramid(self.path, self.axes, self.levels[0], shapes[1:], progress)
-            multiscale = _multiscale(self.path.stem, self.axes, len(shapes), self.pixel_size)
+            multiscale = _multiscale(self.path.stem, self.axes, len(shapes), (self.pixel_size, self.z_spacing))
             ome = {**self._attributes["ome"], "multiscales": [multiscale]}
             self.details = dict(details or {})
             own = {**self._attributes[_OURS], "complete": True, "details": self.details}
@@ -204,17 +209,17 @@ class ZarrMask:
 def write_pyramid_tiff(
     path: Path,
     mask: ZarrMask,
-    palette: Sequence[int] | None = None,
+    look: Sequence[int] | Literal["rgb"] | None = None,
     record: str | None = None,
     progress: Progress | None = None,
-    colors: bool = False,
+    placement: Placement | None = None,
 ) -> None:
-    """Assemble a tiled BigTIFF from a complete Zarr, with its pyramid as sub-images and its pixel size.
+    """Assemble a tiled BigTIFF (an OME-TIFF) from a complete Zarr, with its pyramid as sub-images and its pixel size.
 
-    `palette` is flat RGB of 256 colours, like `ClassMap.palette`, for class indices of 8 bits; `colors` says that the
-    three channels are RGB. `record` is kept for
-    `writers.record_of`; `progress` is called with the number of rows done and of all, for each level. The axes are
-    those of the Zarr in the same order. The memory holds at most four times 512 rows.
+    `look` is flat RGB of 256 colours, like `ClassMap.palette`, for class indices of 8 bits, or says that the three
+    channels are RGB. `record` is kept for `writers.record_of`; `progress` is called with the number of rows done and of
+    all, for each level. The axes are those of the Zarr in the same order. `placement` is kept besides. The memory holds
+    at most four times 512 rows.
 
     Raises:
         OutputError: the file cannot be written. RunError: the Zarr is not complete, or damaged.
@@ -224,17 +229,18 @@ def write_pyramid_tiff(
             f"{mask.path}: is not complete, so it cannot be turned into a TIFF. Resume the prediction first."
         )
     base = mask.levels[0]
-    metadata = {"axes": mask.axes.upper()} | ({"pixelwise": record} if record else {})
+    # OME, because tifffile's own metadata cannot describe a pyramid as one image. OME has no floats of 16 bits.
+    is_ome = base.dtype.kind == "u"
+    metadata = ome_metadata(mask.axes.upper(), mask.pixel_size, mask.z_spacing, record or "") if is_ome else None
     options: dict[str, Any] = {"photometric": "minisblack"}
-    if colors:
+    if look == "rgb":
         options = {"photometric": "rgb", "planarconfig": "separate"}
-    elif palette is not None and base.dtype == np.uint8 and "c" not in mask.axes:
-        options = {"photometric": "palette", "colormap": np.array(palette, np.uint16).reshape(256, 3).T * 257}
-    with whole(path) as temporary, tifffile.TiffWriter(temporary, bigtiff=True) as writer:
+    elif look is not None and base.dtype == np.uint8 and "c" not in mask.axes:
+        options = {"photometric": "palette", "colormap": np.array(look, np.uint16).reshape(256, 3).T * 257}
+    with whole(path) as temporary, tifffile.TiffWriter(temporary, bigtiff=True, ome=is_ome) as writer:
         for number, level in enumerate(mask.levels):
             if mask.pixel_size is not None:
-                scale = 10000 / (mask.pixel_size * 2**number)
-                options |= {"resolution": (scale, scale), "resolutionunit": "CENTIMETER"}
+                options |= resolution(mask.pixel_size * 2**number)
             writer.write(
                 _tiff_tiles(mask.path, level, progress),
                 shape=level.shape,
@@ -245,6 +251,7 @@ def write_pyramid_tiff(
                 maxworkers=1,  # with more, tifffile would read many tiles ahead
                 software=False,
                 metadata=metadata if number == 0 else None,
+                extratags=placement.extra_tags if placement and number == 0 else (),
                 subifds=len(mask.levels) - 1 if number == 0 and len(mask.levels) > 1 else None,
                 subfiletype=0 if number == 0 else 1,
                 **options,
@@ -383,9 +390,9 @@ def _open_level(folder: Path) -> zarr.Array[Any]:
     return level.with_config({"write_empty_chunks": True})
 
 
-def _ome(name: str, axes: str, pixel_size: float | None, classes: ClassMap | None) -> dict[str, Any]:
+def _ome(name: str, axes: str, size: _Size, classes: ClassMap | None) -> dict[str, Any]:
     """OME-Zarr 0.5 attributes of an image of classes or probabilities with a single level."""
-    ome: dict[str, Any] = {"version": "0.5", "multiscales": [_multiscale(name, axes, 1, pixel_size)]}
+    ome: dict[str, Any] = {"version": "0.5", "multiscales": [_multiscale(name, axes, 1, size)]}
     if classes is not None:
         colors = [{"label-value": number, "rgba": [*color, 255]} for number, color in enumerate(classes.colors)]
         names = [{"label-value": number, "class": text} for number, text in enumerate(classes.names)]
@@ -393,14 +400,18 @@ def _ome(name: str, axes: str, pixel_size: float | None, classes: ClassMap | Non
     return ome
 
 
-def _multiscale(name: str, axes: str, levels: int, pixel_size: float | None) -> dict[str, Any]:
+def _multiscale(name: str, axes: str, levels: int, size: _Size) -> dict[str, Any]:
+    pixel_size, z_spacing = size
     kinds: dict[str, dict[str, str]] = {"c": {"type": "channel"}}
     if pixel_size is not None:
         kinds |= {axis: {"type": "space", "unit": "micrometer"} for axis in "yx"}
+    if z_spacing is not None:
+        kinds["z"] = {"type": "space", "unit": "micrometer"}
     datasets = []
     for level in range(levels):
         side = (pixel_size or 1.0) * 2**level
-        scale = [side if axis in "yx" else 1.0 for axis in axes]
+        sides = {"y": side, "x": side, "z": z_spacing or 1.0}
+        scale = [sides.get(axis, 1.0) for axis in axes]
         datasets.append({"path": str(level), "coordinateTransformations": [{"type": "scale", "scale": scale}]})
     described = [{"name": axis, **kinds.get(axis, {"type": "space"})} for axis in axes]
     return {"name": name, "axes": described, "datasets": datasets, "type": "nearest"}

@@ -11,11 +11,10 @@ import numpy as np
 import tifffile
 
 from pixelwise.core.errors import truncated
-from pixelwise.data.files.facts import Alpha, GeoTags
+from pixelwise.data.files.facts import NODATA_TAG, Alpha, GeoTags
 
 _PHOTOMETRIC_TAG = 262
 _SMAX_TAG = 341
-_NODATA_TAG = 42113
 _GEO_TAGS = (33550, 33922, 34264, 34735, 34736, 34737)
 _ALPHA = (tifffile.EXTRASAMPLE.ASSOCALPHA, tifffile.EXTRASAMPLE.UNASSALPHA)
 _SAMPLED_SEGMENTS = 32  # of a page, to tell what its alpha channel holds
@@ -57,7 +56,7 @@ def _bits_of_maximum(page: tifffile.TiffPage) -> float:
 def nodata(page: tifffile.TiffPage, dtype: np.dtype) -> float | None:
     """The value of GDAL_NODATA, as the file's type holds it; None if the file does not say."""
     with suppress(ValueError, TypeError, AttributeError, OverflowError):
-        value = float(str(page.tags.valueof(_NODATA_TAG)).strip(" \t\n\r\0"))
+        value = float(str(page.tags.valueof(NODATA_TAG)).strip(" \t\n\r\0"))
         if dtype.kind != "f" or not math.isfinite(value):
             return value
         with np.errstate(over="ignore"):

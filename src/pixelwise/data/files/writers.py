@@ -14,12 +14,16 @@ from PIL import Image, PngImagePlugin
 
 from pixelwise.core.errors import OutputError
 from pixelwise.core.files import whole
+from pixelwise.data.files.facts import Placement
+from pixelwise.data.files.ome import ome_description, ome_metadata
+from pixelwise.data.files.physical import png_per_metre
 
 _TILE = (256, 256)
 TIFF_BUFFER = 2**24  # bytes that are compressed at a time; tifffile would take half a gigabyte
 _RECORD = "pixelwise"  # the key of a record in a file's metadata
 # Half of what a classic TIFF can address, since compressed tiles may be a little larger than raw ones.
 _BIG_BYTES = 2**31
+_FEWEST_PER_CM, _MOST_PER_CM = 1e-6, 2**32 - 1  # what the tags of a TIFF hold, as ratios of 32 bits
 
 
 def write_mask(
@@ -28,6 +32,7 @@ def write_mask(
     palette: Sequence[int] | None = None,
     pixel_size: float | None = None,
     record: str | None = None,
+    placement: Placement | None = None,
 ) -> None:
     """Write labels as PNG or TIFF, depending on the extension of `path`.
 
@@ -35,7 +40,8 @@ def write_mask(
     and uint32 that holds their type, or their largest value if the type is signed or 64 bits wide.
     `palette` is flat RGB of up to 256 colours, like `ClassMap.palette`; 8-bit labels are then stored as its
     indices. `pixel_size` is in micrometres. `record` tells what the mask was made of; it is kept in the file's
-    metadata for `record_of`.
+    metadata for `record_of`. `placement` is kept in a TIFF. A PNG keeps a pixel size that it can hold, see
+    `png_per_metre`, and leaves out any other.
 
     Raises:
         OutputError: the extension, shape or type does not fit, or the file cannot be written.
@@ -57,12 +63,20 @@ def write_mask(
         raise OutputError(f"{path}: a PNG holds at most 16 bits, but the labels need 32. Write a TIFF (.tif).")
     colors = None if palette is None or labels.dtype != np.uint8 else _full_palette(palette)
     if is_tiff:
-        _write_tiff(path, labels, "YX" if labels.ndim == 2 else "ZYX", colors, pixel_size, record)
+        options = _tiff_options(colors, pixel_size, placement or Placement())
+        options["metadata"] = _metadata("YX" if labels.ndim == 2 else "ZYX", pixel_size, record, placement)
+        _write_tiff(path, labels, options)
     else:
         _write_png(path, labels, colors, pixel_size, record)
 
 
-def write_colors(path: Path, colors: np.ndarray, pixel_size: float | None = None, record: str | None = None) -> None:
+def write_colors(
+    path: Path,
+    colors: np.ndarray,
+    pixel_size: float | None = None,
+    record: str | None = None,
+    placement: Placement | None = None,
+) -> None:
     """Write labels that are colours, H x W x 3 or, for a TIFF stack, P x H x W x 3 uint8; else as `write_mask`.
 
     Raises:
@@ -73,7 +87,9 @@ def write_colors(path: Path, colors: np.ndarray, pixel_size: float | None = None
             f"{path}: colours must be H x W x 3 or P x H x W x 3 uint8, but these are {colors.shape} {colors.dtype}."
         )
     if _is_tiff(path):
-        _write_tiff(path, colors, "YXS" if colors.ndim == 3 else "ZYXS", None, pixel_size, record)
+        options = {**_tiff_options(None, pixel_size, placement or Placement()), "photometric": "rgb"}
+        options["metadata"] = _metadata("YXS" if colors.ndim == 3 else "ZYXS", pixel_size, record, placement)
+        _write_tiff(path, colors, options)
     elif colors.ndim == 3:
         _write_png(path, colors, None, pixel_size, record)
     else:
@@ -87,6 +103,8 @@ def record_of(path: Path) -> str | None:
             with Image.open(path) as image:
                 return image.info.get(_RECORD)
         with tifffile.TiffFile(path) as file:
+            if file.ome_metadata:
+                return ome_description(file.ome_metadata)
             return (file.shaped_metadata or [{}])[0].get(_RECORD)
     return None
 
@@ -114,7 +132,8 @@ def write_probabilities(path: Path, probabilities: np.ndarray) -> None:
         raise OutputError(f"{path}: probabilities can only be written as TIFF. Give the file the extension .tif.")
     if probabilities.dtype not in (np.uint8, np.float16, np.float32):
         raise OutputError(f"{path}: probabilities must be uint8, float16 or float32, not {probabilities.dtype}.")
-    _write_tiff(path, probabilities, "CYX" if probabilities.ndim == 3 else "ZCYX", None, None)
+    axes = "CYX" if probabilities.ndim == 3 else "ZCYX"
+    _write_tiff(path, probabilities, {"photometric": "minisblack", "metadata": {"axes": axes}})
 
 
 def _is_tiff(path: Path) -> bool:
@@ -148,8 +167,9 @@ def _write_png(
     if palette is not None:
         image.putpalette(palette)
     options: dict[str, Any] = {}
-    if pixel_size is not None:
-        options["dpi"] = (25400 / pixel_size,) * 2
+    per_metre = None if pixel_size is None else png_per_metre(pixel_size)
+    if per_metre is not None:
+        options["dpi"] = (per_metre * 0.0254,) * 2
     if record is not None:
         options["pnginfo"] = PngImagePlugin.PngInfo()
         options["pnginfo"].add_text(_RECORD, record)
@@ -157,28 +177,37 @@ def _write_png(
         image.save(temporary, format="PNG", **options)
 
 
-def _write_tiff(
-    path: Path,
-    array: np.ndarray,
-    axes: str,
-    palette: list[int] | None,
-    pixel_size: float | None,
-    record: str | None = None,
-) -> None:
-    options: dict[str, Any] = {"photometric": "rgb" if "S" in axes else "minisblack"}
+def _tiff_options(palette: list[int] | None, pixel_size: float | None, placement: Placement) -> dict[str, Any]:
+    options: dict[str, Any] = {"photometric": "minisblack", "extratags": placement.extra_tags}
     if palette is not None:
-        options = {"photometric": "palette", "colormap": np.array(palette, np.uint16).reshape(256, 3).T * 257}
-    if pixel_size is not None:
-        options |= {"resolution": (10000 / pixel_size,) * 2, "resolutionunit": "CENTIMETER"}
+        options |= {"photometric": "palette", "colormap": np.array(palette, np.uint16).reshape(256, 3).T * 257}
+    return options | resolution(pixel_size)
+
+
+def resolution(pixel_size: float | None) -> dict[str, Any]:
+    """The tags of a TIFF for a pixel size in micrometres; none if they cannot hold it."""
+    if pixel_size is None or not _FEWEST_PER_CM <= 10000 / pixel_size <= _MOST_PER_CM:
+        return {}
+    return {"resolution": (10000 / pixel_size,) * 2, "resolutionunit": "CENTIMETER"}
+
+
+def _metadata(axes: str, pixel_size: float | None, record: str | None, placement: Placement | None) -> dict[str, Any]:
+    """Those of tifffile, or of OME where pages have a distance, which only OME can tell."""
+    if placement is not None and placement.z_spacing is not None and "Z" in axes:
+        return ome_metadata(axes, pixel_size, placement.z_spacing, record or "")
+    return {"axes": axes} if record is None else {"axes": axes, _RECORD: record}
+
+
+def _write_tiff(path: Path, array: np.ndarray, options: dict[str, Any]) -> None:
     with whole(path) as temporary:
         tifffile.imwrite(
             temporary,
             array,
             bigtiff=array.nbytes > _BIG_BYTES,
+            ome="Creator" in options["metadata"],
             tile=_TILE,
             compression="zlib",
             buffersize=TIFF_BUFFER,
-            metadata={"axes": axes} if record is None else {"axes": axes, _RECORD: record},
             software=False,
             **options,
         )
