@@ -189,7 +189,7 @@ class MemoryCanvas:
             entry["overlay"] = str(target)
         # Last, because it tells that everything is done.
         if self._missing is not None:
-            self._masks[self._missing] = blank.nodata_label
+            self._masks[self._missing] = np.uint8(blank.nodata_label or 0)
         self._write_mask(blank.request.record(details))
         return entry
 

@@ -5,7 +5,7 @@ N images, K classes, H x W pixels. The truth of a record is a `Labels`; a predic
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
 import numpy as np
@@ -18,14 +18,16 @@ from pixelwise.core.classes import IGNORE, ClassMap
 from pixelwise.core.config import Config
 from pixelwise.core.draft import Draft
 from pixelwise.core.errors import DataError, SettingError
-from pixelwise.data.files.readers import read_image, read_mask
+from pixelwise.data.files.facts import FileFacts, valid_pixels
+from pixelwise.data.files.readers import read_labels, read_picture, turn_text
 from pixelwise.data.pixels import pictures
+from pixelwise.data.pixels.normalize import filled
 from pixelwise.data.pixels.targets import objects
 from pixelwise.data.sets.doctor import ImageFacts, Survey
 from pixelwise.data.sets.folder import Sample
 from pixelwise.data.sets.labels import LabelRule
 from pixelwise.data.sets.masks import MaskLabels
-from pixelwise.data.sets.sampling import PatchSampler, Store
+from pixelwise.data.sets.sampling import PatchSampler, Store, class_indices, missing_labels, without_missing
 from pixelwise.engines import EngineChoice
 from pixelwise.engines.machine import Machine
 from pixelwise.losses import SegmentationLoss, check_factors, class_weights, dual_task_loss, edge_loss
@@ -117,18 +119,24 @@ class Segmentation:
             DataError: a file cannot be read, or a mask holds values that the run does not know.
         """
         rule = self.meaning(config)
-        images, masks = read_image(sample.image, axes), read_mask(sample.target, axes)
+        picture, truth = read_picture(sample.image, axes), read_labels(sample.target, axes)
+        images, masks = picture.pixels, truth.pixels
         if images.shape[:3] != masks.shape[:3]:
             raise DataError(
                 f"{sample.image}: is {images.shape[1:3]}, but its mask {sample.target} is {masks.shape[1:3]}."
+                f"{turn_text(images.shape, masks.shape, picture.facts)}"
             )
+        declared = config.data.nodata
+        facts = picture.facts if picture.facts.nodata is not None else replace(picture.facts, nodata=declared)
         for number, (image, mask) in enumerate(zip(images, masks, strict=True)):
+            missing = missing_labels(mask, truth.facts, valid_pixels(image, facts))
             try:
-                classes = rule.to_indices(mask)
+                classes = class_indices(rule, mask, missing)
             except DataError as error:
                 raise DataError(f"{sample.target}: {error}") from error
             name = sample.name if len(images) == 1 else f"{sample.name} page {number}"
-            yield Record(name, image, Labels(classes, mask if rule.kind == "instances" else None))
+            ids = without_missing(mask, missing) if rule.kind == "instances" else None
+            yield Record(name, image, Labels(classes, ids), facts)
 
     def tally(self, config: Config, full: bool) -> "PixelTally":
         """Pooled figures of pixels; with `full` also of boundaries and objects, which take longer."""
@@ -146,9 +154,9 @@ class Segmentation:
         """The network for images of any size."""
         return Predictor(network, config, engine, tile, views, limit)
 
-    def predict(self, predictor: Predictor, image: np.ndarray) -> np.ndarray:
-        """H x W uint8 class indices."""
-        return predictor.labels(image)
+    def predict(self, predictor: Predictor, image: np.ndarray, facts: FileFacts | None = None) -> np.ndarray:
+        """H x W uint8 class indices, 0 where there is no data."""
+        return predictor.labels(image, facts)
 
     def draw(self, record: Record, prediction: np.ndarray, config: Config) -> dict[str, np.ndarray]:
         """The image, truth and prediction in the classes' colours, and the errors."""
@@ -156,7 +164,8 @@ class Segmentation:
         counted = truth != IGNORE
         wrong = int(np.count_nonzero((truth != prediction) & counted)) / max(1, int(np.count_nonzero(counted)))
         step = max(1, max(record.image.shape) // LARGEST_DRAWN)  # so that no coloured copies of a huge image are made
-        shown, truth, prediction = (array[::step, ::step] for array in (record.image, truth, prediction))
+        image = filled(record.image, record.facts.nodata if record.facts else None)
+        shown, truth, prediction = (array[::step, ::step] for array in (image, truth, prediction))
         image = pictures.to_display(shown)
         return {
             "Image": image,

@@ -246,9 +246,9 @@ def test_every_file_is_read_once(data: Path, monkeypatch: pytest.MonkeyPatch) ->
     (data / "dataset.toml").unlink()  # so that the meaning of the labels is inferred
     opened: list[Path] = []
 
-    def counted(path: Path, axes: str | None) -> Any:
+    def counted(path: Path, axes: str | None, series: int | None = None) -> Any:
         opened.append(path)
-        return _opened(path, axes)
+        return _opened(path, axes, series)
 
     monkeypatch.setattr(readers, "_opened", counted)
     found = survey(open_dataset(data), MaskLabels())

@@ -18,8 +18,8 @@ from typing_extensions import override
 from pixelwise.core.errors import DataError, SettingError, near
 from pixelwise.core.progress import Progress
 from pixelwise.core.windows import reader
-from pixelwise.data.files.readers import read_image
-from pixelwise.data.pixels.normalize import percentile_range, require_finite, unit_scale
+from pixelwise.data.files.readers import read_picture, turn_text
+from pixelwise.data.pixels.normalize import Numbers, percentile_range, require_finite, with_data
 from pixelwise.data.sets.folder import DataSet, Description, Sample, without
 
 CODES = {
@@ -180,7 +180,7 @@ def survey(
     if not samples and meaning is None:
         _stop_at_errors(_unpaired(dataset), allow)
         dataset.split(splits[0])  # says that it is empty
-    reading = Reading(dataset, labels, tuple(_examine_all(samples, labels, dataset.description.axes, progress)))
+    reading = Reading(dataset, labels, tuple(_examine_all(samples, labels, dataset.description, progress)))
     if meaning is None:
         meaning = _inferred(reading, allow)
     return _understood(reading, meaning, allow)
@@ -254,39 +254,46 @@ def _stop_at_errors(problems: Iterable[Problem], allow: Collection[str]) -> None
 
 
 def _examine_all(
-    samples: Sequence[Sample], labels: Labels, axes: str | None, progress: Progress | None
+    samples: Sequence[Sample], labels: Labels, description: Description, progress: Progress | None
 ) -> Iterator[Examined]:
     """Each sample in order."""
+    axes, nodata = description.axes, description.nodata
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        for done, examined in enumerate(pool.map(lambda sample: examine(sample, labels, axes), samples), start=1):
+        for done, examined in enumerate(
+            pool.map(lambda sample: examine(sample, labels, axes, nodata), samples), start=1
+        ):
             yield examined
             if progress:
                 progress(done, len(samples))
 
 
-def examine(sample: Sample, labels: Labels, axes: str | None = None) -> Examined:
+def examine(sample: Sample, labels: Labels, axes: str | None = None, nodata: float | None = None) -> Examined:
     """Read one image and its labels: their figures, or what is wrong with them."""
     try:
         facts = labels.read(sample, axes)
     except DataError as error:
         return Examined(sample, None, _unreadable(sample.files[-1], error))
-    return Examined(sample, facts, _examine_image(sample, facts.shape, axes))
+    return Examined(sample, facts, _examine_image(sample, facts.shape, axes, nodata))
 
 
-def _examine_image(sample: Sample, shape: tuple[int, int, int] | None, axes: str | None) -> ImageFacts | Problem:
+def _examine_image(
+    sample: Sample, shape: tuple[int, int, int] | None, axes: str | None, nodata: float | None
+) -> ImageFacts | Problem:
     """The figures of an image whose labels have pages, height and width of `shape`."""
     try:
-        image = read_image(sample.image, axes)
+        picture = read_picture(sample.image, axes)
     except DataError as error:
         return _unreadable(sample.image, error)
+    image, numbers = picture.pixels, Numbers.of(picture.pixels.dtype, picture.facts, nodata)
     if shape is not None and image.shape[:3] != shape:
-        message = f"is {_size(image.shape)}, but its mask {sample.target} is {_size(shape)}."
+        turn = turn_text(image.shape, shape, picture.facts)
+        message = f"is {_size(image.shape)}, but its mask {sample.target} is {_size(shape)}.{turn}"
         return _error("size-differs", sample.image, message, "Make both the same size, or leave the pair out with")
     try:
-        require_finite(image)
+        require_finite(with_data(image, numbers.nodata))
     except DataError as error:
         return _error("not-finite", sample.image, str(error), "Or use")
-    return _facts(sample, image)
+    return _facts(sample, image, numbers)
 
 
 def _unreadable(path: Path, error: DataError) -> Problem:
@@ -304,12 +311,15 @@ def _size(shape: Sequence[int]) -> str:
     return f"{pages}{shape[2]} x {shape[1]}"
 
 
-def _facts(sample: Sample, image: np.ndarray) -> ImageFacts:
+def _facts(sample: Sample, image: np.ndarray, numbers: Numbers | None = None) -> ImageFacts:
+    numbers = numbers or Numbers(image.dtype)
     pages, height, width, channels = image.shape
-    scale = unit_scale(image.dtype)
-    flat = image.reshape(-1, channels)
+    scale = numbers.unit
+    flat = with_data(image, numbers.nodata)
+    if not flat.size:
+        flat = np.zeros((1, channels), image.dtype)
     tall = image.reshape(-1, width, channels)
-    low, high = percentile_range(reader(tall), *tall.shape)
+    low, high = percentile_range(reader(tall), tall.shape[0], width, channels, numbers.nodata)
     return ImageFacts(
         sample,
         pages,

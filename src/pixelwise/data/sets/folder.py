@@ -32,6 +32,7 @@ class Description(BaseModel):
     group: str | None = None  # regular expression for the stem: images with the same captured text stay in one split
     colors: dict[str, tuple[Byte, Byte, Byte]] | None = None  # class name -> RGB
     pixel_size: float | None = None  # micrometres
+    nodata: float | None = None  # the value of pixels without data in images whose files do not say, may be nan
     axes: str | None = None  # of TIFF stacks whose metadata do not say, for example "ZYX"
 
     @property

@@ -10,9 +10,10 @@ import numpy as np
 from pixelwise.core.classes import IGNORE
 from pixelwise.core.config import Config
 from pixelwise.core.errors import DataError, ModelError
-from pixelwise.data.files.readers import read_image, read_mask
+from pixelwise.data.files.facts import FileFacts, Picture, valid_labels
+from pixelwise.data.files.readers import read_labels, read_picture
 from pixelwise.data.pixels import augment, targets
-from pixelwise.data.pixels.normalize import Normalization, match_channels
+from pixelwise.data.pixels.normalize import Normalization, Numbers, filled, match_channels
 from pixelwise.data.pixels.scaling import resize
 from pixelwise.data.sets.folder import Sample
 from pixelwise.data.sets.labels import LabelRule
@@ -43,18 +44,54 @@ class Entry:
     places: dict[int, np.ndarray]  # class -> some (y, x) of it
 
 
-def open_pages(sample: Sample, channels: int, axes: str | None) -> np.ndarray:
-    """P x H x W x C of a sample's image, with the network's number of channels.
+def open_pages(sample: Sample, channels: int, axes: str | None) -> Picture:
+    """P x H x W x C of a sample's image, with the network's number of channels, and what its file says.
 
     Raises:
         DataError: it cannot be read.
         ModelError: its channels do not fit.
     """
-    pages = read_image(sample.image, axes)
+    picture = read_picture(sample.image, axes)
     try:
-        return np.stack([match_channels(page, channels) for page in pages])
+        pages = np.stack([match_channels(page, channels) for page in picture.pixels])
     except ModelError as error:
         raise ModelError(f"{sample.image}: {error}") from error
+    return Picture(pages, picture.facts)
+
+
+def missing_labels(mask: np.ndarray, facts: FileFacts, valid: np.ndarray | None) -> np.ndarray | None:
+    """Where the labels of a page mean nothing; None if nowhere.
+
+    Args:
+        mask: H x W labels, or H x W x 3 colours.
+        facts: of the mask's file, whose own nodata value marks such pixels.
+        valid: which pixels of the image hold data, H x W bool; None: all.
+    """
+    labelled = valid_labels(mask[None], facts)
+    known = [part for part in (valid, None if labelled is None else labelled[0]) if part is not None]
+    return ~np.logical_and.reduce(known) if known else None
+
+
+def without_missing(ids: np.ndarray, missing: np.ndarray | None) -> np.ndarray:
+    """Instance ids, H x W, 0 where they mean nothing."""
+    return ids if missing is None else np.where(missing, 0, ids).astype(ids.dtype)
+
+
+def class_indices(rule: LabelRule, mask: np.ndarray, missing: np.ndarray | None) -> np.ndarray:
+    """H x W uint8 class indices of a mask, IGNORE where it means nothing; such values need not be known.
+
+    Raises:
+        DataError: another value does not stand for a class.
+    """
+    if missing is None or not missing.any():
+        return rule.to_indices(mask)
+    if missing.all():
+        return np.full(missing.shape, IGNORE, np.uint8)
+    known = mask.copy()
+    known[missing] = mask[~missing][0]
+    indices = rule.to_indices(known)
+    indices[missing] = IGNORE
+    return indices
 
 
 class Store:
@@ -94,14 +131,17 @@ class Store:
 
     def _read(self, sample: Sample, page: int) -> Entry:
         settings = self.config.data
-        full = open_pages(sample, settings.channels, self.axes)[page]
-        mask = read_mask(sample.target, self.axes)[page]
+        picture, truth = open_pages(sample, settings.channels, self.axes), read_labels(sample.target, self.axes)
+        full, mask = picture.pixels[page], truth.pixels[page]
+        numbers = Numbers.of(full.dtype, picture.facts, settings.nodata)
+        missing = missing_labels(mask, truth.facts, numbers.valid(full))
         try:
-            labels = resize(self._rule.to_indices(mask), settings.scale, nearest=True)
+            labels = resize(class_indices(self._rule, mask, missing), settings.scale, nearest=True)
         except DataError as error:
             raise DataError(f"{sample.target}: {error}") from error
-        gain, offset = self._normalization.gain_and_offset(full)
-        weights = self._border(mask, labels) if self.config.loss.border else None
+        gain, offset = self._normalization.gain_and_offset(full, numbers)
+        weights = self._border(without_missing(mask, missing), labels) if self.config.loss.border else None
+        full = filled(full, numbers.nodata)
         return Entry(resize(full, settings.scale), labels, gain, offset, weights, _places(labels))
 
     def _border(self, mask: np.ndarray, labels: np.ndarray) -> np.ndarray:
