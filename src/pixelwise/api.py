@@ -6,20 +6,21 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict
 
 import numpy as np
 from torch import nn
-from typing_extensions import override
+from typing_extensions import Unpack, override
 
 from pixelwise.core.classes import ClassMap
-from pixelwise.core.config import SECTIONS, TOP, Config, Overrides, check_names
+from pixelwise.core.config import SECTIONS, TOP, Config, DataSettings, Overrides, check_names
 from pixelwise.core.errors import DataError, SettingError, near
 from pixelwise.core.files import write_json
 from pixelwise.core.progress import Progress
 from pixelwise.core.run_folder import RunFolder
 from pixelwise.core.windows import Window
 from pixelwise.data.files.sources import open_source
+from pixelwise.data.pixels.normalize import stretched
 from pixelwise.data.sets.folder import DataSet, open_dataset
 from pixelwise.data.sets.labels import LabelRule
 from pixelwise.data.sets.survey import survey
@@ -39,6 +40,44 @@ if TYPE_CHECKING:  # a training's libraries take seconds and memory, so they are
 
 ANYWHERE = EngineChoice(device="auto")
 WORTH_PREPARING = 12_000_000  # pixels: from here on the fastest engine saves more time than it takes to prepare
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How a prediction reads images where it is not as the run did."""
+
+    normalize: str = "run"  # "percentile": stretch each image by its own percentiles to the level of the training's
+    nodata: float | None = None  # the value of pixels without data, in images whose files do not say
+
+    def of(self, data: DataSettings) -> DataSettings:
+        """The settings of a run's data with these in their place.
+
+        Raises:
+            SettingError: there is no such way, or the run does not know enough for it.
+        """
+        if self.normalize not in WAYS:
+            raise SettingError(f"--normalize {self.normalize}: is not a way to normalise; {near(self.normalize, WAYS)}")
+        chosen = stretched(data) if self.normalize == "percentile" else data
+        return chosen if self.nodata is None else chosen.model_copy(update={"nodata": self.nodata})
+
+
+class Ways(TypedDict, total=False):
+    """How `Run.predict` reads an image, and what it gives.
+
+    normalize: "run", or "percentile" to stretch the image by its own percentiles to the training's level.
+    nodata: the value of pixels without data, where the file does not say; they become background.
+    series: number of the image, from 0, in a file that holds several; by default the largest.
+    label_values: give the values that the training masks hold (H x W x 3 where these are colours), not classes.
+    """
+
+    label_values: bool
+    normalize: str
+    nodata: float | None
+    series: int | None
+
+
+AS_THE_RUN = Reading()
+WAYS = ("run", "percentile")
 
 
 @dataclass(frozen=True)
@@ -84,6 +123,7 @@ class Run:
         views: str = "none",
         limit: int | None = None,
         pixels: int | None = None,
+        reading: Reading = AS_THE_RUN,
     ) -> Any:
         """The network with its preprocessing, on a device; the compiled network is kept beside the run.
 
@@ -94,11 +134,13 @@ class Run:
             limit: bytes that the process may use; by default a share of what is free.
             pixels: how many there are to predict: for few of them "auto" takes an engine that is ready, because
                 preparing another takes about ten seconds, once.
+            reading: how images are read where it is not as the run did.
         """
+        config = self.config.model_copy(update={"data": reading.of(self.config.data)})
         choice = replace(engine, device=pick_device(engine.device), cache=self.folder.compiled)
         if isinstance(getattr(self.network, "geometry", None), Geometry):
             choice = _ready(self, choice, limit, pixels)
-        return self.task.predictor(self.network, self.config, choice, tile, views, limit)
+        return self.task.predictor(self.network, config, choice, tile, views, limit)
 
     def predict(
         self,
@@ -108,7 +150,7 @@ class Run:
         engine: str = "auto",
         tile: TileSize = "auto",
         views: str = "none",
-        label_values: bool = False,
+        **how: Unpack[Ways],
     ) -> Any:
         """Label an image.
 
@@ -118,7 +160,7 @@ class Run:
             engine: auto, torch, openvino, onnxruntime.
             tile: "auto", None for the whole image at once, or the side of a tile.
             views: test-time augmentation: none, flips, turns.
-            label_values: give the values that the training masks hold (H x W x 3 where these are colours), not classes.
+            how: how the image is read, see `Ways`.
 
         Returns:
             H x W class indices, uint8, or uint16 for more than 256 classes (P x H x W for a file of P > 1 pages), or
@@ -128,21 +170,25 @@ class Run:
             DataError, ModelError: the image cannot be used; the message says why.
         """
         pixels = image.shape[0] * image.shape[1] if isinstance(image, np.ndarray) and image.ndim > 1 else 0
-        choice = (device, engine, tile, views, pixels < WORTH_PREPARING)
+        for key in how:
+            if key not in Ways.__annotations__:
+                raise SettingError(f"predict: there is no {key}; {near(key, Ways.__annotations__)}")
+        reading = Reading(how.get("normalize", "run"), how.get("nodata"))
+        choice = (device, engine, tile, views, pixels < WORTH_PREPARING, reading)
         if choice not in self._predictors:  # to make one hashes the weights, and may compile the network
             chosen = EngineChoice(engine, device)
-            self._predictors[choice] = self.predictor(chosen, tile, views, pixels=pixels)
-        result = self._predicted(self._predictors[choice], image)
-        return LabelRule.from_settings(self.config.data).to_values(result) if label_values else result
+            self._predictors[choice] = self.predictor(chosen, tile, views, pixels=pixels, reading=reading)
+        result = self._predicted(self._predictors[choice], image, how.get("series"))
+        return LabelRule.from_settings(self.config.data).to_values(result) if how.get("label_values") else result
 
-    def _predicted(self, predictor: Any, image: np.ndarray | str | Path) -> Any:
+    def _predicted(self, predictor: Any, image: np.ndarray | str | Path, series: int | None) -> Any:
         if isinstance(image, np.ndarray):
             if image.ndim not in (2, 3) or image.size == 0:
                 raise DataError(f"the image has the shape {image.shape}; H x W or H x W x C is expected.")
             return self.task.predict(predictor, image[..., None] if image.ndim == 2 else image)
-        with open_source(Path(image)) as source:
-            whole = Window.whole(source.height, source.width)
-            results = [self.task.predict(predictor, source.read(page, whole)) for page in range(source.pages)]
+        with open_source(Path(image), series=series) as source:
+            whole, facts = Window.whole(source.height, source.width), source.facts
+            results = [self.task.predict(predictor, source.read(page, whole), facts) for page in range(source.pages)]
         return results[0] if len(results) == 1 else np.stack(results)
 
     def evaluate(
@@ -174,15 +220,17 @@ class Run:
         """
         from pixelwise.report import Report, write_report
 
-        task, config = self.task, self.config
-        dataset = open_dataset(Path(data), config.data.folds, config.data.fold)
+        task = self.task
+        dataset = open_dataset(Path(data), self.config.data.folds, self.config.data.fold)
+        reading = Reading(nodata=dataset.description.nodata)
+        config = self.config.model_copy(update={"data": reading.of(self.config.data)})
         name = choose_split(dataset, split)
         carry = partial(task.labels.carried_over, task.meaning(config))
         sound = survey(dataset, task.labels, meaning=carry, allow=allow, splits=(name,))
         samples, config = sound.dataset.split(name), task.with_meaning(config, sound.meaning)
         folder = Path(out) if out else self.folder.evaluation(name)
         pixels = count_pixels([sample.image for sample in samples], WORTH_PREPARING)
-        predictor = self.predictor(EngineChoice(device=device), pixels=pixels)
+        predictor = self.predictor(EngineChoice(device=device), pixels=pixels, reading=reading)
         metrics, cases = evaluate(task, predictor, config, samples, dataset.description.axes, progress)
         metrics["split"] = name
         if sound.told:

@@ -299,9 +299,9 @@ def test_each_file_is_predicted_once_and_cases_stand_worst_first(binary: Path, r
     predictor, seen = run.predictor(), []
     labels = predictor.labels
 
-    def counting(image: np.ndarray) -> np.ndarray:
+    def counting(image: np.ndarray, facts: Any = None) -> np.ndarray:
         seen.append(image.shape)
-        return labels(image)
+        return labels(image, facts)
 
     predictor.labels = counting
     metrics, cases = evaluate(TASK, predictor, run.config, samples)

@@ -23,7 +23,7 @@ def test_files_folders_and_patterns(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.chdir(tmp_path)
 
     def found(*inputs: str) -> list[str]:
-        return [path.as_posix() for path in find_inputs(inputs)]
+        return [path.as_posix() for path in find_inputs(inputs).images]
 
     everything = ["a.png", "b.tif", "odd[1].png", "deep/c.JPG", "deep/er/d.bmp"]
     assert found(".") == everything
@@ -69,13 +69,15 @@ def test_what_an_earlier_prediction_made_is_no_input(tmp_path: Path) -> None:
         path = tmp_path / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(b"")
-    found = find_inputs([str(tmp_path)], tmp_path / "masks")
+    found = find_inputs([str(tmp_path)], tmp_path / "masks").images
     assert [path.relative_to(tmp_path).as_posix() for path in found] == ["a.png", "other/b.png"]
-    assert len(find_inputs([str(tmp_path)], tmp_path)) == 4  # it is the folder itself: the images must be somewhere
-    assert len(find_inputs([str(tmp_path / "masks")], tmp_path)) == 2
+    assert (
+        len(find_inputs([str(tmp_path)], tmp_path).images) == 4
+    )  # it is the folder itself: the images must be somewhere
+    assert len(find_inputs([str(tmp_path / "masks")], tmp_path).images) == 2
 
 
 def test_a_file_that_is_named_twice_is_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "a.png").write_bytes(b"")
     monkeypatch.chdir(tmp_path)
-    assert find_inputs(["a.png", str(tmp_path / "a.png"), "./a.png"]) == [Path("a.png")]
+    assert find_inputs(["a.png", str(tmp_path / "a.png"), "./a.png"]).images == [Path("a.png")]

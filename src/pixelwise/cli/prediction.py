@@ -111,12 +111,28 @@ def predict(
         typer.Option("--skip-background", help="Label tiles of empty background, as on a slide, as class 0."),
     ] = False,
     axes: Axes = None,
+    series: Annotated[
+        int | None,
+        typer.Option(min=0, help="Number of the image, from 0, in files that hold several; default: the largest."),
+    ] = None,
+    normalize: Annotated[
+        str,
+        typer.Option(help="run, or percentile: stretch each image by its own percentiles to the training's level."),
+    ] = "run",
+    nodata: Annotated[
+        float | None,
+        typer.Option(metavar="VALUE", help="Value of pixels without data, where the files do not say; may be nan."),
+    ] = None,
+    nodata_label: Annotated[
+        int | None,
+        typer.Option(min=0, max=255, help="Label of pixels without data; default: they are background, 0."),
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the prediction in --out.")] = False,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """Predict masks for images of any size: the mask of a/b.tif is OUT/b.png."""
-    from pixelwise.api import WORTH_PREPARING, load
+    from pixelwise.api import WORTH_PREPARING, Reading, load
     from pixelwise.engines import EngineChoice
     from pixelwise.prediction import stream
     from pixelwise.prediction.inputs import count_pixels, find_inputs
@@ -126,13 +142,23 @@ def predict(
     kind = _chosen("--format", file_format, "format", ("auto", "png", "tiff", "zarr"))
     stored = _chosen("--probability-type", probability_type, "type of probabilities", ("uint8", "float16"))
     clean = PostProcess(threshold, fill_holes, smallest_object)
-    options = OutputOptions(
-        out, kind, probabilities, overlay, stored, clean, inside, skip_background, resume, label_values
-    )
-    pixels = count_pixels(find_inputs(inputs), WORTH_PREPARING)
+    beside: dict[str, Any] = {
+        "skip_background": skip_background,
+        "resume": resume,
+        "label_values": label_values,
+        "series": series,
+        "nodata_label": nodata_label,
+    }
+    options = OutputOptions(out, kind, probabilities, overlay, stored, clean, inside, **beside)
+    pixels = count_pixels(find_inputs(inputs).images, WORTH_PREPARING)
     loaded = load(run)
     predictor = loaded.predictor(
-        EngineChoice(engine, device, amp, compiled), tile or "auto", tta, _bytes(max_ram), pixels
+        EngineChoice(engine, device, amp, compiled),
+        tile or "auto",
+        tta,
+        _bytes(max_ram),
+        pixels,
+        Reading(normalize, nodata),
     )
     with Display("predicting", quiet) as display:
         shown = stream.Listener(megapixels(display), display.note)

@@ -8,7 +8,7 @@ from glob import glob
 from pathlib import Path
 
 from pixelwise.core.errors import DataError
-from pixelwise.data.files.readers import image_info
+from pixelwise.data.files.readers import image_info, stack_files
 from pixelwise.data.files.zarrs import is_zarr
 from pixelwise.data.sets.pairs import list_images
 
@@ -21,31 +21,60 @@ class Input:
     name: Path  # below the output folder, without a suffix
 
 
-def find_inputs(inputs: Sequence[str], outputs: Path | None = None) -> list[Path]:
+@dataclass(frozen=True)
+class Found:
+    """What inputs stand for."""
+
+    images: list[Path]  # files and Zarrs, each once, in order
+    failed: dict[str, str]  # an input that yields no image -> what is wrong
+
+
+def find_inputs(inputs: Sequence[str], outputs: Path | None = None) -> Found:
     """Files, Zarrs, folders (including those inside) and glob patterns -> files and Zarrs, each once, in order.
 
     A path that does not exist is kept, so that it can be reported. If `outputs` is a folder inside one of the input
-    folders, its files were made by an earlier prediction and are left out.
+    folders, its files were made by an earlier prediction and are left out. Of the files of a stack that lies in several
+    of them (a set of OME-TIFFs), the one that it begins in stands for all.
 
     Raises:
-        DataError: a folder or a pattern yields no images.
+        DataError: no folder or pattern yields an image; the message tells of the first.
     """
     found: dict[Path, Path] = {}
+    failed: dict[str, str] = {}
     for text in inputs:
-        path = Path(text)
-        if path.is_dir() and not is_zarr(path):
-            inside = [image for image in _images(path) if not _is_output(image, path, outputs)]
-            if not inside:
-                raise DataError(f"{path}: contains no images. Give another file, folder or pattern.")
-        elif not path.exists() and any(sign in text for sign in "*?["):
-            inside = [Path(match) for match in sorted(glob(text, recursive=True)) if _is_image(Path(match))]  # noqa: PTH207 (absolute patterns)
-            if not inside:
-                raise DataError(f"{text}: no image matches this pattern. Give another file, folder or pattern.")
-        else:
-            inside = [path]
+        inside, problem = _inside(text, outputs)
+        if problem:
+            failed[text] = f"{text}: {problem} Give another file, folder or pattern."
         for image in inside:
             found.setdefault(_absolute(image), image)
-    return list(found.values())
+    if not found and failed:
+        raise DataError(next(iter(failed.values())))
+    return Found(_once_a_stack(found), failed)
+
+
+def _inside(text: str, outputs: Path | None) -> tuple[list[Path], str]:
+    """The images of one input, and what is wrong if there are none."""
+    path = Path(text)
+    if path.is_dir() and not is_zarr(path):
+        inside = [image for image in _images(path) if not _is_output(image, path, outputs)]
+        return inside, "" if inside else "contains no images."
+    if not path.exists() and any(sign in text for sign in "*?["):
+        inside = [Path(match) for match in sorted(glob(text, recursive=True)) if _is_image(Path(match))]  # noqa: PTH207 (absolute patterns)
+        return inside, "" if inside else "no image matches this pattern."
+    return [path], ""
+
+
+def _once_a_stack(found: dict[Path, Path]) -> list[Path]:
+    """The images without the files whose pixels belong to a stack that begins in another of them."""
+    if len(found) < 2:
+        return list(found.values())
+    stacks = {place: stack_files(image) for place, image in found.items()}
+    begun = {name for names in stacks.values() if names and names.begins for name in names.files}
+    return [
+        image
+        for place, image in found.items()
+        if (names := stacks[place]) is None or names.begins or place not in begun
+    ]
 
 
 def _absolute(path: Path) -> Path:

@@ -5,13 +5,16 @@ written.
 """
 
 import math
+import traceback
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 
-from pixelwise.core.errors import DataError, ModelError
+from pixelwise.core.errors import OutputError, PixelwiseError, RunError, SettingError, reason
 from pixelwise.core.progress import Progress
 from pixelwise.engines import Arrays
 from pixelwise.prediction.blending import Blender
@@ -21,6 +24,7 @@ from pixelwise.prediction.requests import Entry
 from pixelwise.prediction.tiling import Tile, Tiling
 
 BATCH_PIXELS = 8 * 256 * 256  # small windows are run together, up to so many pixels
+LOG = "log.txt"  # in the folder of the outputs
 MOST_OTHERS = 64  # tiles that are passed over and images that end, in a batch
 
 
@@ -42,6 +46,10 @@ class Listener:
 
     show: Callable[[float, int], None] = lambda share, pixels: None  # 0 .. 1, pixels predicted so far
     note: Callable[[str], None] = lambda text: None
+
+
+class StoppedError(Exception):
+    """Ends a thread in the middle of long work when the others have ended."""
 
 
 class Image:
@@ -221,11 +229,12 @@ class Writer:
         count: of the inputs.
         outcome: to be filled.
         listener: hears how it goes.
+        folder: of the outputs, which gets a log where something unexpected happens.
         tick: is called often during long work, and may raise to end it.
     """
 
-    def __init__(self, count: int, outcome: Outcome, listener: Listener, tick: Progress) -> None:
-        self.outcome, self.tick = outcome, tick
+    def __init__(self, count: int, outcome: Outcome, listener: Listener, folder: Path, tick: Progress) -> None:
+        self.outcome, self.tick, self._log = outcome, tick, folder / LOG
         self._count, self._listener = count, listener
 
     def write(self, items: Sequence[Item]) -> None:
@@ -236,16 +245,30 @@ class Writer:
                 continue
             try:
                 item.write(self)
-            except (DataError, ModelError) as error:
+            except (OutputError, RunError, SettingError, StoppedError):  # which concern all images
+                raise
+            except Exception as error:
                 assert image is not None
                 Failure(image.input, image, error).write(self)
         self._show(items[-1].image)
 
     def fail(self, image: Input, error: Exception) -> None:
         """List an input as failed."""
-        text = str(error)
+        text = str(error) if isinstance(error, PixelwiseError) else self._unexpected(image, error)
         message = text if text.startswith(str(image.source)) else f"{image.source}: {text}"
         self.outcome.failed.append({"input": str(image.source), "message": message})
+
+    def _unexpected(self, image: Input, error: Exception) -> str:
+        """What to say of an error that is no one's but ours; its traceback goes to the log."""
+        lines = "".join(traceback.format_exception(error))
+        with suppress(OSError):
+            self._log.parent.mkdir(parents=True, exist_ok=True)
+            with self._log.open("a", encoding="utf-8", errors="backslashreplace") as log:
+                log.write(f"{image.source}\n{lines}\n")
+        return (
+            f"failed unexpectedly ({type(error).__name__}: {reason(error)}). This is a bug in pixelwise: please report it "
+            f"with the lines in {self._log}."
+        )
 
     def _show(self, last: Image | None) -> None:
         """How far it is: the images that are done, and the tiles of the last."""

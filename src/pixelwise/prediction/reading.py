@@ -7,7 +7,7 @@ from threading import Event, Lock
 
 import numpy as np
 
-from pixelwise.core.errors import DataError, ModelError, RunError, SettingError
+from pixelwise.core.errors import DataError, ModelError, OutputError, RunError, SettingError
 from pixelwise.core.memory import held_bytes, size_text
 from pixelwise.core.windows import Window
 from pixelwise.data.files.sources import Source, open_source
@@ -15,7 +15,7 @@ from pixelwise.data.pixels.normalize import Numbers, unlike_text, unlike_trainin
 from pixelwise.prediction.background import RegionMask, empty_tiles, thumbnail
 from pixelwise.prediction.canvas import INSIDE, MISSING, OUTSIDE, Blank, Canvas
 from pixelwise.prediction.inputs import Input
-from pixelwise.prediction.items import End, Failure, Image, Listener, Part, Passed, Step
+from pixelwise.prediction.items import End, Failure, Image, Listener, Part, Passed, Step, StoppedError
 from pixelwise.prediction.page import Page
 from pixelwise.prediction.predictor import Predictor
 from pixelwise.prediction.requests import OutputOptions, Request
@@ -26,10 +26,6 @@ LONG_PIXELS = 2**24  # with fewer nobody needs to know how long it takes
 LONG_SECONDS = 20.0  # what takes longer is announced
 MOST_CACHE = 256 * 2**20  # bytes of decoded chunks that are kept
 SMALL_CACHE = 16 * 2**20
-
-
-class StoppedError(Exception):
-    """Ends a thread in the middle of long work when the others have ended."""
 
 
 class Stop:
@@ -95,6 +91,10 @@ class Reader:
             except (RunError, SettingError) as error:  # if there are others, only this image fails
                 if len(requests) == 1:
                     raise
+                yield Failure(request.input, image, error)
+            except (OutputError, StoppedError):
+                raise
+            except Exception as error:  # a mistake of ours must not cost the other images their masks
                 yield Failure(request.input, image, error)
 
     def _region(self, image: Input, source: Source, stack: ExitStack) -> RegionMask | None:

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from pixelwise.core.errors import ModelError, RunError
+from pixelwise.core.errors import RunError
 from pixelwise.models.checkpoint import fingerprint
 from pixelwise.prediction.canvas import Blank, Canvas, open_canvas
 from pixelwise.prediction.inputs import find_inputs, name_inputs
@@ -58,9 +58,11 @@ def predict_files(
         listener.note(engine.note)
     outcome = Outcome(engine=engine.name)
     settings = _settings(predictor, options)
-    requests = [Request(image, settings) for image in name_inputs(find_inputs(inputs, options.folder))]
+    found = find_inputs(inputs, options.folder)
+    outcome.failed += [{"input": text, "message": message} for text, message in found.failed.items()]
+    requests = [Request(image, settings) for image in name_inputs(found.images)]
     reader = Reader(predictor, options, axes, listener, open_canvas)
-    writer = Writer(len(requests), outcome, listener, lambda done, total: reader.stop.check())
+    writer = Writer(len(requests), outcome, listener, options.folder, lambda done, total: reader.stop.check())
     _run(reader, _unfinished(requests, options, outcome), writer)
     listener.show(1.0, outcome.pixels)
     places = {str(request.input.source): place for place, request in enumerate(requests)}
@@ -145,7 +147,7 @@ def _predicted(reader: Reader, parts: Sequence[Part]) -> list[Item]:
     try:
         with reader.engine_lock:
             outputs = reader.predictor.runner(windows)
-    except ModelError as error:  # which concerns these images; the others may fit
+    except Exception as error:  # which concerns these images; the others may fit
         return [Failure(part.image.input, part.image, error) for part in parts]
     return [
         part.predicted({name: values[index] for name, values in outputs.items()}) for index, part in enumerate(parts)

@@ -5,7 +5,7 @@ uint16 where K > 256.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
 import numpy as np
@@ -18,8 +18,10 @@ from pixelwise.core.classes import IGNORE, ClassMap
 from pixelwise.core.config import Config
 from pixelwise.core.draft import Draft
 from pixelwise.core.errors import DataError, SettingError
-from pixelwise.data.files.readers import read_image
+from pixelwise.data.files.facts import FileFacts, valid_pixels
+from pixelwise.data.files.readers import read_picture, turn_text
 from pixelwise.data.pixels import pictures
+from pixelwise.data.pixels.normalize import filled
 from pixelwise.data.pixels.targets import objects
 from pixelwise.data.sets.examine import ImageFacts
 from pixelwise.data.sets.labels import LabelRule, some
@@ -27,7 +29,7 @@ from pixelwise.data.sets.masks import MaskLabels
 from pixelwise.data.sets.pairs import Sample
 from pixelwise.data.sets.sampling import PatchSampler, Store
 from pixelwise.data.sets.scenes import is_upright, scene_scale, typical_size
-from pixelwise.data.sets.stored import classes_of, read_stored
+from pixelwise.data.sets.stored import classes_of, ids_of, read_stored
 from pixelwise.data.sets.survey import Survey
 from pixelwise.engines import EngineChoice
 from pixelwise.engines.machine import Machine
@@ -127,18 +129,24 @@ class Segmentation:
             DataError: a file cannot be read, or a mask holds values that the run does not know.
         """
         rule = self.meaning(config)
-        images, stored = read_image(sample.image, axes), read_stored(sample.target, axes)
-        if images.shape[:3] != stored.pixels.shape[:3]:
+        picture, stored = read_picture(sample.image, axes), read_stored(sample.target, axes)
+        images, masks = picture.pixels, stored.pixels
+        if images.shape[:3] != masks.shape[:3]:
             raise DataError(
-                f"{sample.image}: is {images.shape[1:3]}, but its mask {sample.target} is {stored.pixels.shape[1:3]}."
+                f"{sample.image}: is {images.shape[1:3]}, but its mask {sample.target} is {masks.shape[1:3]}."
+                f"{turn_text(images.shape, masks.shape, picture.facts)}"
             )
+        declared = config.data.nodata
+        facts = picture.facts if picture.facts.nodata is not None else replace(picture.facts, nodata=declared)
         for number, image in enumerate(images):
+            valid = valid_pixels(image, facts)
             try:
-                classes = classes_of(stored, number, rule)
+                classes = classes_of(stored, number, rule, valid)
             except DataError as error:
                 raise DataError(f"{sample.target}: {error}") from error
             name = sample.name if len(images) == 1 else f"{sample.name} page {number}"
-            yield Record(name, image, Labels(classes, stored.pixels[number] if rule.kind == "instances" else None))
+            ids = ids_of(stored, number, valid) if rule.kind == "instances" else None
+            yield Record(name, image, Labels(classes, ids), facts)
 
     def tally(self, config: Config, full: bool) -> "PixelTally":
         """Pooled figures of pixels; with `full` also of boundaries and objects, which take longer."""
@@ -156,9 +164,9 @@ class Segmentation:
         """The network for images of any size."""
         return Predictor(network, config, engine, tile, views, limit)
 
-    def predict(self, predictor: Predictor, image: np.ndarray) -> np.ndarray:
-        """H x W class indices."""
-        return predictor.labels(image)
+    def predict(self, predictor: Predictor, image: np.ndarray, facts: FileFacts | None = None) -> np.ndarray:
+        """H x W class indices, 0 where there is no data."""
+        return predictor.labels(image, facts)
 
     def draw(self, record: Record, prediction: np.ndarray, config: Config) -> dict[str, np.ndarray]:
         """The image, truth and prediction in the classes' colours, and the errors."""
@@ -166,7 +174,8 @@ class Segmentation:
         counted = truth != IGNORE
         wrong = int(np.count_nonzero((truth != prediction) & counted)) / max(1, int(np.count_nonzero(counted)))
         step = max(1, max(record.image.shape) // LARGEST_DRAWN)  # so that no coloured copies of a huge image are made
-        shown, truth, prediction = (array[::step, ::step] for array in (record.image, truth, prediction))
+        image = filled(record.image, record.facts.nodata if record.facts else None)
+        shown, truth, prediction = (array[::step, ::step] for array in (image, truth, prediction))
         image = pictures.to_display(shown)
         return {
             "Image": image,
@@ -247,7 +256,8 @@ def make_sampler(config: Config, survey: Survey, network: nn.Module) -> PatchSam
     seen = [sized.input_size(length) for length in config.train.patch]
     height, width = (sized.output_size(length) for length in seen)
     samples = [(fact.sample, page) for fact, page in pages]
-    store = Store(samples, config, survey.dataset.description.axes, psutil.virtual_memory().total // 4)
+    budget = psutil.virtual_memory().total // 4
+    store = Store(samples, config, survey.dataset.description.axes, budget, survey.pixels)
     areas = [fact.height * fact.width for fact, _ in pages]
     return PatchSampler(store, areas, owners, (height, width), border=(seen[0] - height) // 2)
 

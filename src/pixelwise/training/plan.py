@@ -53,6 +53,8 @@ def make_plan(task: Task, survey: Survey, machine: Machine, overrides: Overrides
     draft = Draft(overrides or {})
     draft.fill("", task=task.name)
     task.fill(draft, survey, machine)
+    if survey.dataset.description.nodata is not None:
+        draft.fill("data", nodata=survey.dataset.description.nodata)
     _fill_data(draft, facts, survey.channels)
     _fill_training(draft, facts, machine)
     if holds_little(facts):  # the same few patches come round and round: change them more

@@ -4,13 +4,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tests.label_cases import BLACK, BLUE, RED, colored, found_in, scattered, squares
 
 from pixelwise.core.classes import IGNORE, ClassMap
 from pixelwise.core.errors import DataError
 from pixelwise.data.sets.folder import Description
 from pixelwise.data.sets.labels import LabelRule
 from pixelwise.data.sets.mapping import carried_over
-from tests.label_cases import BLACK, BLUE, RED, colored, found_in, scattered, squares
 
 NAMES = ("sky", "road", "car")
 RUN = LabelRule("index", ClassMap(NAMES), (0, 1, 2), (255,))
@@ -107,6 +107,8 @@ def test_what_cannot_be_compared_is_refused(
 def test_palettes_that_contradict_each_other_are_refused() -> None:
     palettes = [np.array([BLACK, RED], np.uint8), np.array([RED, BLACK], np.uint8)]
     found = found_in(scattered([0, 1]), scattered([0, 1]), palettes=palettes)
-    with pytest.raises(DataError, match=r"^0\.png: its palette and those of 1 other masks give the same number to diff"):
+    with pytest.raises(
+        DataError, match=r"^0\.png: its palette and those of 1 other masks give the same number to diff"
+    ):
         carried_over(UNNAMED, Description(), found)
     assert carried_over(COLOR, Description(), found).meaning == COLOR

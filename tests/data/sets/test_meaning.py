@@ -6,14 +6,6 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
-
-from pixelwise.core.classes import IGNORE, ClassMap
-from pixelwise.core.config import make_config
-from pixelwise.core.errors import DataError
-from pixelwise.data.sets.evidence import MAX_COLORS
-from pixelwise.data.sets.folder import Description
-from pixelwise.data.sets.labels import LabelRule
-from pixelwise.data.sets.meaning import interpret
 from tests.label_cases import (
     BLACK,
     BLUE,
@@ -30,6 +22,14 @@ from tests.label_cases import (
     through_jpeg,
 )
 from tests.trainings import three_classes
+
+from pixelwise.core.classes import IGNORE, ClassMap
+from pixelwise.core.config import make_config
+from pixelwise.core.errors import DataError
+from pixelwise.data.sets.evidence import MAX_COLORS
+from pixelwise.data.sets.folder import Description
+from pixelwise.data.sets.labels import LabelRule
+from pixelwise.data.sets.meaning import interpret
 
 SIX = [squares([1, 2, 3, 4, 5, 6], seed) for seed in range(6)]
 FACES = [face(seed) for seed in range(6)]
@@ -98,7 +98,9 @@ def test_people_are_told_what_the_guess_was_made_by() -> None:
     assert told(Description(), *SIX) == (
         "labels: instances (background, object): 100% of the numbers form one connected part each, up to 6 in a mask"
     )
-    assert "and each number lies at its own place in all masks, so numbers are no objects" in told(Description(), *FACES)
+    assert "and each number lies at its own place in all masks, so numbers are no objects" in told(
+        Description(), *FACES
+    )
     assert "dataset.toml says so (labels)" in told(Description(labels="binary"), scattered([0, 1]))
     assert told(Description(), scattered(list(range(20)))).startswith(
         "labels: index (class 0, class 1, class 2, class 3, class 4, class 5, class 6, class 7 ... class 19): the values "
@@ -246,7 +248,9 @@ def test_numbers_are_no_colours_to_ignore(ignore: Any, message: str) -> None:
 
 
 def test_colours_are_no_numbers_to_ignore() -> None:
-    message = r"^dataset\.toml: ignore = \[\[30, 30, 200\]\]: names colours, but the labels are numbers\. Name the numbers"
+    message = (
+        r"^dataset\.toml: ignore = \[\[30, 30, 200\]\]: names colours, but the labels are numbers\. Name the numbers"
+    )
     with pytest.raises(DataError, match=message):
         interpret(Description(ignore=[BLUE]), found_in(scattered([0, 1])))
 
@@ -476,7 +480,9 @@ def test_mixed_colours_are_refused(colors: Any) -> None:
 
 
 def test_150_classes_are_told_how_to_be_declared() -> None:
-    assert 'say labels = "index" in dataset.toml if each value is a class' in problem_of(Description(), *CLASSES_150).fix
+    assert (
+        'say labels = "index" in dataset.toml if each value is a class' in problem_of(Description(), *CLASSES_150).fix
+    )
     rule = rule_of(Description(labels="index"), *CLASSES_150)
     assert (len(rule.classes), rule.ignore) == (150, (255,))
     assert len(rule_of(Description(classes=[f"c{n}" for n in range(150)], ignore=255), *CLASSES_150).classes) == 150

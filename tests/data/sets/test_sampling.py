@@ -411,8 +411,8 @@ def test_grey_and_rgb_files_mix(tmp_path: Path) -> None:
     mask = np.ones((20, 20), np.uint8)
     grey = save(tmp_path, "grey", np.full((20, 20), 51, np.uint8), mask)
     color = save(tmp_path, "color", np.full((20, 20, 3), (51, 51, 51), np.uint8), mask, photometric="rgb")
-    assert open_pages(grey, 3, None).shape == open_pages(color, 3, None).shape == (1, 20, 20, 3)
-    assert open_pages(color, 1, None).shape == (1, 20, 20, 1)
+    assert open_pages(grey, 3, None).pixels.shape == open_pages(color, 3, None).pixels.shape == (1, 20, 20, 3)
+    assert open_pages(color, 1, None).pixels.shape == (1, 20, 20, 1)
     sampler = sampler_of([grey, color], config_of(channels=3, **PLAIN))
     for number in range(6):
         np.testing.assert_allclose(draw(sampler, number)[0], 0.2, atol=1e-6)

@@ -5,11 +5,12 @@ Every failure is a `DataError` whose message begins with the file's path.
 """
 
 import codecs
+import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import BinaryIO, Protocol
+from typing import BinaryIO, NamedTuple, Protocol
 
 import numpy as np
 import psutil
@@ -18,8 +19,9 @@ import tifffile
 from pixelwise.core.classes import IGNORE
 from pixelwise.core.errors import DataError, UnreadableError, truncated
 from pixelwise.data.files.facts import FileFacts, Picture, equals_nodata
+from pixelwise.data.files.ome import ome_pixels
 from pixelwise.data.files.raster import RASTER_FORMATS, RasterSource
-from pixelwise.data.files.tiff import TIFF_MAGIC, TiffSource, check_axes, check_series, product_text
+from pixelwise.data.files.tiff import TIFF_MAGIC, TiffSource, begins_in, check_axes, check_series, product_text
 
 IMAGE_SUFFIXES: frozenset[str] = frozenset(
     {".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".gif", ".webp", ".pbm", ".pgm", ".ppm", ".pnm"}
@@ -119,7 +121,7 @@ def read_labels(path: Path, axes: str | None = None) -> Picture:
     Raises:
         UnreadableError: as in `read_mask`; its `code` says in which way.
     """
-    with _opened(path, axes, None) as source:
+    with _opened(path, axes) as source:
         _check_memory(source)
         found = source.labels()
         labels, facts = _whole_numbers(turned(found.pixels, source.orientation), found.facts)
@@ -130,6 +132,30 @@ def read_labels(path: Path, axes: str | None = None) -> Picture:
             )
         is_color = channels == 3 and (labels[..., :1] != labels[..., 1:]).any()
         return Picture(np.ascontiguousarray(labels if is_color else labels[..., 0]), facts)
+
+
+class StackFiles(NamedTuple):
+    """The files of a set of OME-TIFFs, among them this one."""
+
+    begins: bool  # an image begins in this file; the pixels of the others' are read from where they begin
+    files: frozenset[Path]  # absolute
+
+
+def stack_files(path: Path) -> StackFiles | None:
+    """The set of files that a TIFF belongs to; None if it stands alone, or cannot be read."""
+    with suppress(Exception), path.open("rb") as handle:
+        if not TIFF_MAGIC.match(handle.read(4)):
+            return None
+        handle.seek(0)
+        with tifffile.TiffFile(handle) as file:
+            images = ome_pixels(file.ome_metadata) if file.is_ome and file.ome_metadata else []
+            names = frozenset().union(*(image.files for image in images))
+            if len(names) < 2:
+                return None
+            folder = Path(os.path.abspath(path)).parent  # noqa: PTH100 (links keep their own names)
+            begins = any(begins_in(series, file) for series in file.series)
+            return StackFiles(begins, frozenset(folder / name for name in names))
+    return None
 
 
 class _Source(Protocol):
@@ -150,7 +176,7 @@ class _Source(Protocol):
 
 
 @contextmanager
-def _opened(path: Path, axes: str | None, series: int | None) -> Iterator[_Source]:
+def _opened(path: Path, axes: str | None, series: int | None = None) -> Iterator[_Source]:
     """Open a file by what it holds; any failure becomes a `DataError` that names the file."""
     with read_errors(path):
         check_axes(axes)
@@ -280,6 +306,21 @@ def _nodata_label(nodata: float | None, given: np.ndarray, high: int) -> int:
     if nodata is not None and np.isfinite(nodata) and nodata == np.rint(nodata) and abs(nodata) < 2**31:
         return int(nodata)
     return IGNORE if not (given == IGNORE).any() else high + 1
+
+
+def turn_text(image: tuple[int, ...], mask: tuple[int, ...], facts: FileFacts) -> str:
+    """What to add where sizes (P, H, W, ...) differ: that the turn which an image asks for explains it, if it does.
+
+    >>> turn_text((1, 6, 4), (1, 4, 6), FileFacts("JPEG", orientation=6))[:64]
+    ' The image asks viewers to turn it (EXIF orientation 6), and its'
+    """
+    turns = _TURNS[facts.orientation][0] and image[1:3] == mask[2:0:-1]
+    return (
+        f" The image asks viewers to turn it (EXIF orientation {facts.orientation}), and its mask lies as the image is "
+        "stored: turn one of them."
+        if turns and image[1] != image[2]
+        else ""
+    )
 
 
 def turned(pixels: np.ndarray, orientation: int) -> np.ndarray:

@@ -261,7 +261,7 @@ def _chosen_series(file: tifffile.TiffFile, wanted: int | None) -> tuple[tifffil
         # Equal pages that tifffile wrote one at a time, as a series each, are a stack as well.
         found = list(tifffile.TiffFile(file.filehandle, is_shaped=False).series)
     check_series(wanted, len(found))
-    own = [number for number, series in enumerate(found) if series.keyframe.parent is file] or range(len(found))
+    own = [number for number, series in enumerate(found) if begins_in(series, file)] or range(len(found))
     number = max(own, key=lambda index: _page_pixels(found[index])) if wanted is None else wanted
     series = found[number]
     if file.is_imagej and series.kind == "generic":
@@ -269,6 +269,12 @@ def _chosen_series(file: tifffile.TiffFile, wanted: int | None) -> tuple[tifffil
     if series.keyframe.dtype is None:  # of which tifffile would make float64
         raise UnreadableError("holds numbers of a type that cannot be read. Convert it to 8, 16 or 32 bits.")
     return series, number, len(found)
+
+
+def begins_in(series: tifffile.TiffPageSeries, file: tifffile.TiffFile) -> bool:
+    """Whether the first page of an image lies in this file, not in another one of its set."""
+    first = series[0]
+    return first is not None and first.parent is file
 
 
 def _page_pixels(series: tifffile.TiffPageSeries) -> int:

@@ -13,7 +13,7 @@ from pixelwise.core.errors import DataError
 from pixelwise.data.files.facts import FileFacts, Picture, sentinel_of, valid_pixels
 from pixelwise.data.files.readers import read_picture
 from pixelwise.data.pixels.intensities import intensities
-from pixelwise.data.pixels.normalize import require_finite, unit_scale
+from pixelwise.data.pixels.normalize import require_finite, unit_scale, with_data
 from pixelwise.data.sets.alignment import Fit, fit_of
 from pixelwise.data.sets.pairs import Sample
 from pixelwise.data.sets.problems import Problem
@@ -44,8 +44,8 @@ class LabelReader(Protocol):
         """
         ...
 
-    def look(self, sample: Sample, loaded: Any) -> LabelFacts:
-        """The figures of what `load` returned."""
+    def look(self, sample: Sample, loaded: Any, valid: np.ndarray | None) -> LabelFacts:
+        """The figures of what `load` returned, where P x H x W pixels of the image are `valid`; None: all are."""
         ...
 
     def grid(self, loaded: Any) -> np.ndarray | None:
@@ -104,15 +104,16 @@ def examine(
     """Read one image and its labels: their figures, or what is wrong with them; and the pixels if nothing is."""
     try:
         loaded = labels.load(sample, axes)
-        facts = labels.look(sample, loaded)
     except DataError as error:
         return Examined(sample, None, _unreadable(sample.files[-1], error)), None
     try:
         picture = read_picture(sample.image, axes)
     except DataError as error:
-        return Examined(sample, facts, _unreadable(sample.image, error)), None
-    if nodata is not None:
+        return Examined(sample, labels.look(sample, loaded, None), _unreadable(sample.image, error)), None
+    if picture.facts.nodata is None:
         picture = replace(picture, facts=replace(picture.facts, nodata=nodata))
+    valid = valid_pixels(picture.pixels, picture.facts)
+    facts = labels.look(sample, loaded, valid)
     wrong = _size_problem(sample, picture, facts, loaded) or _number_problem(sample, picture)
     if wrong:
         return Examined(sample, facts, wrong), None
@@ -167,7 +168,7 @@ def _size(shape: Sequence[int]) -> str:
 
 def _number_problem(sample: Sample, picture: Picture) -> Problem | None:
     try:
-        require_finite(picture.pixels)
+        require_finite(with_data(picture.pixels, picture.facts.nodata))
     except DataError as error:
         return Problem("non-finite", (sample.image,), str(error), "Or leave the file out with --allow non-finite.")
     return None

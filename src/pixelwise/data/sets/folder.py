@@ -32,7 +32,7 @@ class Description(BaseModel):
     group: str | None = None  # regular expression for the stem: images with the same captured text stay in one split
     colors: dict[str, Rgb] | None = None  # class name -> RGB
     pixel_size: float | None = None  # micrometres
-    nodata: float | None = None  # the value of pixels without data, where the files do not say
+    nodata: float | None = None  # the value of pixels without data in images whose files do not say, may be nan
     axes: str | None = None  # of TIFF stacks whose metadata do not say, for example "ZYX"
 
     @property

@@ -34,7 +34,9 @@ class Memory:
         self._lock = threading.Lock()
 
     def keep(self, sample: Sample, pixels: Pixels) -> None:
-        """Keep them, if they fit."""
+        """Keep them, if they fit; pages of a stack are asked for one by one, so stacks are not kept."""
+        if len(pixels.image.pixels) > 1:
+            return
         size = pixels.image.pixels.nbytes + getattr(getattr(pixels.labels, "pixels", None), "nbytes", 0)
         with self._lock:
             if size <= self._left:

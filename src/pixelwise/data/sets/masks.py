@@ -35,8 +35,11 @@ class MaskLabels:
         """
         return read_stored(sample.target, axes)
 
-    def look(self, sample: Sample, loaded: StoredMask) -> MaskFacts:
-        """What a mask holds."""
+    def look(self, sample: Sample, loaded: StoredMask, valid: np.ndarray | None = None) -> MaskFacts:
+        """What a mask holds where the image has data."""
+        if valid is not None and valid.shape == loaded.pixels.shape[:3]:
+            both = valid if loaded.valid is None else valid & loaded.valid
+            loaded = replace(loaded, valid=None if both.all() else both)
         facts = facts_of(loaded)
         return replace(facts, alpha=values_of_alpha(sample.target)) if len(facts.values) < 2 else facts
 

@@ -10,13 +10,15 @@ import numpy as np
 from pixelwise.core.classes import IGNORE
 from pixelwise.core.config import Config
 from pixelwise.core.errors import DataError, ModelError
-from pixelwise.data.files.readers import read_image
+from pixelwise.data.files.facts import Picture
+from pixelwise.data.files.readers import read_picture
 from pixelwise.data.pixels import augment, targets
-from pixelwise.data.pixels.normalize import Normalization, match_channels
+from pixelwise.data.pixels.normalize import Normalization, Numbers, filled, match_channels
 from pixelwise.data.pixels.scaling import resize
+from pixelwise.data.sets.kept import Memory
 from pixelwise.data.sets.labels import LabelRule
 from pixelwise.data.sets.pairs import Sample
-from pixelwise.data.sets.stored import classes_of, read_stored
+from pixelwise.data.sets.stored import StoredMask, classes_of, ids_of, read_stored
 
 PIXELS_KEPT = 256  # of each class and image, to centre patches on
 
@@ -44,18 +46,25 @@ class Entry:
     places: dict[int, np.ndarray]  # class -> some (y, x) of it
 
 
-def open_pages(sample: Sample, channels: int, axes: str | None) -> np.ndarray:
-    """P x H x W x C of a sample's image, with the network's number of channels.
+def open_pages(sample: Sample, channels: int, axes: str | None, picture: Picture | None = None) -> Picture:
+    """P x H x W x C of a sample's image, with the network's number of channels, and what its file says.
+
+    Args:
+        sample: whose image it is.
+        channels: of the network.
+        axes: of the file, as in `read_picture`.
+        picture: what the file holds, if it was read before.
 
     Raises:
         DataError: it cannot be read.
         ModelError: its channels do not fit.
     """
-    pages = read_image(sample.image, axes)
+    picture = picture or read_picture(sample.image, axes)
     try:
-        return np.stack([match_channels(page, channels) for page in pages])
+        pages = np.stack([match_channels(page, channels) for page in picture.pixels])
     except ModelError as error:
         raise ModelError(f"{sample.image}: {error}") from error
+    return Picture(pages, picture.facts)
 
 
 class Store:
@@ -67,11 +76,13 @@ class Store:
         config: Config,
         axes: str | None = None,
         budget: int = 4 << 30,
+        memory: Memory | None = None,
     ) -> None:
         self.samples = samples  # (sample, page)
         self.config = config
         self.axes = axes
         self.budget = budget
+        self._memory = memory  # pixels that were decoded before
         self._rule = LabelRule.from_settings(config.data)
         self._normalization = Normalization.from_settings(config.data)
         self._kept: dict[int, Entry] = {}
@@ -95,15 +106,24 @@ class Store:
 
     def _read(self, sample: Sample, page: int) -> Entry:
         settings = self.config.data
-        full = open_pages(sample, settings.channels, self.axes)[page]
-        stored = read_stored(sample.target, self.axes)
+        picture, stored = self._pixels(sample)
+        full = picture.pixels[page]
+        numbers = Numbers.of(full.dtype, picture.facts, settings.nodata)
+        valid = numbers.valid(full)
         try:
-            labels = resize(classes_of(stored, page, self._rule), settings.scale, nearest=True)
+            labels = resize(classes_of(stored, page, self._rule, valid), settings.scale, nearest=True)
         except DataError as error:
             raise DataError(f"{sample.target}: {error}") from error
-        gain, offset = self._normalization.gain_and_offset(full)
-        weights = self._border(stored.pixels[page], labels) if self.config.loss.border else None
+        gain, offset = self._normalization.gain_and_offset(full, numbers)
+        weights = self._border(ids_of(stored, page, valid), labels) if self.config.loss.border else None
+        full = filled(full, numbers.nodata)
         return Entry(resize(full, settings.scale), labels, gain, offset, weights, _places(labels))
+
+    def _pixels(self, sample: Sample) -> tuple[Picture, StoredMask]:
+        """The pixels of a sample and its mask: as the survey left them in memory, or read now."""
+        known = self._memory.take(sample) if self._memory else None
+        picture = open_pages(sample, self.config.data.channels, self.axes, known.image if known else None)
+        return picture, known.labels if known else read_stored(sample.target, self.axes)
 
     def _border(self, mask: np.ndarray, labels: np.ndarray) -> np.ndarray:
         """Border weights from the instances, or from connected components where the labels are classes."""

@@ -38,16 +38,41 @@ def read_stored(path: Path, axes: str | None = None) -> StoredMask:
     return StoredMask(pixels, palette, facts.format, valid_labels(pixels, facts), facts.orientation)
 
 
-def classes_of(stored: StoredMask, page: int, rule: LabelRule) -> np.ndarray:
-    """H x W uint16 class indices of a page, `IGNORE` where the file declares that it has no data.
+def classes_of(stored: StoredMask, page: int, rule: LabelRule, valid: np.ndarray | None = None) -> np.ndarray:
+    """H x W uint16 class indices of a page, `IGNORE` where there is no data; what stands there need not be known.
+
+    Args:
+        stored: the mask.
+        page: the number of the page.
+        rule: what the values mean.
+        valid: which pixels of the image hold data, H x W bool; None: all.
 
     Raises:
         DataError: a value does not stand for a class.
     """
-    indices = rule.to_indices(stored.pixels[page], stored.palette)
-    if stored.valid is not None:
-        indices[~stored.valid[page]] = IGNORE
+    missing, pixels = _missing(stored, page, valid), stored.pixels[page]
+    if missing is None or not missing.any():
+        return rule.to_indices(pixels, stored.palette)
+    if missing.all():
+        return np.full(missing.shape, IGNORE, np.uint16)
+    pixels = pixels.copy()
+    pixels[missing] = pixels[~missing][0]
+    indices = rule.to_indices(pixels, stored.palette)
+    indices[missing] = IGNORE
     return indices
+
+
+def ids_of(stored: StoredMask, page: int, valid: np.ndarray | None = None) -> np.ndarray:
+    """H x W ids of objects, 0 where there is no data; arguments as of `classes_of`."""
+    missing, ids = _missing(stored, page, valid), stored.pixels[page]
+    return ids if missing is None else np.where(missing, 0, ids).astype(ids.dtype)
+
+
+def _missing(stored: StoredMask, page: int, valid: np.ndarray | None) -> np.ndarray | None:
+    """Where the image or the mask of a page has no data; None if nowhere."""
+    own = None if stored.valid is None else stored.valid[page]
+    known = [part for part in (valid, own) if part is not None]
+    return ~np.logical_and.reduce(known) if known else None
 
 
 def values_of_alpha(path: Path) -> tuple[int, ...]:
