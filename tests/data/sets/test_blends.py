@@ -6,10 +6,10 @@ import cv2
 import numpy as np
 import pytest
 from PIL import Image
+from tests.label_cases import BLACK, BLUE, RED, areas, through_jpeg
 
 from pixelwise.data.sets.blends import Edges, blends, color_edges_of, edges_of, total
 from pixelwise.data.sets.labels import pack, unpacked
-from tests.label_cases import BLACK, BLUE, RED, areas, through_jpeg
 
 LEVELS = ([0, 255], [0, 100, 200], [0, 128, 255])
 COLORS = np.array([BLACK, RED, BLUE, (30, 200, 30)], np.uint8)
@@ -102,7 +102,8 @@ TRUE = {
     "a thin class that crosses everything": [line(areas([0, 50, 250], seed), 150, 1, seed) for seed in range(6)],
     "two thin classes": [line(line(areas([0, 250], seed), 60, 1, seed), 160, 1, seed + 9) for seed in range(6)],
     "rare objects of 3 x 3 pixels": [
-        np.pad(np.full((3, 3), 40 + 80 * (seed % 2), np.uint8), ((30 + seed, 39 - seed), (20, 49))) + 0 for seed in range(6)
+        np.pad(np.full((3, 3), 40 + 80 * (seed % 2), np.uint8), ((30 + seed, 39 - seed), (20, 49))) + 0
+        for seed in range(6)
     ]
     + some_masks([0, 255]),
     "numbered classes": some_masks([0, 1, 2, 3, 4]),

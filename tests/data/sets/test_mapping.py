@@ -4,13 +4,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tests.label_cases import BLACK, BLUE, RED, colored, found_in, scattered, squares
 
 from pixelwise.core.classes import IGNORE, ClassMap
 from pixelwise.core.errors import DataError
 from pixelwise.data.sets.folder import Description
 from pixelwise.data.sets.labels import LabelRule
 from pixelwise.data.sets.mapping import carried_over
-from tests.label_cases import BLACK, BLUE, RED, colored, found_in, scattered, squares
 
 NAMES = ("sky", "road", "car")
 RUN = LabelRule("index", ClassMap(NAMES), (0, 1, 2), (255,))
@@ -87,13 +87,13 @@ def test_lists_that_differ_are_shown() -> None:
             RUN,
             {"classes": ["sky", "road", "lorry"]},
             [scattered([0, 1, 2])],
-            r"^dataset\.toml: the run does not have the class lorry, which occurs; the run's classes are sky, road, car; "
-            r"those of the data are sky, road, lorry\. Give the same names to the same classes, or let the values of the ",
+            r"^dataset\.toml: the run does not have the class lorry, which occurs; the run's classes are sky, road, "
+            r"car; those of the data are sky, road, lorry\. Give the same names to the same classes, or let the ",
         ),
-        (RUN, {"classes": ["sky", "road"]}, [scattered([0, 10, 20])], r"names 2 classes \(sky, road\), but the masks hold 0, 10, 20\."),
-        (INSTANCES, {"labels": "instances", "classes": ["rest"]}, [squares([1])], r"names 1 classes \(rest\), but instances have two"),
-        (RUN, {"classes": ["sky"], "colors": {"road": BLACK}}, [colored(BLACK, RED)], r"\[colors\] has no colour for sky\.$"),
-        (RUN, {"ignore": [BLUE]}, [scattered([0, 1])], r"ignore = \[\[30, 30, 200\]\]: names colours, but the labels are numbers"),
+        (RUN, {"classes": ["sky", "road"]}, [scattered([0, 10, 20])], r"\(sky, road\), but the masks hold 0, 10, 20\."),
+        (INSTANCES, {"labels": "instances", "classes": ["rest"]}, [squares([1])], r"\(rest\), but instances have two"),
+        (RUN, {"classes": ["sky"], "colors": {"road": BLACK}}, [colored(BLACK, RED)], r"\] has no colour for sky\.$"),
+        (RUN, {"ignore": [BLUE]}, [scattered([0, 1])], r"\[\[30, 30, 200\]\]: names colours, but"),
         (COLOR, {"ignore": 3}, [colored(BLACK, RED)], r"ignore = 3: the labels are colours"),
     ],
 )  # fmt: skip
@@ -107,6 +107,8 @@ def test_what_cannot_be_compared_is_refused(
 def test_palettes_that_contradict_each_other_are_refused() -> None:
     palettes = [np.array([BLACK, RED], np.uint8), np.array([RED, BLACK], np.uint8)]
     found = found_in(scattered([0, 1]), scattered([0, 1]), palettes=palettes)
-    with pytest.raises(DataError, match=r"^0\.png: its palette and those of 1 other masks give the same number to diff"):
+    with pytest.raises(
+        DataError, match=r"^0\.png: its palette and those of 1 other masks give the same number to diff"
+    ):
         carried_over(UNNAMED, Description(), found)
     assert carried_over(COLOR, Description(), found).meaning == COLOR

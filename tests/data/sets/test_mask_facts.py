@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from skimage import measure
+from tests.label_cases import BLACK, BLUE, RED, WHITE
 
 from pixelwise.core.classes import IGNORE, ClassMap
 from pixelwise.core.errors import DataError
@@ -15,7 +16,6 @@ from pixelwise.data.sets.labels import LabelRule, pack
 from pixelwise.data.sets.mask_facts import facts_of, mask_facts
 from pixelwise.data.sets.masks import MaskLabels
 from pixelwise.data.sets.stored import StoredMask
-from tests.label_cases import BLACK, BLUE, RED, WHITE
 
 THREE = LabelRule("index", ClassMap(("a", "b", "c")), ignore=(255,))
 
@@ -106,7 +106,9 @@ def test_pixels_without_data_count_nowhere() -> None:
 
 def test_colours_count_for_no_other_kind() -> None:
     facts = mask_facts(np.array([[[BLACK, RED]]], np.uint8))
-    with pytest.raises(DataError, match=r'^holds colours, but the labels are of the kind "index"; set labels = "color" in'):
+    with pytest.raises(
+        DataError, match=r'^holds colours, but the labels are of the kind "index"; set labels = "color" in'
+    ):
         MaskLabels().count(facts, THREE)
 
 
