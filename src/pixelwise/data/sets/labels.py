@@ -40,9 +40,9 @@ class LabelRule:
         if self.kind == "instances":
             return
         if not self.values:
-            own = self.classes.colors if self.kind == "color" else range(len(self.classes))
-            values = pack(np.array(own)) if self.kind == "color" else own
-            object.__setattr__(self, "values", tuple(int(value) for value in values))
+            in_order = tuple(range(len(self.classes)))
+            values = tuple(map(pack_color, self.classes.colors)) if self.kind == "color" else in_order
+            object.__setattr__(self, "values", values)
         if not self.targets and len(self.values) != len(self.classes):
             raise DataError(
                 f"data.values: there are {len(self.values)} values for {len(self.classes)} classes "
@@ -106,9 +106,9 @@ class LabelRule:
         if self.kind == "instances":
             return classes
         if self.kind == "color":
-            return np.array(self.classes.colors, np.uint8)[classes]
+            return np.asarray(np.array(self.classes.colors, np.uint8)[classes])
         smallest = np.result_type(*(np.min_scalar_type(value) for value in self.values))
-        return np.array(self.values, smallest)[classes]
+        return np.asarray(np.array(self.values, smallest)[classes])
 
     def look_up(self, values: np.ndarray) -> np.ndarray:
         """Class indices of values (of colours: packed), as `to_indices`."""
