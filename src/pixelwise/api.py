@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -19,8 +20,8 @@ from pixelwise.core.progress import Progress
 from pixelwise.core.run_folder import RunFolder
 from pixelwise.core.windows import Window
 from pixelwise.data.files.sources import open_source
-from pixelwise.data.pixels.normalize import stretched
-from pixelwise.data.sets.doctor import survey
+from pixelwise.data.pixels.normalize import stretched, unlike_text, unlike_training
+from pixelwise.data.sets.doctor import ImageFacts, survey
 from pixelwise.data.sets.folder import DataSet, open_dataset
 from pixelwise.engines import EngineChoice, ExportedEngine, choose_engine
 from pixelwise.engines.machine import pick_device
@@ -205,6 +206,9 @@ class Run:
 
         Raises:
             DataError: the split is empty, or its files cannot be used.
+
+        Warns:
+            UnlikeTrainingWarning: images lie far outside of the brightness of the training images.
         """
         from pixelwise.report import Report, write_report
 
@@ -213,8 +217,9 @@ class Run:
         reading = Reading(nodata=dataset.description.nodata)
         config = self.config.model_copy(update={"data": reading.of(self.config.data)})
         name = choose_split(dataset, split)
-        sound = survey(dataset, task.labels, meaning=task.meaning(config), allow=allow, splits=(name,)).dataset
-        samples = sound.split(name)
+        surveyed = survey(dataset, task.labels, meaning=task.meaning(config), allow=allow, splits=(name,))
+        samples = surveyed.dataset.split(name)
+        _warn_of_unlike(surveyed.of(name), config.data)
         folder = Path(out) if out else self.folder.evaluation(name)
         pixels = count_pixels([sample.image for sample in samples], WORTH_PREPARING)
         predictor = self.predictor(EngineChoice(device=device), pixels=pixels, reading=reading)
@@ -230,6 +235,20 @@ class Run:
     def history(self) -> list[dict[str, Any]]:
         """The lines of history.jsonl; none if the run was copied without them."""
         return self.folder.read_history()
+
+
+class UnlikeTrainingWarning(UserWarning):
+    """Images lie far outside of the brightness of the training images."""
+
+
+def _warn_of_unlike(facts: Sequence[ImageFacts], data: DataSettings) -> None:
+    """Warn of the images that `unlike_training` is true of, with the figures of the first."""
+    unlike = [fact for fact in facts if unlike_training(fact.low, fact.high, data)]
+    if unlike:
+        first = unlike[0]
+        more = f" ({len(unlike) - 1} more images are like it)" if len(unlike) > 1 else ""
+        text = f"{first.sample.image}: {unlike_text(first.low, first.high, data)}{more}"
+        warnings.warn(text, UnlikeTrainingWarning, stacklevel=3)
 
 
 def _ready(run: Run, choice: EngineChoice, limit: int | None, pixels: int | None) -> EngineChoice:

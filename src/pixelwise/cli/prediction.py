@@ -1,6 +1,9 @@
 """Commands that use a trained run: measure it, predict, prove its tiles."""
 
 import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -55,12 +58,27 @@ def evaluate(
     from pixelwise.core.run_folder import RunFolder
 
     loaded = load(run)
-    with Display("evaluating", quiet) as display:
+    with Display("evaluating", quiet) as display, _told(display):
         metrics = loaded.evaluate(data, split, out, device=device, allow=allow or [], progress=display.count)
     folder = out or RunFolder(run).evaluation(metrics["split"])
     rows = [f"  {row['name']:<20} {figure(row['iou'])}" for row in metrics.get("classes", ()) if "iou" in row]
     head = f"{metrics['images']} images of {metrics['split']}: {loaded.task.figure.title} {figure(metrics['value'])}"
     print_result(as_json, quiet, metrics, [head, *rows, f"report: {folder / 'report.html'}"])
+
+
+@contextmanager
+def _told(display: Display) -> Iterator[None]:
+    """Tell the user what Python would warn of images, without its own decoration."""
+    from pixelwise.api import UnlikeTrainingWarning
+
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", UnlikeTrainingWarning)
+        yield
+    for one in caught:
+        if issubclass(one.category, UnlikeTrainingWarning):
+            display.note(str(one.message))
+        else:
+            warnings.warn_explicit(one.message, one.category, one.filename, one.lineno)
 
 
 def figure(value: float | None) -> str:
