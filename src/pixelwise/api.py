@@ -20,7 +20,8 @@ from pixelwise.core.progress import Progress
 from pixelwise.core.run_folder import RunFolder
 from pixelwise.core.windows import Window
 from pixelwise.data.files.sources import open_source
-from pixelwise.data.pixels.normalize import stretched
+from pixelwise.data.pixels.normalize import stretched, unlike_text, unlike_training
+from pixelwise.data.sets.examine import ImageFacts
 from pixelwise.data.sets.folder import DataSet, open_dataset
 from pixelwise.data.sets.labels import LabelRule
 from pixelwise.data.sets.survey import survey
@@ -30,6 +31,7 @@ from pixelwise.evaluation.measure import evaluate
 from pixelwise.geometry.reach import Geometry
 from pixelwise.models import checkpoint
 from pixelwise.prediction.inputs import count_pixels
+from pixelwise.prediction.page import Page
 from pixelwise.prediction.sizes import sizes_of
 from pixelwise.prediction.tiler import TileSize
 from pixelwise.task import Task
@@ -168,6 +170,9 @@ class Run:
 
         Raises:
             DataError, ModelError: the image cannot be used; the message says why.
+
+        Warns:
+            UnlikeTrainingWarning: the image lies far outside of the brightness of the training images.
         """
         pixels = image.shape[0] * image.shape[1] if isinstance(image, np.ndarray) and image.ndim > 1 else 0
         for key in how:
@@ -182,13 +187,18 @@ class Run:
         return LabelRule.from_settings(self.config.data).to_values(result) if how.get("label_values") else result
 
     def _predicted(self, predictor: Any, image: np.ndarray | str | Path, series: int | None) -> Any:
+        data = getattr(predictor, "config", self.config).data
         if isinstance(image, np.ndarray):
             if image.ndim not in (2, 3) or image.size == 0:
                 raise DataError(f"the image has the shape {image.shape}; H x W or H x W x C is expected.")
-            return self.task.predict(predictor, image[..., None] if image.ndim == 2 else image)
+            pixels = image[..., None] if image.ndim == 2 else image
+            result = self.task.predict(predictor, pixels)
+            _warn_if_unlike(Page.of_array(pixels, data), "the image", data)
+            return result
         with open_source(Path(image), series=series) as source:
             whole, facts = Window.whole(source.height, source.width), source.facts
             results = [self.task.predict(predictor, source.read(page, whole), facts) for page in range(source.pages)]
+            _warn_if_unlike(Page.of_source(source, source.pages // 2, data), str(image), data)
         return results[0] if len(results) == 1 else np.stack(results)
 
     def evaluate(
@@ -228,13 +238,14 @@ class Run:
         carry = partial(task.labels.carried_over, task.meaning(config))
         sound = survey(dataset, task.labels, meaning=carry, allow=allow, splits=(name,))
         samples, config = sound.dataset.split(name), task.with_meaning(config, sound.meaning)
+        notes = [*sound.told, *_unlike(sound.of(name), config.data)]
         folder = Path(out) if out else self.folder.evaluation(name)
         pixels = count_pixels([sample.image for sample in samples], WORTH_PREPARING)
         predictor = self.predictor(EngineChoice(device=device), pixels=pixels, reading=reading)
         metrics, cases = evaluate(task, predictor, config, samples, dataset.description.axes, progress)
         metrics["split"] = name
-        if sound.told:
-            metrics["notes"] = list(sound.told)
+        if notes:
+            metrics["notes"] = notes
         write_json(folder / "metrics.json", metrics)
         title = f"{self.path.resolve().name}: {Path(data).resolve().name}, split {name}"
         colors = self.classes.colors if "classes" in metrics else ()
@@ -245,6 +256,25 @@ class Run:
     def history(self) -> list[dict[str, Any]]:
         """The lines of history.jsonl; none if the run was copied without them."""
         return self.folder.read_history()
+
+
+class UnlikeTrainingWarning(UserWarning):
+    """An image lies far outside of the brightness of the training images."""
+
+
+def _warn_if_unlike(page: Page, name: str, data: DataSettings) -> None:
+    if data.normalization == "fixed" and data.levels is not None and unlike_training(*page.level(), data):
+        warnings.warn(f"{name}: {unlike_text(*page.level(), data)}", UnlikeTrainingWarning, stacklevel=4)
+
+
+def _unlike(facts: Sequence[ImageFacts], data: DataSettings) -> list[str]:
+    """What to say of the images that `unlike_training` is true of, with the figures of the first."""
+    unlike = [fact for fact in facts if unlike_training(fact.low, fact.high, data)]
+    if not unlike:
+        return []
+    first = unlike[0]
+    more = f" ({len(unlike) - 1} more images are like it)" if len(unlike) > 1 else ""
+    return [f"{first.sample.image}: {unlike_text(first.low, first.high, data)}{more}"]
 
 
 def _ready(run: Run, choice: EngineChoice, limit: int | None, pixels: int | None) -> EngineChoice:

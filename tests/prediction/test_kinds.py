@@ -81,7 +81,7 @@ def test_what_is_said_of_an_image_far_from_the_training(tmp_path: Path, out: Pat
     assert note == (
         f"{tmp_path / 'a.tif'}: its intensities reach from {low:.3g} to {high:.3g} of full scale (1st to 99th "
         "percentile), those of the training from 0.1 to 0.8; its bits may not be what its type says, and the result "
-        "may be worthless: scale the image as those of the training, or try --normalize percentile"
+        "may be worthless: scale the image as those of the training, or predict with --normalize percentile"
     )
 
 

@@ -266,8 +266,8 @@ class Writer:
             with self._log.open("a", encoding="utf-8", errors="backslashreplace") as log:
                 log.write(f"{image.source}\n{lines}\n")
         return (
-            f"failed unexpectedly ({type(error).__name__}: {reason(error)}). This is a bug in pixelwise: please report it "
-            f"with the lines in {self._log}."
+            f"failed unexpectedly ({type(error).__name__}: {reason(error)}). This is a bug in pixelwise: please report "
+            f"it with the lines in {self._log}."
         )
 
     def _show(self, last: Image | None) -> None:

@@ -159,7 +159,7 @@ def unlike_text(low: float, high: float, settings: DataSettings) -> str:
     return (
         f"its intensities reach from {low:.3g} to {high:.3g} of full scale (1st to 99th percentile), those of the "
         f"training from {usual_low:.3g} to {usual_high:.3g}; its bits may not be what its type says, and the result "
-        "may be worthless: scale the image as those of the training, or try --normalize percentile"
+        "may be worthless: scale the image as those of the training, or predict with --normalize percentile"
     )
 
 
