@@ -264,8 +264,8 @@ def _whole_numbers(labels: np.ndarray, facts: FileFacts) -> tuple[np.ndarray, Fi
     broken = int(np.count_nonzero(~np.isfinite(given)))
     if broken:
         raise UnreadableError(
-            f"holds NaN or infinite values at {broken} of its pixels, but labels are whole numbers. Give these pixels a "
-            "number, and say in dataset.toml that it does not count (`ignore`).",
+            f"holds NaN or infinite values at {broken} of its pixels, but labels are whole numbers. Give these pixels "
+            "a number, and say in dataset.toml that it does not count (`ignore`).",
             "float-labels",
         )
     if (given != np.rint(given)).any():
