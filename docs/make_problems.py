@@ -41,6 +41,7 @@ def page() -> str:
         lines += [f"## {title}", "", *rows(severity), ""]
     lines += ["## Older names", "", "`--allow` still takes them: "]
     lines[-1] += ", ".join(f"`{old}` is `{new}`" for old, new in OLD_CODES.items()) + "."
+    lines[-1] += " `--allow unreadable` allows `truncated` and `unknown-format`, too."
     lines += ["", "Beside the codes, `--allow data-changed` lets `train --resume` go on with data that have changed."]
     return "\n".join(lines) + "\n"
 

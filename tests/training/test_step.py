@@ -94,7 +94,7 @@ def test_a_batch_becomes_tensors() -> None:
     rng = np.random.default_rng(0)
     images = rng.normal(size=(2, 3, 4, 5)).astype(np.float32)
     targets = {
-        "labels": rng.integers(0, 3, (2, 4, 5)).astype(np.uint8),
+        "labels": rng.integers(0, 3, (2, 4, 5)).astype(np.uint16),
         "border": rng.random((2, 4, 5)).astype(np.float32),
         "boxes": [rng.random((count, 4)).astype(np.float32) for count in (3, 1)],
     }
@@ -110,7 +110,7 @@ def test_a_batch_becomes_tensors() -> None:
 
 def a_batch(halves: bool = False) -> Batch:
     rng = np.random.default_rng(3)
-    labels = rng.choice([0, 1, 2, IGNORE], (2, 8, 8)).astype(np.uint8)
+    labels = rng.choice([0, 1, 2, IGNORE], (2, 8, 8)).astype(np.uint16)
     if halves:  # so that some pixels are at a boundary and some are not
         labels[:] = [0, 0, 0, 0, 1, 1, 1, 1]
     return Batch(rng.normal(size=(2, 1, 8, 8)).astype(np.float32), {"labels": labels})

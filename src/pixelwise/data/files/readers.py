@@ -287,7 +287,14 @@ def _whole_numbers(labels: np.ndarray, facts: FileFacts) -> tuple[np.ndarray, Fi
         return labels.astype(image_dtype(labels.dtype), copy=False), facts
     missing = np.zeros(labels.shape, bool) if facts.nodata is None else equals_nodata(labels, facts.nodata)
     given = labels[~missing]
-    if not np.isfinite(given).all() or (given != np.rint(given)).any():
+    broken = int(np.count_nonzero(~np.isfinite(given)))
+    if broken:
+        raise UnreadableError(
+            f"holds NaN or infinite values at {broken} of its pixels, but labels are whole numbers. Give these pixels "
+            "a number, and say in dataset.toml that it does not count (`ignore`).",
+            "float-labels",
+        )
+    if (given != np.rint(given)).any():
         raise UnreadableError(
             "holds fractions, but labels are whole numbers. Is it an image, or a map of probabilities?", "float-labels"
         )

@@ -71,7 +71,9 @@ def _values(
         return [pack_color(description.colors[name]) for name in names]
     if len(names) == len(run.values) and kind == run.kind and set(occurring) <= set(run.values):
         return sorted(run.values)
-    if kind != "color" and all(0 <= value < len(names) for value in occurring):
+    inside = [value for value in occurring if 0 <= value < len(names)]
+    few_are_wrong = len(inside) >= 2 and len(names) != len(occurring)  # which are named one by one
+    if kind != "color" and (len(inside) == len(occurring) or few_are_wrong):
         return range(len(names))
     shown = [unpack(value) if kind == "color" else value for value in occurring]
     _check(names, occurring, f"the masks hold {some(shown)}")

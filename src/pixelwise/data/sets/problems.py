@@ -253,16 +253,18 @@ def current(allow: Collection[str]) -> tuple[str, ...]:
         SettingError: a code is unknown, or there is nothing to allow.
 
     >>> current(["same-stem", "unreadable"])
-    ('ambiguous-pair', 'unreadable')
+    ('ambiguous-pair', 'unreadable', 'truncated', 'unknown-format')
     """
-    codes = []
+    codes: list[str] = []
     for code in allow:
-        code = OLD_CODES.get(code, code)
-        if code not in CODES and code not in ALLOWED_BESIDE:
+        if code not in CODES and code not in OLD_CODES and code not in ALLOWED_BESIDE:
             raise SettingError(f"--allow {code}: no problem has this code; {near(code, [*CODES, *ALLOWED_BESIDE])}")
-        codes.append(code)
+        codes += BROKEN if code == "unreadable" else [OLD_CODES.get(code, code)]
     return tuple(codes)
 
+
+BROKEN = ("unreadable", "truncated", "unknown-format")
+"""What `--allow unreadable` allows; once it was one code."""
 
 ALLOWED_BESIDE = ("data-changed",)
 """What `--allow` takes besides the codes of problems: a training is resumed on other data."""

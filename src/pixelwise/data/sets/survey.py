@@ -237,7 +237,10 @@ def understand(reading: Reading, meaning: Any = None, allow: Collection[str] = (
     problems = [*checks.of_folders(dataset), *(one.found for one in reading.examined if isinstance(one.found, Problem))]
     told: tuple[str, ...] = ()
     if callable(meaning):
-        carried = meaning(dataset.description, labels_of(reading))
+        try:
+            carried = meaning(dataset.description, labels_of(reading))
+        except DataError as error:
+            raise DataError(f"{dataset.root}: {error}") from error
         meaning, told = carried.meaning, carried.told
         problems += carried.problems
     if meaning is None:
