@@ -250,7 +250,7 @@ def current(allow: Collection[str]) -> tuple[str, ...]:
     """The codes of `--allow`, old names replaced.
 
     Raises:
-        SettingError: a code is unknown, or there is nothing to allow.
+        SettingError: a code is unknown.
 
     >>> current(["same-stem", "unreadable"])
     ('ambiguous-pair', 'unreadable', 'truncated', 'unknown-format')
