@@ -18,6 +18,7 @@ import numpy as np
 from PIL import (
     BmpImagePlugin,
     GifImagePlugin,
+    Image,
     JpegImagePlugin,
     PngImagePlugin,
     PpmImagePlugin,
@@ -167,7 +168,8 @@ def _header(handle: BinaryIO, plugin: Any, png_exif: bytes | None) -> tuple[Any,
             image.info["exif"] = b"Exif\x00\x00" + png_exif
         orientation: Any = None
         with suppress(Exception):
-            orientation = image.getexif().get(_ORIENTATION_TAG)
+            # That of a PNG itself would decode all pixels first.
+            orientation = Image.Image.getexif(image).get(_ORIENTATION_TAG)
     return image, orientation if orientation in range(1, 9) else 1
 
 
