@@ -18,6 +18,8 @@ WORDS = {
     "LabelKind": "binary, index, instances, color",
     "PhaseSettings": "phase",
     "str": "text",
+    "Levels": "four numbers",
+    "AnyFloat": "any number",
     "Patch": "two whole numbers from 1, or one",
     "gt=": "above ",
     "ge=": "from ",

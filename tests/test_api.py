@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 import pixelwise as pw
+from pixelwise.api import UnlikeTrainingWarning
 from pixelwise.core.config import Config, make_config
 from pixelwise.core.errors import DataError, ModelError, RunError, SettingError
 from pixelwise.models import UNet, checkpoint
@@ -203,3 +204,43 @@ def test_settings_that_make_no_sense(
     with pytest.raises(SettingError, match=message):
         pw.train(data, tmp_path / "run", **settings)
     assert [path.name for path in tmp_path.iterdir()] == ["data"]
+
+
+# Ways of reading an image
+
+
+def test_ways_of_reading_an_image(folder: Path, tmp_path: Path) -> None:
+    run, image = pw.load(folder), noise()
+    with tifffile.TiffWriter(tmp_path / "a.tif") as writer:
+        for page in (noise(5, 6), image):
+            writer.write(page, photometric="minisblack", metadata=None)
+    np.testing.assert_array_equal(run.predict(tmp_path / "a.tif"), run.predict(image))
+    assert run.predict(tmp_path / "a.tif", series=0).shape == (5, 6)
+    everything = run.predict(np.full((9, 9), 7, np.uint8), nodata=7)
+    assert not everything.any()
+    with pytest.raises(SettingError, match=r"--normalize percentile: the run does not say how bright its training"):
+        run.predict(image, normalize="percentile")
+    with pytest.raises(
+        SettingError, match=r"--normalize fix: is not a way to normalise; choose from: run, percentile\."
+    ):
+        run.predict(image, normalize="fix")
+
+
+def test_evaluate_warns_of_images_unlike_those_of_the_training(
+    tmp_path: Path, make_dataset: Callable[..., Path]
+) -> None:
+    config = make_settings(levels=[0.2, 0.9, 0.8, 1.0])
+    torch.manual_seed(0)
+    network = checkpoint.build_network(config)
+    network(torch.randn(4, 1, 32, 32))
+    checkpoint.save_model(tmp_path / "run" / "model.safetensors", network, config, {})
+    data = make_dataset(tmp_path / "data", count=2, split=("val",))
+    run = pw.load(tmp_path / "run")
+    run.evaluate(data)
+    for path in (data / "val" / "images").iterdir():
+        with Image.open(path) as image:
+            pixels = np.asarray(image).astype(np.uint16) * 16
+        Image.fromarray(pixels).save(path)
+    message = r"img000\.png: its intensities reach from .* of full scale .* \(1 more images are like it\)"
+    with pytest.warns(UnlikeTrainingWarning, match=message):
+        run.evaluate(data)

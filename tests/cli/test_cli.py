@@ -3,6 +3,7 @@
 import io
 import json
 import re
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -248,6 +249,23 @@ def test_evaluate_tells_people_the_figures(tmp_path: Path, trained: Callable[[st
     assert [line.split()[0] for line in lines[1:3]] == ["background", "object"]
     assert lines[3] == f"report: {tmp_path / 'e' / 'report.html'}"
     assert figure(None) == "absent"
+
+
+def test_evaluate_and_predict_name_images_unlike_the_training(
+    tmp_path: Path, trained: Callable[[str], tuple[Path, Path]]
+) -> None:
+    data, run = trained("binary")
+    shutil.copytree(data, tmp_path / "data")
+    for path in (tmp_path / "data" / "val" / "images").iterdir():
+        Image.fromarray(np.asarray(Image.open(path)).astype(np.uint16)).save(path)
+    text = "of full scale (1st to 99th percentile), those of the training from"
+    shown = done("evaluate", run, tmp_path / "data", "--split", "val", "--out", tmp_path / "e")
+    assert text in shown.stderr
+    assert "UnlikeTrainingWarning" not in shown.stderr
+    images = tmp_path / "data" / "val" / "images"
+    assert done("predict", run, images, "--out", tmp_path / "m").stderr.count(text) == 2
+    ways = ("--normalize", "percentile", "--nodata", "nan", "--nodata-label", "255", "--series", "0")
+    assert text not in done("predict", run, images, "--out", tmp_path / "n", *ways).stderr
 
 
 @pytest.mark.parametrize("kind", ["binary", "instances"])

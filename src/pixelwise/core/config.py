@@ -32,6 +32,9 @@ def _square(value: Any) -> Any:
 
 Patch = Annotated[tuple[Count, Count], BeforeValidator(_square)]
 
+Levels = Annotated[list[float], Field(min_length=4, max_length=4)]
+AnyFloat = Annotated[float, Field(allow_inf_nan=True)]
+
 MAX_CHANNELS = 4096
 Channels = Annotated[int, Field(ge=1, le=MAX_CHANNELS)]
 
@@ -55,10 +58,8 @@ class DataSettings(Section):
     normalization: Literal["fixed", "percentile"]  # by the training set alone, or by each image's percentiles first
     mean: list[float]  # per channel, of the (stretched) intensities of the training set
     std: list[Positive]
-    # Of the training images, on the scale of `mean` where the normalization is fixed: medians of their 1st and 99th
-    # percentiles; 5% of the images have a lower 99th percentile than the third figure, 5% a higher one than the fourth.
-    levels: Annotated[list[float], Field(min_length=4, max_length=4)] | None = None
-    nodata: Annotated[float, Field(allow_inf_nan=True)] | None = None  # of pixels without data, where a file is silent
+    levels: Levels | None = None  # the training images' 1st and 99th percentiles (medians), and a low and a high 99th
+    nodata: AnyFloat | None = None  # value of pixels without data, in images whose files do not say; may be nan
     folds: Annotated[int, Field(ge=0)] = 0  # k-fold cross-validation over train and val; 0 is off
     fold: Annotated[int, Field(ge=0)] = 0  # which fold validates
     absent: list[int] = []  # classes without a pixel in the training set

@@ -8,6 +8,7 @@ import re
 import struct
 import threading
 import warnings
+import zlib
 from contextlib import suppress
 from dataclasses import replace
 from typing import Any, BinaryIO
@@ -17,6 +18,7 @@ import numpy as np
 from PIL import (
     BmpImagePlugin,
     GifImagePlugin,
+    Image,
     JpegImagePlugin,
     PngImagePlugin,
     PpmImagePlugin,
@@ -47,6 +49,8 @@ _MODES = {mode: mode for mode in ("1", "L", "RGB", "I", "I;16", "I;16B")} | {
     "YCbCr": "RGB",
 }
 _DEEP_CHANNELS = {2: 3, 4: 1, 6: 3}  # colour type of a PNG (RGB, grey + alpha, RGBA) -> channels but alpha
+_SAMPLES = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # colour type of a PNG -> samples of a pixel
+_ADAM7 = ((0, 0, 8, 8), (0, 4, 8, 8), (4, 0, 8, 4), (0, 2, 4, 4), (2, 0, 4, 2), (0, 1, 2, 2), (1, 0, 2, 1))
 _ORIENTATION_TAG = 0x0112
 
 # Warning filters belong to the whole process: two threads must not swap them at the same time.
@@ -65,9 +69,11 @@ class RasterSource:
         self._image, self.orientation = _header(handle, plugin, chunks.get(b"eXIf"))
         _check_kind(self._image, name)
         self._depth, self._color_type = chunks[b"IHDR"][8:10] if self._is_png else (8, 0)
+        self._is_interlaced = self._is_png and chunks[b"IHDR"][12] == 1
         self._is_deep_color = self._depth == 16 and self._color_type in _DEEP_CHANNELS
         self.shape, self.dtype = self._shape_and_dtype()
         self.bytes_needed = math.prod(self.shape) * self.dtype.itemsize
+        self.is_bounded = name != "WebP"
         self._significant = chunks.get(b"sBIT", b"")
         has_alpha = self._image.mode in ("LA", "RGBA") or self._color_type in (4, 6) or b"tRNS" in chunks
         self.facts = FileFacts(
@@ -136,11 +142,20 @@ class RasterSource:
         return pixels[..., :channels].astype(self.dtype, copy=False)
 
     def _loaded(self) -> Any:
+        width, height = self._image.size
         if self._is_png:  # Pillow decodes without checking the checksums
             self._handle.seek(0)
             PngImagePlugin.PngImageFile(self._handle).verify()
         self._image.load()
+        if self._is_png and (self._is_interlaced or self._image.crop((0, height - 1, width, height)).getbbox() is None):
+            self._check_rows()  # Pillow leaves black what is missing
         return self._image
+
+    def _check_rows(self) -> None:
+        """A PNG must hold as many bytes as its header declares rows."""
+        needed = _png_bytes(self._image.size, self._depth * _SAMPLES[self._color_type], self._is_interlaced)
+        if _inflated_bytes(self._handle, needed) < needed:
+            raise truncated("is truncated: the PNG holds fewer rows than its header declares. Copy or export it again.")
 
 
 def _header(handle: BinaryIO, plugin: Any, png_exif: bytes | None) -> tuple[Any, int]:
@@ -153,7 +168,8 @@ def _header(handle: BinaryIO, plugin: Any, png_exif: bytes | None) -> tuple[Any,
             image.info["exif"] = b"Exif\x00\x00" + png_exif
         orientation: Any = None
         with suppress(Exception):
-            orientation = image.getexif().get(_ORIENTATION_TAG)
+            # That of a PNG itself would decode all pixels first.
+            orientation = Image.Image.getexif(image).get(_ORIENTATION_TAG)
     return image, orientation if orientation in range(1, 9) else 1
 
 
@@ -188,3 +204,32 @@ def _png_chunks(handle: BinaryIO) -> dict[bytes, bytes]:
     if len(chunks.get(b"IHDR", b"")) != 13:
         raise UnreadableError("is damaged: the PNG has no header. Copy or export it again.")
     return chunks
+
+
+def _png_bytes(size: tuple[int, int], bits: int, is_interlaced: bool) -> int:
+    """Bytes of a PNG's rows before compression, `bits` a pixel, with the byte before each that names its filter.
+
+    >>> _png_bytes((3, 2), 4, False)
+    6
+    """
+    width, height = size
+    total = 0
+    for top, left, down, right in _ADAM7 if is_interlaced else ((0, 0, 1, 1),):
+        rows, columns = -(-(height - top) // down), -(-(width - left) // right)
+        if rows > 0 and columns > 0:
+            total += rows * (1 + -(-columns * bits // 8))
+    return total
+
+
+def _inflated_bytes(handle: BinaryIO, enough: int) -> int:
+    """Bytes that the pixels of a PNG have when they are decompressed, counted up to `enough`."""
+    inflate, count = zlib.decompressobj(), 0
+    handle.seek(8)
+    while count < enough and len(header := handle.read(8)) == 8:
+        length, kind = struct.unpack(">I4s", header)
+        data = handle.read(length) if kind == b"IDAT" else b""
+        handle.seek(4 if data else length + 4, 1)
+        while data and count < enough:
+            count += len(inflate.decompress(data, 2**20))
+            data = inflate.unconsumed_tail
+    return count

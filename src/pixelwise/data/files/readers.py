@@ -93,7 +93,7 @@ def read_picture(path: Path, axes: str | None = None, series: int | None = None)
         UnreadableError: as in `read_image`; its `code` says in which way.
     """
     with _opened(path, axes, series) as source:
-        _check_memory(source)
+        _check_memory(source, path.stat().st_size)
         found = source.image()
         pixels = turned(found.pixels, source.orientation)
         with np.errstate(over="ignore"):  # float64 beyond float32 is infinite
@@ -122,7 +122,7 @@ def read_labels(path: Path, axes: str | None = None) -> Picture:
         UnreadableError: as in `read_mask`; its `code` says in which way.
     """
     with _opened(path, axes) as source:
-        _check_memory(source)
+        _check_memory(source, path.stat().st_size)
         found = source.labels()
         labels, facts = _whole_numbers(turned(found.pixels, source.orientation), found.facts)
         channels = labels.shape[-1]
@@ -164,6 +164,7 @@ class _Source(Protocol):
     shape: tuple[int, int, int, int]  # P, H, W, C of `image()`
     dtype: np.dtype
     orientation: int  # 1 to 8
+    is_bounded: bool  # no byte of the file can stand for more than some thousands of the image
     bytes_needed: int  # at least so many are allocated by decoding, according to the header
 
     def image(self) -> Picture:
@@ -250,14 +251,23 @@ def check_pixels(shape: tuple[int, ...]) -> None:
         raise UnreadableError(f"contains no pixels: its size is {product_text(shape)}.")
 
 
-def _check_memory(source: _Source) -> None:
-    """Refuse an image whose header declares more than the machine's memory, before anything is allocated."""
+_MOST_COMPRESSED = 25_000  # bytes of an image a byte of the file, at most: bits that are all alike, by LZW
+_SMALL = 2**24  # bytes; of less nobody needs to be warned
+
+
+def _check_memory(source: _Source, file_bytes: int) -> None:
+    """Refuse an image whose header declares more than the file can hold, or the memory, before any is allocated."""
     total = psutil.virtual_memory().total
     if source.bytes_needed > total:
         raise UnreadableError(
             f"is too large: its header declares {product_text(source.shape)} {source.dtype}, which takes "
             f"{source.bytes_needed / 2**30:,.1f} GiB, but this machine has {total / 2**30:,.1f} GiB of "
             "memory. Cut it into smaller files."
+        )
+    if source.is_bounded and source.bytes_needed > max(_SMALL, _MOST_COMPRESSED * file_bytes):
+        raise truncated(
+            f"is truncated or damaged: its header declares {product_text(source.shape)} {source.dtype}, which "
+            f"{file_bytes:,} bytes cannot hold. Copy or export it again."
         )
 
 

@@ -45,6 +45,7 @@ _READ_COLORS = (
     tifffile.PHOTOMETRIC.MASK,
 )
 _JPEG_COMPRESSIONS = (6, 7, 34892)  # tifffile turns their YCbCr into RGB
+_BOUNDED = (1, 5, 6, 7, 8, 32773, 32946)  # none, LZW, JPEG, deflate, PackBits
 _ORIENTATION_TAG = 274
 # Sizes, bits, compression, colours, description (with axes), strips, tiles, predictor, samples, JPEG tables.
 _NEEDED_TAGS = frozenset({*range(256, 260), 262, 266, 270, 273, 274, *range(277, 280), 284, 317, 320})
@@ -72,6 +73,7 @@ class TiffSource:
         self.orientation = orientation if orientation in range(1, 9) else 1
         largest = max(math.prod(self.series.shape), math.prod(self.shape), math.prod(self.keyframe.chunks))
         self.bytes_needed = largest * self.series.dtype.itemsize
+        self.is_bounded = self.keyframe.compression in _BOUNDED and all(self.keyframe.databytecounts)
         self._has_photometric = has_photometric(self.keyframe)
         self._facts = self._read_facts(file, number, count, alpha)
 
