@@ -24,7 +24,7 @@ def source_of(module: str) -> str:
 
 
 def test_the_public_names_are_these() -> None:
-    assert pw.__all__ == ["Run", "__version__", "load", "models", "predict", "train"]
+    assert pw.__all__ == ["Run", "__version__", "doctor", "load", "models", "predict", "train"]
     for name in pw.__all__:
         assert getattr(pw, name) is not None
     assert pw.__version__ == version("pixelwise")
@@ -51,7 +51,7 @@ def test_what_answers_help_does_not_import_torch(module: str) -> None:
 
 def test_no_module_shares_its_name_with_a_public_function() -> None:
     functions = {name for name in pw.__all__ if inspect.isfunction(getattr(pw, name))}
-    assert functions == {"load", "predict", "train"}
+    assert functions == {"doctor", "load", "predict", "train"}
     assert not functions & {module.rpartition(".")[2] for module in MODULES}
 
 

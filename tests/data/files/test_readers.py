@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
-from pixelwise.core.errors import DataError
+from pixelwise.core.errors import DataError, UnreadableError
 from pixelwise.data.files.readers import IMAGE_SUFFIXES, image_info, read_image, read_mask
 
 Shape = tuple[int, ...]
@@ -357,11 +357,19 @@ def test_whole_numbers_in_floating_point(values: list[int], dtype: type, stored:
     np.testing.assert_array_equal(read_mask(path), np.array([[values, values]], dtype), strict=True)
 
 
-@pytest.mark.parametrize("value", [0.5, np.nan, np.inf])
-def test_fractions_in_a_mask(value: float, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("value", "what"),
+    [
+        (0.5, "fractions, but labels are whole numbers"),
+        (np.nan, "NaN or infinite values at 1 of its pixels, but labels are whole numbers"),
+        (np.inf, "NaN or infinite values at 1 of its pixels, but labels are whole numbers"),
+    ],
+)
+def test_numbers_in_a_mask_that_are_not_whole(value: float, what: str, tmp_path: Path) -> None:
     path = save_tiff(tmp_path / "a.tif", np.array([[0, value]], np.float32))
-    with pytest.raises(DataError, match=r"a\.tif: holds fractions, but labels are whole numbers"):
+    with pytest.raises(UnreadableError, match=rf"a\.tif: holds {what}") as caught:
         read_mask(path)
+    assert caught.value.code == "float-labels"
 
 
 def test_labels_beyond_31_bits(tmp_path: Path) -> None:
