@@ -1,8 +1,8 @@
-"""Write docs/problems.md from the table of codes in pixelwise/data/sets/problems.py: python docs/make_problems.py"""
+"""Write docs/problems.md from the table of codes in pixelwise/data/health/problems.py: python docs/make_problems.py"""
 
 from pathlib import Path
 
-from pixelwise.data.sets.problems import CODES, OLD_CODES, Kind
+from pixelwise.data.health.problems import CODES, OLD_CODES, Kind
 
 PAGE = Path(__file__).resolve().parent / "problems.md"
 

@@ -7,12 +7,12 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from pixelwise.data.sets.evidence import Evidence, Found
+from pixelwise.data.health.problems import Problem
+from pixelwise.data.masks.evidence import Evidence, Found
+from pixelwise.data.masks.labels import LabelRule
+from pixelwise.data.masks.mask_facts import mask_facts
+from pixelwise.data.masks.meaning import interpret
 from pixelwise.data.sets.folder import Description
-from pixelwise.data.sets.labels import LabelRule
-from pixelwise.data.sets.mask_facts import mask_facts
-from pixelwise.data.sets.meaning import interpret
-from pixelwise.data.sets.problems import Problem
 
 BLACK, RED, BLUE, WHITE = (0, 0, 0), (200, 30, 30), (30, 30, 200), (255, 255, 255)
 

@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 
 import pixelwise as pw
+from pixelwise.data.health.survey import survey
 from pixelwise.data.sets.folder import open_dataset
-from pixelwise.data.sets.survey import survey
 from pixelwise.engines.machine import Machine
 from pixelwise.tasks import TASKS
 from pixelwise.training.plan import make_plan

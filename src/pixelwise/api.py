@@ -21,11 +21,11 @@ from pixelwise.core.progress import Progress
 from pixelwise.core.run_folder import RunFolder
 from pixelwise.core.windows import Window
 from pixelwise.data.files.sources import open_source
+from pixelwise.data.health.examine import ImageFacts
+from pixelwise.data.health.survey import survey
+from pixelwise.data.masks.labels import LabelRule
 from pixelwise.data.pixels.normalize import stretched, unlike_text, unlike_training
-from pixelwise.data.sets.examine import ImageFacts
 from pixelwise.data.sets.folder import DataSet, open_dataset
-from pixelwise.data.sets.labels import LabelRule
-from pixelwise.data.sets.survey import survey
 from pixelwise.engines import EngineChoice, ExportedEngine, choose_engine
 from pixelwise.engines.machine import pick_device
 from pixelwise.evaluation.measure import evaluate

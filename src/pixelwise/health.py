@@ -5,14 +5,14 @@ from dataclasses import replace
 from pathlib import Path
 
 from pixelwise.core.progress import Progress
-from pixelwise.data.sets.diagnosis import Diagnosis
-from pixelwise.data.sets.examine import LARGE_PIXELS
-from pixelwise.data.sets.fix import write_mended
+from pixelwise.data.health.diagnosis import Diagnosis
+from pixelwise.data.health.examine import LARGE_PIXELS
+from pixelwise.data.health.fix import write_mended
+from pixelwise.data.health.problems import current
+from pixelwise.data.health.survey import Survey, read_samples, understand
+from pixelwise.data.masks.masks import MaskLabels
 from pixelwise.data.sets.folder import open_dataset
-from pixelwise.data.sets.masks import MaskLabels
-from pixelwise.data.sets.problems import current
 from pixelwise.data.sets.scenes import is_upright, scene_scale
-from pixelwise.data.sets.survey import Survey, read_samples, understand
 
 
 def doctor(

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from pixelwise.core.config import Config
 from pixelwise.core.draft import Draft
 from pixelwise.data.files.facts import FileFacts
+from pixelwise.data.health.survey import Labels, Survey
 from pixelwise.data.sets.pairs import Sample
 from pixelwise.data.sets.sampling import Batch
-from pixelwise.data.sets.survey import Labels, Survey
 from pixelwise.engines import EngineChoice
 from pixelwise.engines.machine import Machine
 

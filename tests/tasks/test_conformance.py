@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from pixelwise.core.config import Config
-from pixelwise.data.sets.survey import Survey
+from pixelwise.data.health.survey import Survey
 from pixelwise.engines import EngineChoice
 from pixelwise.task import Record, Task
 from pixelwise.tasks import PRETRAININGS, TASKS, task_of

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from pixelwise.core.classes import IGNORE
 from pixelwise.core.config import Config
+from pixelwise.data.health.survey import Survey, survey
 from pixelwise.data.sets.folder import open_dataset
-from pixelwise.data.sets.survey import Survey, survey
 from pixelwise.engines.machine import Machine
 from pixelwise.losses import dual_task_loss, edge_loss, focal_loss
 from pixelwise.models import UNet

@@ -13,9 +13,9 @@ from tests.trainings import Listener, StopAt, small, train
 
 from pixelwise.core.errors import DataError, RunError
 from pixelwise.core.run_folder import RunFolder
+from pixelwise.data.health.survey import survey
+from pixelwise.data.masks.masks import MaskLabels
 from pixelwise.data.sets.folder import open_dataset
-from pixelwise.data.sets.masks import MaskLabels
-from pixelwise.data.sets.survey import survey
 from pixelwise.training.data_state import check_unchanged, state_of
 
 Change = Callable[[Path], object]

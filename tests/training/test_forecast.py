@@ -8,8 +8,8 @@ import pytest
 
 from pixelwise.core.config import Config
 from pixelwise.core.memory import peak_ram_bytes
+from pixelwise.data.health.survey import Survey
 from pixelwise.data.sets.sampling import Batch
-from pixelwise.data.sets.survey import Survey
 from pixelwise.tasks import TASKS
 from pixelwise.training.forecast import STEPS, VALIDATION_COST, WARM_STEPS, forecast
 from pixelwise.training.prepare import Start, prepare

@@ -17,12 +17,12 @@ from pixelwise.core.classes import IGNORE, ClassMap
 from pixelwise.core.config import SECTIONS, Config, Overrides, PhaseSettings
 from pixelwise.core.errors import DataError, PixelwiseError, SettingError
 from pixelwise.data.files.readers import read_image
+from pixelwise.data.health.examine import ImageFacts
+from pixelwise.data.health.survey import Survey, survey
+from pixelwise.data.masks.labels import LabelRule
 from pixelwise.data.pixels.normalize import Normalization, match_channels
-from pixelwise.data.sets.examine import ImageFacts
 from pixelwise.data.sets.folder import DataSet, Description, Sample, open_dataset
-from pixelwise.data.sets.labels import LabelRule
 from pixelwise.data.sets.scenes import is_upright
-from pixelwise.data.sets.survey import Survey, survey
 from pixelwise.engines.machine import Machine
 from pixelwise.models import MODELS
 from pixelwise.models.checkpoint import settings_of

@@ -10,7 +10,7 @@ from pixelwise.cli.base import BAD_INPUT, Allow, Data, Json, Quiet, app, guarded
 from pixelwise.cli.terminal import Display
 
 if TYPE_CHECKING:
-    from pixelwise.data.sets.diagnosis import Diagnosis
+    from pixelwise.data.health.diagnosis import Diagnosis
 
 
 @app.command(epilog="Example: pixelwise doctor cells/ --fix mended/ --html cells.html")

@@ -24,9 +24,9 @@ from pixelwise.data.files.physical import png_per_metre
 from pixelwise.data.files.sinks import MaskForm, ZarrMask, write_pyramid_tiff
 from pixelwise.data.files.sources import Source
 from pixelwise.data.files.writers import TIFF_BUFFER, write_colors, write_image, write_mask, write_probabilities
+from pixelwise.data.masks.labels import LabelRule
 from pixelwise.data.pixels.pictures import overlay, to_display
 from pixelwise.data.pixels.targets import objects
-from pixelwise.data.sets.labels import LabelRule
 from pixelwise.engines import Arrays
 from pixelwise.prediction.postprocess import choose_classes, clean, clean_tiles
 from pixelwise.prediction.requests import PNG_PIXELS, Entry, OutputOptions, Request

@@ -11,11 +11,11 @@ from matplotlib.figure import Figure
 from pixelwise.core.errors import DataError
 from pixelwise.core.files import write_text
 from pixelwise.data.files.readers import read_image
+from pixelwise.data.health.diagnosis import Diagnosis
+from pixelwise.data.health.examine import ImageFacts
+from pixelwise.data.health.survey import Survey
+from pixelwise.data.masks.labels import LabelRule
 from pixelwise.data.pixels import pictures
-from pixelwise.data.sets.diagnosis import Diagnosis
-from pixelwise.data.sets.examine import ImageFacts
-from pixelwise.data.sets.labels import LabelRule
-from pixelwise.data.sets.survey import Survey
 from pixelwise.report.figures import DARK_INK, INK, png_of, style
 from pixelwise.report.html import data_uri, page_environment
 

@@ -25,10 +25,10 @@ from pixelwise.core.config import Config, ModelSettings, PhaseSettings
 from pixelwise.core.draft import Draft
 from pixelwise.core.errors import SettingError
 from pixelwise.data.files.facts import FileFacts
+from pixelwise.data.health.survey import Survey
 from pixelwise.data.pixels.normalize import Normalization, Numbers, filled, match_channels
 from pixelwise.data.pixels.pictures import colorize, to_display
 from pixelwise.data.pixels.scaling import resize
-from pixelwise.data.sets.survey import Survey
 from pixelwise.engines import EngineChoice
 from pixelwise.engines.machine import Machine
 from pixelwise.geometry.modes import evaluation_mode

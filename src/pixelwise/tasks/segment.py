@@ -20,17 +20,17 @@ from pixelwise.core.draft import Draft
 from pixelwise.core.errors import DataError, SettingError
 from pixelwise.data.files.facts import FileFacts, valid_pixels
 from pixelwise.data.files.readers import read_picture, turn_text
+from pixelwise.data.health.examine import ImageFacts
+from pixelwise.data.health.survey import Survey
+from pixelwise.data.masks.labels import LabelRule, some
+from pixelwise.data.masks.masks import MaskLabels
+from pixelwise.data.masks.stored import classes_of, ids_of, read_stored
 from pixelwise.data.pixels import pictures
 from pixelwise.data.pixels.normalize import filled
 from pixelwise.data.pixels.targets import objects
-from pixelwise.data.sets.examine import ImageFacts
-from pixelwise.data.sets.labels import LabelRule, some
-from pixelwise.data.sets.masks import MaskLabels
 from pixelwise.data.sets.pairs import Sample
 from pixelwise.data.sets.sampling import PatchSampler, Store
 from pixelwise.data.sets.scenes import is_upright, scene_scale, typical_size
-from pixelwise.data.sets.stored import classes_of, ids_of, read_stored
-from pixelwise.data.sets.survey import Survey
 from pixelwise.engines import EngineChoice
 from pixelwise.engines.machine import Machine
 from pixelwise.losses import SegmentationLoss, check_factors, class_weights, dual_task_loss, edge_loss

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from pixelwise.core.errors import DataError, RunError
-from pixelwise.data.sets.survey import Survey
+from pixelwise.data.health.survey import Survey
 
 SPLITS = ("train", "val")  # test takes no part in a training
 NAMED = 3  # files in a message

@@ -8,7 +8,7 @@ from lightning_fabric import Fabric
 
 from pixelwise.core.config import Config
 from pixelwise.core.memory import peak_ram_bytes
-from pixelwise.data.sets.survey import Survey
+from pixelwise.data.health.survey import Survey
 from pixelwise.engines.machine import pick_device
 from pixelwise.task import Task
 from pixelwise.training.loop import launch

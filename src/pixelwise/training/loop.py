@@ -22,8 +22,8 @@ from pixelwise.core.config import Config, Overrides
 from pixelwise.core.errors import RunError
 from pixelwise.core.files import write_json, write_text
 from pixelwise.core.run_folder import RunFolder
+from pixelwise.data.health.survey import Survey
 from pixelwise.data.sets.sampling import Batch
-from pixelwise.data.sets.survey import Survey
 from pixelwise.engines.machine import pick_device
 from pixelwise.models import checkpoint
 from pixelwise.task import Task

@@ -13,10 +13,10 @@ import numpy as np
 from pixelwise.core.config import Config, Overrides
 from pixelwise.core.draft import Draft
 from pixelwise.core.errors import SettingError
+from pixelwise.data.health.examine import LARGE_PIXELS, ImageFacts
+from pixelwise.data.health.survey import Survey
 from pixelwise.data.pixels.normalize import HIGH, LOW
-from pixelwise.data.sets.examine import LARGE_PIXELS, ImageFacts
 from pixelwise.data.sets.scenes import typical_size
-from pixelwise.data.sets.survey import Survey
 from pixelwise.engines.machine import Machine
 from pixelwise.task import Task
 

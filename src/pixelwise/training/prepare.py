@@ -21,11 +21,11 @@ from pixelwise.core.errors import DataError, ModelError, OutputError, RunError, 
 from pixelwise.core.files import cannot_write, write_json, write_text
 from pixelwise.core.progress import Progress
 from pixelwise.core.run_folder import RunFolder
-from pixelwise.data.sets.examine import ImageFacts
+from pixelwise.data.health.examine import ImageFacts
+from pixelwise.data.health.kept import Memory
+from pixelwise.data.health.problems import current
+from pixelwise.data.health.survey import Survey, read_samples, sound, understand
 from pixelwise.data.sets.folder import DataSet, open_dataset
-from pixelwise.data.sets.kept import Memory
-from pixelwise.data.sets.problems import current
-from pixelwise.data.sets.survey import Survey, read_samples, sound, understand
 from pixelwise.engines.machine import Machine
 from pixelwise.task import Task
 from pixelwise.training.data_state import state_of

@@ -12,10 +12,10 @@ from networks import make_settings
 from pixelwise.core.classes import IGNORE, ClassMap
 from pixelwise.core.config import make_config
 from pixelwise.data.files.facts import FileFacts
+from pixelwise.data.masks.labels import LabelRule
+from pixelwise.data.masks.masks import MaskLabels
 from pixelwise.data.pixels.normalize import Normalization, Numbers, filled, percentile_range
 from pixelwise.data.sets.folder import Sample, open_dataset, read_description
-from pixelwise.data.sets.labels import LabelRule
-from pixelwise.data.sets.masks import MaskLabels
 from pixelwise.data.sets.sampling import Store, class_indices, missing_labels, without_missing
 from pixelwise.tasks.segment import Segmentation
 from pixelwise.training.plan import levels

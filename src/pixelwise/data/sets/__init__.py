@@ -1,1 +1,1 @@
-"""Data sets: folders, labels, the doctor, samples, synthetic images."""
+"""Data sets as folders: pairs, splits, training samples; and one that is made up."""

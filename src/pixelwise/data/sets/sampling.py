@@ -12,13 +12,13 @@ from pixelwise.core.config import Config
 from pixelwise.core.errors import DataError, ModelError
 from pixelwise.data.files.facts import Picture
 from pixelwise.data.files.readers import read_picture
+from pixelwise.data.health.kept import Memory
+from pixelwise.data.masks.labels import LabelRule
+from pixelwise.data.masks.stored import StoredMask, classes_of, ids_of, read_stored
 from pixelwise.data.pixels import augment, targets
 from pixelwise.data.pixels.normalize import Normalization, Numbers, filled, match_channels
 from pixelwise.data.pixels.scaling import resize
-from pixelwise.data.sets.kept import Memory
-from pixelwise.data.sets.labels import LabelRule
 from pixelwise.data.sets.pairs import Sample
-from pixelwise.data.sets.stored import StoredMask, classes_of, ids_of, read_stored
 
 PIXELS_KEPT = 256  # of each class and image, to centre patches on
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from pixelwise.data.sets.examine import ImageFacts
+from pixelwise.data.health.examine import ImageFacts
 
 UPRIGHT = 0.2  # share of pixels whose class would have to move for the top third to look like the bottom third
 

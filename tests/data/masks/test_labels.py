@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from pixelwise.core.classes import IGNORE, ClassMap
 from pixelwise.core.errors import DataError
-from pixelwise.data.sets.labels import LabelRule, pack, unpack, unpacked
+from pixelwise.data.masks.labels import LabelRule, pack, unpack, unpacked
 
 BLACK, RED, BLUE = (0, 0, 0), (200, 30, 30), (30, 30, 200)
 

@@ -16,13 +16,13 @@ import numpy as np
 from pixelwise.core.errors import DataError
 from pixelwise.core.progress import Progress
 from pixelwise.data.files.facts import FileFacts
-from pixelwise.data.sets import checks
-from pixelwise.data.sets.alignment import Fit
-from pixelwise.data.sets.examine import Examined, ImageFacts, LabelReader, examine
+from pixelwise.data.health import checks
+from pixelwise.data.health.alignment import Fit
+from pixelwise.data.health.examine import Examined, ImageFacts, LabelReader, examine
+from pixelwise.data.health.kept import Memory, Notebook
+from pixelwise.data.health.problems import Interpretation, Problem, current, stop_at_errors
 from pixelwise.data.sets.folder import DataSet, Description, without
-from pixelwise.data.sets.kept import Memory, Notebook
 from pixelwise.data.sets.pairs import Sample
-from pixelwise.data.sets.problems import Interpretation, Problem, current, stop_at_errors
 from pixelwise.data.sets.splits import SPLITS
 
 MISREAD = frozenset({"instances-as-classes", "classes-as-instances"})

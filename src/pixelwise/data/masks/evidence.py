@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 
 from pixelwise.core.config import LabelKind
-from pixelwise.data.sets.blends import blends, total
-from pixelwise.data.sets.labels import some, unpacked, without_gaps
-from pixelwise.data.sets.mask_facts import MaskFacts
+from pixelwise.data.masks.blends import blends, total
+from pixelwise.data.masks.labels import some, unpacked, without_gaps
+from pixelwise.data.masks.mask_facts import MaskFacts
 
 MAX_INDEX = 255  # higher numbers are seldom those of classes
 MAX_COLORS = 64  # more colours or values than this, unless named, come from anti-aliased edges or a photograph

@@ -9,9 +9,9 @@ import numpy as np
 
 from pixelwise.data.files.facts import FileFacts
 from pixelwise.data.files.readers import IMAGE_SUFFIXES
-from pixelwise.data.sets.examine import ImageFacts
+from pixelwise.data.health.examine import ImageFacts
+from pixelwise.data.health.problems import CODES, Problem
 from pixelwise.data.sets.folder import DataSet
-from pixelwise.data.sets.problems import CODES, Problem
 
 Splits = Mapping[str, Sequence[ImageFacts]]
 

@@ -17,12 +17,12 @@ from pixelwise.core.progress import Progress
 from pixelwise.data.files.facts import Picture
 from pixelwise.data.files.readers import read_picture, turned
 from pixelwise.data.files.writers import write_colors, write_mask
-from pixelwise.data.sets.alignment import fit_of
-from pixelwise.data.sets.examine import ImageFacts
+from pixelwise.data.health.alignment import fit_of
+from pixelwise.data.health.examine import ImageFacts
+from pixelwise.data.health.problems import CODES
+from pixelwise.data.health.survey import Survey, labels_of
 from pixelwise.data.sets.folder import split_folders
 from pixelwise.data.sets.pairs import Sample
-from pixelwise.data.sets.problems import CODES
-from pixelwise.data.sets.survey import Survey, labels_of
 
 DROPPED = ("duplicate-image", "split-leak")  # of which all files but the first are left out
 

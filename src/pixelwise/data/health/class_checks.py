@@ -8,11 +8,11 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
-from pixelwise.data.sets.examine import VANISHING, ImageFacts
-from pixelwise.data.sets.labels import LabelRule
-from pixelwise.data.sets.problems import Problem
+from pixelwise.data.health.examine import VANISHING, ImageFacts
+from pixelwise.data.health.problems import Problem
+from pixelwise.data.masks.labels import LabelRule
 
-TINY = 0.5  # share of a class's objects from which on it counts
+TINY, TINY_PIXELS = 0.5, 0.1  # shares of a class's objects, and of their pixels, from which on it counts
 RARE = 0.001  # share of the labelled pixels below which a class is hardly there
 
 
@@ -32,7 +32,8 @@ def tiny_objects(facts: Sequence[ImageFacts], rule: LabelRule, scale: float) -> 
     for index, name in enumerate(rule.classes.names):
         own = rows[indices == index]
         count, small = int(own[:, 1].sum()), int(own[:, 1 + level].sum())
-        if small > TINY * count:
+        pixels, lost = int(own[:, 5].sum()), int(own[:, 5 + level].sum())
+        if small > TINY * count and lost > TINY_PIXELS * pixels:  # specks of a class that is large otherwise are noise
             message = (
                 f"{small} of {count} objects of the class '{name}' have fewer than {VANISHING[level - 1]} pixels, of "
                 f"which hardly two are left at the planned scale {scale:g}."

@@ -9,9 +9,9 @@ import pytest
 from PIL import Image
 from tests.label_cases import BLACK, BLUE, RED, areas, found_in, scattered, squares, through_jpeg
 
+from pixelwise.data.masks.mending import mender, parted
+from pixelwise.data.masks.stored import StoredMask
 from pixelwise.data.sets.folder import Description
-from pixelwise.data.sets.mending import mender, parted
-from pixelwise.data.sets.stored import StoredMask
 
 
 def mended(masks: list[np.ndarray], code: str, description: Any = None, palettes: Any = None) -> list[Any]:

@@ -12,11 +12,11 @@ from skimage.measure import label
 from pixelwise.core.errors import DataError
 from pixelwise.data.files.facts import FileFacts, Picture, sentinel_of, valid_pixels
 from pixelwise.data.files.readers import read_picture
+from pixelwise.data.health.alignment import Fit, fit_of
+from pixelwise.data.health.problems import Problem
 from pixelwise.data.pixels.intensities import intensities
 from pixelwise.data.pixels.normalize import require_finite, unit_scale, with_data
-from pixelwise.data.sets.alignment import Fit, fit_of
 from pixelwise.data.sets.pairs import Sample
-from pixelwise.data.sets.problems import Problem
 
 LARGE_PIXELS = 256 * 256  # smaller images are trained on at full size
 VANISHING = (8, 32, 128)  # pixels of an object of which hardly two are left at the scales 1/2, 1/4 and 1/8
@@ -78,7 +78,7 @@ class ImageFacts:
     missing: float = 0.0  # share of the pixels without data
     sentinel: float | None = None  # a value that seems to stand for missing data, but is not declared
     fit: Fit | None = None  # how well the labels fit the image
-    areas: np.ndarray | None = None  # of large images, V x 2 + len(VANISHING): value, objects, those that vanish
+    areas: np.ndarray | None = None  # of large images, see `object_areas`
 
 
 @dataclass(frozen=True)
@@ -215,8 +215,9 @@ def object_areas(page: np.ndarray) -> np.ndarray:
     """The objects (connected components) of H x W labels: for each value above 0 how many there are, and how small.
 
     Returns:
-        V x 5 int64: the value, the number of its objects, and how many are smaller than each of `VANISHING`. More than
-        `MOST_VALUES` values are numbers of objects, so each is one, and all count for the value 1.
+        V x 9 int64: the value; the number of its objects, and of those that are smaller than each of `VANISHING`; the
+        pixels of all, and of those. More than `MOST_VALUES` values are numbers of objects, so each is one, and all
+        count for the value 1.
     """
     values, ranks = np.unique(page, return_inverse=True)
     ranks = ranks.reshape(page.shape)
@@ -230,9 +231,10 @@ def object_areas(page: np.ndarray) -> np.ndarray:
         of_object = np.zeros(count + 1, np.int64)
         of_object[objects] = ranks
         owners = of_object[1:] - (len(values) - len(kept))
-    columns = [np.bincount(owners, minlength=len(kept))]
-    columns += [np.bincount(owners[areas < limit], minlength=len(kept)) for limit in VANISHING]
-    return np.stack([kept.astype(np.int64), *columns], axis=1)
+    chosen = [np.ones(len(areas), bool), *(areas < limit for limit in VANISHING)]
+    numbers = [np.bincount(owners[some], minlength=len(kept)) for some in chosen]
+    pixels = [np.bincount(owners[some], areas[some], len(kept)) for some in chosen]
+    return np.stack([kept, *numbers, *pixels], axis=1).astype(np.int64)
 
 
 def digest_of(array: np.ndarray) -> str:

@@ -8,8 +8,8 @@ import pytest
 from PIL import Image
 from tests.label_cases import BLACK, BLUE, RED, areas, through_jpeg
 
-from pixelwise.data.sets.blends import Edges, blends, color_edges_of, edges_of, total
-from pixelwise.data.sets.labels import pack, unpacked
+from pixelwise.data.masks.blends import Edges, blends, color_edges_of, edges_of, total
+from pixelwise.data.masks.labels import pack, unpacked
 
 LEVELS = ([0, 255], [0, 100, 200], [0, 128, 255])
 COLORS = np.array([BLACK, RED, BLUE, (30, 200, 30)], np.uint8)

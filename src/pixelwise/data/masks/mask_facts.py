@@ -6,9 +6,9 @@ from itertools import pairwise
 import numpy as np
 from skimage.measure import label
 
-from pixelwise.data.sets.blends import Edges, color_edges_of, edges_of
-from pixelwise.data.sets.labels import eight_bit_range, pack, packed
-from pixelwise.data.sets.stored import StoredMask
+from pixelwise.data.masks.blends import Edges, color_edges_of, edges_of
+from pixelwise.data.masks.labels import eight_bit_range, pack, packed
+from pixelwise.data.masks.stored import StoredMask
 
 _KEPT = 2048  # values of a mask, both of the lowest and of the highest; more than there can be classes
 _LOOKED_AT = 2048  # pixels; side of the middle part of a page in which objects and edges are looked for

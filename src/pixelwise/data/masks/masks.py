@@ -7,19 +7,19 @@ import numpy as np
 
 from pixelwise.core.classes import IGNORE, ClassMap
 from pixelwise.core.errors import DataError
+from pixelwise.data.health.class_checks import class_checks, tiny_objects
+from pixelwise.data.health.examine import ImageFacts
+from pixelwise.data.health.problems import Interpretation, Problem
+from pixelwise.data.masks.blends import Edges
+from pixelwise.data.masks.labels import LabelRule, packed
+from pixelwise.data.masks.mapping import carried_over
+from pixelwise.data.masks.mask_facts import Ids, MaskFacts, facts_of
+from pixelwise.data.masks.meaning import interpret
+from pixelwise.data.masks.mending import Mend, mender
+from pixelwise.data.masks.stored import StoredMask, classes_of, read_stored, values_of_alpha
 from pixelwise.data.pixels import pictures
-from pixelwise.data.sets.blends import Edges
-from pixelwise.data.sets.class_checks import class_checks, tiny_objects
-from pixelwise.data.sets.examine import ImageFacts
 from pixelwise.data.sets.folder import Description
-from pixelwise.data.sets.labels import LabelRule, packed
-from pixelwise.data.sets.mapping import carried_over
-from pixelwise.data.sets.mask_facts import Ids, MaskFacts, facts_of
-from pixelwise.data.sets.meaning import interpret
-from pixelwise.data.sets.mending import Mend, mender
 from pixelwise.data.sets.pairs import Sample
-from pixelwise.data.sets.problems import Interpretation, Problem
-from pixelwise.data.sets.stored import StoredMask, classes_of, read_stored, values_of_alpha
 
 
 class MaskLabels:

@@ -17,13 +17,13 @@ from pixelwise.core.errors import DataError, SettingError
 from pixelwise.data.files import readers
 from pixelwise.data.files.facts import FileFacts, Picture
 from pixelwise.data.files.readers import _opened, read_mask
-from pixelwise.data.sets.examine import ImageFacts, examine, image_facts
+from pixelwise.data.health.examine import ImageFacts, examine, image_facts
+from pixelwise.data.health.problems import Problem
+from pixelwise.data.health.survey import Survey, survey
+from pixelwise.data.masks.labels import LabelRule
+from pixelwise.data.masks.masks import MaskLabels
 from pixelwise.data.sets.folder import open_dataset
-from pixelwise.data.sets.labels import LabelRule
-from pixelwise.data.sets.masks import MaskLabels
 from pixelwise.data.sets.pairs import Sample
-from pixelwise.data.sets.problems import Problem
-from pixelwise.data.sets.survey import Survey, survey
 
 MakeDataset = Callable[..., Path]
 Break = Callable[[Path], object]

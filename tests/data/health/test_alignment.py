@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pixelwise.data.sets.alignment import SIDE, Fit, _explained, _indicators, _shifts, _thumbnail, fit_of
+from pixelwise.data.health.alignment import SIDE, Fit, _explained, _indicators, _shifts, _thumbnail, fit_of
 
 
 def pair(seed: int, size: tuple[int, int] = (96, 96)) -> tuple[np.ndarray, np.ndarray]:

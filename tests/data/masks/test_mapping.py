@@ -8,9 +8,9 @@ from tests.label_cases import BLACK, BLUE, RED, colored, found_in, scattered, sq
 
 from pixelwise.core.classes import IGNORE, ClassMap
 from pixelwise.core.errors import DataError
+from pixelwise.data.masks.labels import LabelRule
+from pixelwise.data.masks.mapping import carried_over
 from pixelwise.data.sets.folder import Description
-from pixelwise.data.sets.labels import LabelRule
-from pixelwise.data.sets.mapping import carried_over
 
 NAMES = ("sky", "road", "car")
 RUN = LabelRule("index", ClassMap(NAMES), (0, 1, 2), (255,))

@@ -26,10 +26,10 @@ from tests.trainings import three_classes
 from pixelwise.core.classes import IGNORE, ClassMap
 from pixelwise.core.config import make_config
 from pixelwise.core.errors import DataError
-from pixelwise.data.sets.evidence import MAX_COLORS
+from pixelwise.data.masks.evidence import MAX_COLORS
+from pixelwise.data.masks.labels import LabelRule
+from pixelwise.data.masks.meaning import interpret
 from pixelwise.data.sets.folder import Description
-from pixelwise.data.sets.labels import LabelRule
-from pixelwise.data.sets.meaning import interpret
 
 SIX = [squares([1, 2, 3, 4, 5, 6], seed) for seed in range(6)]
 FACES = [face(seed) for seed in range(6)]

@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 from skimage.measure import label
 
-from pixelwise.data.sets.evidence import Evidence, Found, two_conventions
+from pixelwise.data.masks.evidence import Evidence, Found, two_conventions
+from pixelwise.data.masks.labels import packed, unpacked
+from pixelwise.data.masks.meaning import ignored_values
+from pixelwise.data.masks.stored import StoredMask, read_alpha
 from pixelwise.data.sets.folder import Description
-from pixelwise.data.sets.labels import packed, unpacked
-from pixelwise.data.sets.meaning import ignored_values
-from pixelwise.data.sets.stored import StoredMask, read_alpha
 
 Mend = Callable[[Path, StoredMask], np.ndarray | None]
 

@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 
 from pixelwise.data.files.facts import FileFacts, Picture
-from pixelwise.data.sets import survey as surveys
-from pixelwise.data.sets.examine import Pixels
+from pixelwise.data.health import survey as surveys
+from pixelwise.data.health.examine import Pixels
+from pixelwise.data.health.kept import Memory, Notebook
+from pixelwise.data.health.survey import read_samples, survey
+from pixelwise.data.masks.masks import MaskLabels
 from pixelwise.data.sets.folder import open_dataset
-from pixelwise.data.sets.kept import Memory, Notebook
-from pixelwise.data.sets.masks import MaskLabels
 from pixelwise.data.sets.pairs import Sample
-from pixelwise.data.sets.survey import read_samples, survey
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,7 +103,7 @@ def test_a_place_that_cannot_be_written_does_no_harm(
     tmp_path: Path, sample: Sample, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "file").touch()
-    monkeypatch.setattr("pixelwise.data.sets.kept.user_cache_path", lambda name: tmp_path / "file" / name)
+    monkeypatch.setattr("pixelwise.data.health.kept.user_cache_path", lambda name: tmp_path / "file" / name)
     book = notebook(tmp_path)
     book.write(sample, Finding(1, np.zeros(1), ()))
     book.save()
@@ -111,8 +111,8 @@ def test_a_place_that_cannot_be_written_does_no_harm(
 
 
 def test_only_the_latest_notebooks_are_kept(tmp_path: Path, sample: Sample, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pixelwise.data.sets.kept.user_cache_path", lambda name: tmp_path / "cache")
-    monkeypatch.setattr("pixelwise.data.sets.kept.BOOKS", 3)
+    monkeypatch.setattr("pixelwise.data.health.kept.user_cache_path", lambda name: tmp_path / "cache")
+    monkeypatch.setattr("pixelwise.data.health.kept.BOOKS", 3)
     for number in range(6):
         book = notebook(tmp_path, str(number))
         book.write(sample, Finding(number, np.zeros(1), ()))
@@ -132,7 +132,7 @@ def test_nothing_is_read_twice_until_it_changes(
         looked.append(sample.image)
         return examine(sample, *rest)
 
-    monkeypatch.setattr("pixelwise.data.sets.survey.examine", counted)
+    monkeypatch.setattr("pixelwise.data.health.survey.examine", counted)
     first = survey(open_dataset(root), MaskLabels())
     assert len(looked) == 8
     second = survey(open_dataset(root), MaskLabels())

@@ -6,11 +6,11 @@ from dataclasses import replace
 from pixelwise.core.classes import ClassMap, name_of_color, numbered
 from pixelwise.core.config import LabelKind
 from pixelwise.core.errors import DataError
-from pixelwise.data.sets.evidence import Evidence, Found, palette_conflicts
+from pixelwise.data.health.problems import Interpretation
+from pixelwise.data.masks.evidence import Evidence, Found, palette_conflicts
+from pixelwise.data.masks.labels import LabelRule, pack_color, some, unpack
+from pixelwise.data.masks.meaning import ignored_values
 from pixelwise.data.sets.folder import Description
-from pixelwise.data.sets.labels import LabelRule, pack_color, some, unpack
-from pixelwise.data.sets.meaning import ignored_values
-from pixelwise.data.sets.problems import Interpretation
 
 _LEFT_OUT = -1  # instead of a class: the value does not occur
 

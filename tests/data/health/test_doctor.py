@@ -16,8 +16,8 @@ from PIL import Image
 import pixelwise as pw
 from pixelwise.core.errors import DataError, OutputError, SettingError
 from pixelwise.data.files.readers import read_image, read_mask
-from pixelwise.data.sets import checks
-from pixelwise.data.sets.problems import CODES, OLD_CODES, Problem, current
+from pixelwise.data.health import checks
+from pixelwise.data.health.problems import CODES, OLD_CODES, Problem, current
 
 SIZE = 96
 COLORS = np.array([[0, 0, 0], [200, 30, 30], [30, 30, 200]], np.uint8)

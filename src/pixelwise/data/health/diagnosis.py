@@ -7,9 +7,9 @@ from typing import Any
 
 from typing_extensions import override
 
-from pixelwise.data.sets.fix import Mended
-from pixelwise.data.sets.problems import Problem
-from pixelwise.data.sets.survey import Survey
+from pixelwise.data.health.fix import Mended
+from pixelwise.data.health.problems import Problem
+from pixelwise.data.health.survey import Survey
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from pixelwise.core.classes import IGNORE
 from pixelwise.data.files.facts import valid_labels
 from pixelwise.data.files.readers import read_labels
 from pixelwise.data.files.tiff import TIFF_MAGIC
-from pixelwise.data.sets.labels import LabelRule
+from pixelwise.data.masks.labels import LabelRule
 
 
 @dataclass(frozen=True)

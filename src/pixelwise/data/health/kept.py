@@ -18,7 +18,7 @@ from platformdirs import user_cache_path
 
 from pixelwise.core.errors import OutputError
 from pixelwise.core.files import write_text
-from pixelwise.data.sets.examine import Pixels
+from pixelwise.data.health.examine import Pixels
 from pixelwise.data.sets.pairs import Sample
 
 BOOKS = 100  # that are kept; the ones that were written longest ago go

@@ -7,17 +7,17 @@ from pathlib import Path
 from pixelwise.core.classes import VOID, ClassMap, Color, default_colors, name_of_color, numbered
 from pixelwise.core.config import LabelKind
 from pixelwise.core.errors import DataError
-from pixelwise.data.sets.evidence import (
+from pixelwise.data.health.problems import Interpretation, Problem
+from pixelwise.data.masks.evidence import (
     Evidence,
     Found,
     colors_recur,
     guess_kind,
     palette_conflicts,
 )
-from pixelwise.data.sets.faults import blended_values, problems_of_colors, problems_of_numbers, remarks
+from pixelwise.data.masks.faults import blended_values, problems_of_colors, problems_of_numbers, remarks
+from pixelwise.data.masks.labels import LabelRule, pack_color, some, unpack
 from pixelwise.data.sets.folder import Description
-from pixelwise.data.sets.labels import LabelRule, pack_color, some, unpack
-from pixelwise.data.sets.problems import Interpretation, Problem
 
 _DENSE = 0.9  # share of the numbers up to the highest that occur, where classes are numbered: a few may be missing
 

@@ -3,10 +3,10 @@
 from pathlib import Path
 
 from pixelwise.core.classes import VOID
-from pixelwise.data.sets.evidence import MAX_COLORS, Evidence, Objects, two_conventions
+from pixelwise.data.health.problems import Problem
+from pixelwise.data.masks.evidence import MAX_COLORS, Evidence, Objects, two_conventions
+from pixelwise.data.masks.labels import LabelRule, pack_color, some, unpack, without_gaps
 from pixelwise.data.sets.folder import Description
-from pixelwise.data.sets.labels import LabelRule, pack_color, some, unpack, without_gaps
-from pixelwise.data.sets.problems import Problem
 
 _FIX = "`pixelwise doctor DATA --fix OUT`"
 _LOW_GREYS = range(1, 31)  # no class is shown in a grey as dark as this, so it is a number

@@ -12,10 +12,10 @@ from tests.label_cases import BLACK, BLUE, RED, WHITE
 
 from pixelwise.core.classes import IGNORE, ClassMap
 from pixelwise.core.errors import DataError
-from pixelwise.data.sets.labels import LabelRule, pack
-from pixelwise.data.sets.mask_facts import facts_of, mask_facts
-from pixelwise.data.sets.masks import MaskLabels
-from pixelwise.data.sets.stored import StoredMask
+from pixelwise.data.masks.labels import LabelRule, pack
+from pixelwise.data.masks.mask_facts import facts_of, mask_facts
+from pixelwise.data.masks.masks import MaskLabels
+from pixelwise.data.masks.stored import StoredMask
 
 THREE = LabelRule("index", ClassMap(("a", "b", "c")), ignore=(255,))
 
@@ -113,7 +113,7 @@ def test_colours_count_for_no_other_kind() -> None:
 
 
 def test_a_photograph_is_refused_by_the_little_that_is_kept_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pixelwise.data.sets.mask_facts._KEPT", 512)
+    monkeypatch.setattr("pixelwise.data.masks.mask_facts._KEPT", 512)
     photograph = np.random.default_rng(0).integers(0, 256, (1, 200, 200, 3)).astype(np.uint8)
     facts = mask_facts(photograph)
     assert len(facts.values) == 1024
@@ -127,7 +127,7 @@ def test_a_photograph_is_refused_by_the_little_that_is_kept_of_it(monkeypatch: p
 
 
 def test_values_that_are_not_kept_are_objects_or_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pixelwise.data.sets.mask_facts._KEPT", 2)
+    monkeypatch.setattr("pixelwise.data.masks.mask_facts._KEPT", 2)
     facts = mask_facts(np.arange(9, dtype=np.uint16).reshape(1, 9, 1))
     assert facts.values.tolist() == [0, 1, 7, 8]
     assert facts.others.tolist() == [1, 3, 1]
@@ -144,7 +144,7 @@ def test_objects_are_looked_for_in_the_middle_of_a_large_page(monkeypatch: pytes
     whole = mask_facts(mask[None]).ids
     assert whole is not None
     assert (whole.pages.tolist(), whole.connected.tolist()) == ([1, 1, 1], [1, 1, 0])
-    monkeypatch.setattr("pixelwise.data.sets.mask_facts._LOOKED_AT", 10)
+    monkeypatch.setattr("pixelwise.data.masks.mask_facts._LOOKED_AT", 10)
     middle = mask_facts(mask[None]).ids
     assert middle is not None
     assert (middle.pages.tolist(), middle.connected.tolist(), middle.most) == ([0, 1, 1], [0, 1, 1], 3)
