@@ -71,6 +71,7 @@ class RasterSource:
         self._depth, self._color_type = chunks[b"IHDR"][8:10] if self._is_png else (8, 0)
         self._is_interlaced = self._is_png and chunks[b"IHDR"][12] == 1
         self._is_deep_color = self._depth == 16 and self._color_type in _DEEP_CHANNELS
+        self._is_plain = self._is_png and self._depth == 8 and self._color_type in (0, 2) and b"tRNS" not in chunks
         self.shape, self.dtype = self._shape_and_dtype()
         self.bytes_needed = math.prod(self.shape) * self.dtype.itemsize
         self.is_bounded = name != "WebP"
@@ -108,6 +109,10 @@ class RasterSource:
         if self._is_deep_color:  # Pillow would keep only the upper eight bits
             self._handle.seek(0)
             return self._shaped(imagecodecs.png_decode(self._handle.read()))
+        if self._is_plain:
+            self._handle.seek(0)
+            with suppress(imagecodecs.PngError):  # Pillow says what is wrong
+                return self._shaped(imagecodecs.png_decode(self._handle.read()))  # twice as fast
         image = self._loaded()
         mode = _MODES[image.mode]
         image.info.pop("transparency", None)  # dropping it by `convert` raises a warning

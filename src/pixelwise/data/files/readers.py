@@ -9,6 +9,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import BinaryIO, NamedTuple, Protocol
 
@@ -255,9 +256,15 @@ _MOST_COMPRESSED = 25_000  # bytes of an image a byte of the file, at most: bits
 _SMALL = 2**24  # bytes; of less nobody needs to be warned
 
 
+@cache
+def _total_memory() -> int:
+    """Bytes of this machine."""
+    return int(psutil.virtual_memory().total)
+
+
 def _check_memory(source: _Source, file_bytes: int) -> None:
     """Refuse an image whose header declares more than the file can hold, or the memory, before any is allocated."""
-    total = psutil.virtual_memory().total
+    total = _total_memory()
     if source.bytes_needed > total:
         raise UnreadableError(
             f"is too large: its header declares {product_text(source.shape)} {source.dtype}, which takes "

@@ -249,11 +249,8 @@ def look_of(image: np.ndarray) -> np.ndarray | None:
 
     Copies of an image that were compressed or resized have nearly the same one.
     """
-    small = cv2.resize(
-        image.astype(np.float32, copy=False) if image.dtype not in (np.uint8, np.uint16) else image,
-        (LOOK_SIDE, LOOK_SIDE),
-        interpolation=cv2.INTER_AREA,
-    )
+    pixels = image if image.dtype in (np.uint8, np.uint16) else image.astype(np.float32, copy=False)
+    small = cv2.resize(pixels, (LOOK_SIDE, LOOK_SIDE), interpolation=cv2.INTER_AREA)
     grey = small.reshape(LOOK_SIDE, LOOK_SIDE, -1).astype(np.float32).mean(2)
     deviation = float(grey.std())
     if not deviation > 1e-3 * max(float(np.abs(grey).max()), 1e-30):

@@ -7,13 +7,14 @@ import numpy as np
 from skimage.measure import label
 
 from pixelwise.data.masks.blends import Edges, color_edges_of, edges_of
-from pixelwise.data.masks.labels import eight_bit_range, pack, packed
+from pixelwise.data.masks.labels import eight_bit_range, pack, packed, without_gaps
 from pixelwise.data.masks.stored import StoredMask
+from pixelwise.data.pixels.counting import count_bytes
 
 _KEPT = 2048  # values of a mask, both of the lowest and of the highest; more than there can be classes
 _LOOKED_AT = 2048  # pixels; side of the middle part of a page in which objects and edges are looked for
 _PLACES = 64  # numbers of a mask whose places are kept; more would not be parts of one thing
-_GRID = 128  # pixels; side of the smaller page that places are found on
+_GRID = 64  # pixels; side of the smaller page that places are found on
 _CUSTOMARY = (1, 255, 65535)  # what a mask of two values holds; no number of an object
 
 
@@ -87,15 +88,15 @@ def _histogram(mask: np.ndarray, valid: np.ndarray | None) -> tuple[np.ndarray, 
     if valid is not None:
         mask = mask[valid]
     if mask.dtype in (np.uint8, np.uint16):  # far faster than sorting
-        counts = np.bincount(mask.ravel())
+        counts = count_bytes(mask) if mask.dtype == np.uint8 else np.bincount(mask.ravel())
         values = np.flatnonzero(counts)
         return values.astype(mask.dtype), counts[values]
     return np.unique(mask, return_counts=True)
 
 
 def _edges(mask: np.ndarray, numbers: np.ndarray, values: np.ndarray) -> Edges | None:
-    """How the values lie on all pages; two values alone have nothing between them."""
-    if not 2 < len(values) <= 2 * _KEPT:
+    """How the values lie on all pages; two values alone have nothing between them, nor have 0, 1, 2, ..."""
+    if not 2 < len(values) <= 2 * _KEPT or (len(values) <= _PLACES and without_gaps(values.tolist())):
         return None
     sums = np.zeros((3, len(values)), np.int64)
     for page, own in zip(mask, numbers, strict=True):

@@ -6,6 +6,7 @@ import numpy as np
 
 from pixelwise.core.windows import reader
 from pixelwise.data.files.facts import FileFacts, valid_pixels
+from pixelwise.data.pixels.counting import count_bytes
 from pixelwise.data.pixels.normalize import HIGH, LOW, SAMPLED, percentile_range, unit_scale
 
 
@@ -40,7 +41,7 @@ def intensities(pixels: np.ndarray, facts: FileFacts) -> Intensities:
     missing = 0.0 if valid is None else float(1 - valid.mean())
     flat = pixels.reshape(-1, channels) if valid is None else pixels[valid]
     if pixels.dtype == np.uint8 and 0 < flat.size <= SAMPLED:
-        found = _of_counts(np.array([np.bincount(channel, minlength=256) for channel in flat.T]))
+        found = _of_counts(np.array([count_bytes(channel) for channel in flat.T]))
     else:
         tall = pixels.reshape(-1, width, channels)
         low, high = percentile_range(reader(tall), *tall.shape, nodata=None if valid is None else facts.nodata)
