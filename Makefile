@@ -14,8 +14,10 @@ UV_VERSION := 0.13.8
 demo: $(VENV)/ready
 	$(BIN)/pixelwise demo --out demo
 
+# A test uses one thread, as several run at a time: threads that wait for one another's cores cost more than they give.
+test: export OMP_NUM_THREADS = 1
 test: check
-	$(BIN)/python -m pytest --durations=10
+	$(BIN)/python -m pytest --durations=10 --numprocesses=2 --dist=loadfile
 
 check: $(VENV)/ready-dev
 	$(BIN)/ruff format --check .
@@ -27,6 +29,8 @@ bench: $(VENV)/ready-bench
 	$(BIN)/python benchmarks/run.py
 	$(BIN)/python benchmarks/prediction.py speed memory files start
 	$(BIN)/python benchmarks/convolutionalize.py
+	$(BIN)/python benchmarks/doctor.py speed
+	$(BIN)/python benchmarks/fuzz.py
 
 lock: $(BIN)/uv
 	$(UV) compile --universal --python-version 3.11 --all-extras --generate-hashes --upgrade --quiet \

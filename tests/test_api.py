@@ -1,6 +1,7 @@
 """The Python interface: its names, training, opening a run, labelling arrays and files."""
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -60,7 +61,7 @@ def literal(run: pw.Run, image: np.ndarray) -> np.ndarray:
 
 
 def test_the_public_names() -> None:
-    assert pw.__all__ == ["Run", "__version__", "load", "models", "predict", "train"]
+    assert pw.__all__ == ["Run", "__version__", "doctor", "load", "models", "predict", "train"]
     networks = {network.__name__ for network in pw.models.MODELS.values()}
     assert set(pw.models.__all__) == networks | {"MODELS", "Segmenter", "build", "convolutionalize", "slide"}
     names = "patch fcn32s fcn16s fcn8s unet deconvnet segnet pspnet deeplabv2 deeplabv3plus gscnn"
@@ -226,7 +227,7 @@ def test_ways_of_reading_an_image(folder: Path, tmp_path: Path) -> None:
         run.predict(image, normalize="fix")
 
 
-def test_evaluate_warns_of_images_unlike_those_of_the_training(
+def test_evaluate_tells_of_images_unlike_those_of_the_training(
     tmp_path: Path, make_dataset: Callable[..., Path]
 ) -> None:
     config = make_settings(levels=[0.2, 0.9, 0.8, 1.0])
@@ -242,5 +243,9 @@ def test_evaluate_warns_of_images_unlike_those_of_the_training(
             pixels = np.asarray(image).astype(np.uint16) * 16
         Image.fromarray(pixels).save(path)
     message = r"img000\.png: its intensities reach from .* of full scale .* \(1 more images are like it\)"
-    with pytest.warns(UnlikeTrainingWarning, match=message):
-        run.evaluate(data)
+    (note,) = run.evaluate(data)["notes"]
+    assert re.search(message, note)
+    with pytest.warns(UnlikeTrainingWarning, match=r"img000\.png: its intensities reach from .* of full scale"):
+        run.predict(data / "val" / "images" / "img000.png")
+    with pytest.warns(UnlikeTrainingWarning, match=r"the image: its intensities reach from .* of full scale"):
+        run.predict(pixels)

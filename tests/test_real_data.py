@@ -36,7 +36,9 @@ def test_the_kind_of_labels_is_seen_from_the_masks_alone(
     assert found.meaning.kind == kind
     assert found.channels == channels
     assert len(found.meaning.classes) == count
-    assert found.problems == () or name == "nuclei"
+    assert {problem.code for problem in found.problems} <= {"em": {"values-0-255"}, "camvid": set()}.get(
+        name, {"disconnected-instance"}
+    )
 
 
 @pytest.mark.parametrize(

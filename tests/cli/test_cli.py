@@ -113,7 +113,7 @@ def test_json_stands_alone_on_stdout(data: Path, tmp_path: Path) -> None:
     names = {path.relative_to(run).as_posix() for path in run.rglob("*") if path.is_file()}
     assert names == {
         "config.toml", "model.safetensors", "last/state.safetensors", "history.jsonl", "environment.json", "log.txt",
-        "complete",
+        "complete", "data.json",
     }  # fmt: skip
 
 

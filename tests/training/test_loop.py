@@ -60,7 +60,15 @@ def test_it_learns_and_leaves_what_the_contract_names(data: Path, tmp_path: Path
     assert result.best.value > 0.7
     assert result.epochs == 2
     names = {path.name for path in out.iterdir()}
-    assert names == {"config.toml", "model.safetensors", "last", "history.jsonl", "environment.json", "complete"}
+    assert names == {
+        "config.toml",
+        "model.safetensors",
+        "last",
+        "history.jsonl",
+        "environment.json",
+        "complete",
+        "data.json",
+    }
     history = [json.loads(line) for line in (out / "history.jsonl").read_text().splitlines()]
     assert [line["epoch"] for line in history] == [1, 2]
     assert max(line["mean_iou"] for line in history) == result.best.value
@@ -198,7 +206,7 @@ def test_minutes_are_kept_and_the_schedule_knows_them(data: Path, tmp_path: Path
 def test_the_time_of_earlier_sittings_counts(data: Path, tmp_path: Path) -> None:
     overrides = small(steps_per_epoch=5, checkpoint_seconds=0.0)
     with pytest.raises(KeyboardInterrupt):
-        train(data, tmp_path / "run", overrides, minutes=0.1, callbacks=StopAt(30))
+        train(data, tmp_path / "run", overrides, minutes=0.1, callbacks=StopAt(8))
     spent = checkpoint.load(state_file(tmp_path / "run"))[1]["state"]["seconds"]
     begin = time.monotonic()
     train(data, tmp_path / "run", resume=True)

@@ -152,6 +152,8 @@ def plan(
     with Display("checking", quiet) as display:
         start = Start(allow=tuple(allow or ()), device=device)
         planned, surveyed = prepare(chosen, data, overrides, start, display.count)
+        for text in (*(f"{problem.severity}: {problem}" for problem in surveyed.problems), *surveyed.told):
+            display.note(text)
         expected = forecast(chosen, planned, surveyed, device)
     value = {"config": planned.model_dump(mode="json"), "forecast": expected}
     print_result(as_json, quiet, value, [planned.to_toml(), *_forecast_lines(planned, expected)])

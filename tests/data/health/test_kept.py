@@ -3,12 +3,15 @@
 import dataclasses
 import json
 import os
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from tests.trainings import small, train
 
+from pixelwise.data.files import readers
 from pixelwise.data.files.facts import FileFacts, Picture
 from pixelwise.data.health import survey as surveys
 from pixelwise.data.health.examine import Pixels
@@ -173,3 +176,23 @@ def test_the_pixels_of_train_are_kept_for_the_training(tmp_path: Path, make_data
     taken = [memory.take(sample) for sample in dataset.split("train")]
     assert all(one is not None and one.labels.pixels.shape == (1, 48, 40) for one in taken)
     assert [memory.take(sample) for sample in dataset.split("val")] == [None] * 3
+
+
+def test_a_training_decodes_each_file_once(tmp_path: Path, make_dataset: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = make_dataset(tmp_path / "data", count=4, kind="index", split=("train", "val", "test"))
+    opened: Counter[str] = Counter()
+    original = readers._opened
+
+    def counted(path: Path, *rest: Any) -> Any:
+        opened[str(path.relative_to(root))] += 1
+        return original(path, *rest)
+
+    monkeypatch.setattr(readers, "_opened", counted)
+    train(root, tmp_path / "run", small(), epochs=2)
+    assert {name: count for name, count in opened.items() if not name.startswith("val")} == {
+        str(path.relative_to(root)): 1 for path in root.rglob("*.png") if "val" not in path.parts
+    }
+    opened.clear()
+    train(root, tmp_path / "again", small(), epochs=1)  # nothing is looked at again, and test is not read at all
+    assert all(count == 1 for name, count in opened.items() if name.startswith("train"))
+    assert not any(name.startswith("test") for name in opened)

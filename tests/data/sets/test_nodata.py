@@ -6,17 +6,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tifffile
-from pixelwise.data.sets.doctor import survey
 
 from networks import make_settings
 from pixelwise.core.classes import IGNORE, ClassMap
 from pixelwise.core.config import make_config
-from pixelwise.data.files.facts import FileFacts
+from pixelwise.data.health.survey import survey
 from pixelwise.data.masks.labels import LabelRule
 from pixelwise.data.masks.masks import MaskLabels
+from pixelwise.data.masks.stored import StoredMask, classes_of, ids_of
 from pixelwise.data.pixels.normalize import Normalization, Numbers, filled, percentile_range
-from pixelwise.data.sets.folder import Sample, open_dataset, read_description
-from pixelwise.data.sets.sampling import Store, class_indices, missing_labels, without_missing
+from pixelwise.data.sets.folder import open_dataset, read_description
+from pixelwise.data.sets.pairs import Sample
+from pixelwise.data.sets.sampling import Store
 from pixelwise.tasks.segment import Segmentation
 from pixelwise.training.plan import levels
 
@@ -49,7 +50,7 @@ def sample(tmp_path: Path) -> Sample:
 
 
 def test_entries_of_a_training(sample: Sample) -> None:
-    config = make_settings(normalization="percentile", labels="index", classes=["a", "b"])
+    config = make_settings(normalization="percentile", labels="index", classes=["a", "b"], values=[])
     entry = Store([(sample, 0)], config)[0]
     hole = np.zeros((30, 40), bool)
     hole[HOLE] = True
@@ -63,7 +64,7 @@ def test_entries_of_a_training(sample: Sample) -> None:
 
 
 def test_records_of_an_evaluation(sample: Sample) -> None:
-    config = make_settings(labels="index", classes=["a", "b"])
+    config = make_settings(labels="index", classes=["a", "b"], values=[])
     (record,) = Segmentation().records(sample, config, None)
     assert record.facts is not None
     assert record.facts.nodata == -9999
@@ -79,7 +80,7 @@ def test_a_turn_that_explains_unequal_sizes_is_named(tmp_path: Path) -> None:
     exif[0x0112] = 6
     Image.fromarray(np.zeros((20, 30), np.uint8)).save(tmp_path / "a.jpg", exif=exif)
     Image.fromarray(np.zeros((20, 30), np.uint8)).save(tmp_path / "a.png")
-    config = make_settings(labels="index", classes=["a", "b"])
+    config = make_settings(labels="index", classes=["a", "b"], values=[])
     message = (
         r"is \(30, 20\), but its mask .*a\.png is \(20, 30\)\. The image asks viewers to turn it \(EXIF orientation 6\)"
         r", and its mask lies as the image is stored: turn one of them\."
@@ -120,19 +121,27 @@ def test_a_run_keeps_what_was_declared() -> None:
 
 def test_unknown_values_without_data_need_no_class() -> None:
     rule = LabelRule("index", CLASSES)
-    mask = np.array([[0, 1, 77]])
-    missing = missing_labels(mask, FileFacts("TIFF", nodata=77), None)
-    assert class_indices(rule, mask, missing).tolist() == [[0, 1, IGNORE]]
-    assert class_indices(rule, mask, np.ones((1, 3), bool)).tolist() == [[IGNORE] * 3]
-    assert without_missing(mask, missing).tolist() == [[0, 1, 0]]
-    assert without_missing(mask, None) is mask
-    assert missing_labels(mask, FileFacts("PNG"), None) is None
-    valid = np.array([[True, False, True]])
-    assert missing_labels(mask, FileFacts("PNG"), valid).tolist() == [[False, True, False]]  # type: ignore[union-attr]
-    colors = np.array([[[1, 2, 3], [0, 0, 0]]])
-    found = missing_labels(colors, FileFacts("PNG", nodata=0), None)
-    assert found is not None
-    assert found.tolist() == [[False, True]]
+    mask = np.array([[[0, 1, 77]]])
+    own = StoredMask(mask, valid=mask != 77)
+    assert classes_of(own, 0, rule).tolist() == [[0, 1, IGNORE]]
+    assert classes_of(StoredMask(mask), 0, rule, np.array([[True, True, False]])).tolist() == [[0, 1, IGNORE]]
+    assert classes_of(own, 0, rule, np.array([[False, True, True]])).tolist() == [[IGNORE, 1, IGNORE]]
+    assert classes_of(StoredMask(mask), 0, rule, np.zeros((1, 3), bool)).tolist() == [[IGNORE] * 3]
+    assert ids_of(own, 0).tolist() == [[0, 1, 0]]
+    assert ids_of(StoredMask(mask), 0).tolist() == [[0, 1, 77]]
+
+
+def test_labels_of_pixels_without_data_are_not_counted(sample: Sample) -> None:
+    from pixelwise.data.health.examine import ImageFacts, examine
+
+    examined, _ = examine(sample, MaskLabels())
+    assert isinstance(examined.found, ImageFacts)
+    counts = MaskLabels().count(examined.labels, LabelRule("index", CLASSES))
+    labels = tifffile.imread(sample.target)
+    counted = np.ones((30, 40), bool)
+    counted[HOLE] = False
+    counted[25:] = False
+    assert counts.sum(0).tolist() == np.bincount(labels[counted]).tolist()
 
 
 def test_percentiles_and_pixels_without_data() -> None:

@@ -45,7 +45,8 @@ def of_folders(dataset: DataSet) -> list[Problem]:
     """Files without their partner, with the same stem, or that are no images; splits without labels."""
     pairs = list(dataset.found.values())
     hint = " ".join(dict.fromkeys(one.hint for one in pairs if one.hint))
-    lonely, alone, twins = zip(*((one.lonely_images, one.lonely_masks, one.same_stem) for one in pairs), strict=True)
+    names = ("lonely_images", "lonely_masks", "same_stem")
+    lonely, alone, twins = ([getattr(one, name) for one in pairs] for name in names)
     rows = (
         ("unpaired-image", lonely, "has no mask with the same stem in masks/.", "Add the mask or"),
         ("unpaired-mask", alone, "has no image with the same stem in images/.", "Add it or"),

@@ -10,6 +10,7 @@ import json
 import threading
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +62,7 @@ class Notebook:
     def __init__(self, root: Path, question: str, classes: Sequence[type]) -> None:
         self._classes = {one.__name__: one for one in classes}
         fields = [[one.__name__, *(item.name for item in dataclasses.fields(one))] for one in classes]
-        key = json.dumps([FORM, str(root.resolve()), question, fields])
+        key = json.dumps([FORM, version("pixelwise"), str(root.resolve()), question, fields])
         name = hashlib.sha256(key.encode("utf-8", "surrogatepass")).hexdigest()[:24]
         self._path = user_cache_path("pixelwise") / "checks" / f"{name}.json"
         self._known: dict[str, Any] = {}

@@ -17,7 +17,7 @@ from pixelwise.core.config import AugmentSettings
 Size = tuple[int, int]
 Maps = tuple[np.ndarray, np.ndarray]  # x, y
 
-INVERSION_STEPS = 12  # each makes the error of a moved point several times smaller
+INVERSION_STEPS = 30  # each makes the error of a moved point several times smaller
 LONGEST = 2**15 - 1  # pixels of a side from which on OpenCV refuses to warp
 
 
