@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from platformdirs import user_cache_path
 from tests.trainings import small, train
 
 from pixelwise.data.files import readers
@@ -149,6 +150,19 @@ def test_nothing_is_read_twice_until_it_changes(
     os.utime(root / "train/masks/img001.png", ns=(1, 1))
     survey(open_dataset(root), MaskLabels())
     assert looked[8:] == [root / "train/images/img001.png"]
+
+
+def test_to_look_at_one_split_forgets_nothing_of_the_others(tmp_path: Path, make_dataset: Any) -> None:
+    root = make_dataset(tmp_path / "data", count=3, kind="index", split=("train", "val"))
+    dataset, labels = open_dataset(root), MaskLabels()
+    read_samples(dataset, labels, ("train",))
+    read_samples(dataset, labels, ("val",))
+    (book,) = (path for path in user_cache_path("pixelwise").glob("checks/*.json") if str(root) in path.read_text())
+    assert len(json.loads(book.read_text())) == 6
+    os.utime(root / "train/masks/img001.png", ns=(1, 1))
+    os.utime(root / "val/masks/img101.png", ns=(1, 1))
+    read_samples(dataset, labels, ("val",))
+    assert len(json.loads(book.read_text())) == 5  # what has changed is gone, and so is what it was
 
 
 # Pixels in memory

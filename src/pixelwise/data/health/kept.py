@@ -92,7 +92,8 @@ class Notebook:
         """Write the file, where there is a place for it; without one, everything is looked at again next time."""
         if self._fresh.keys() - self._known.keys():
             with suppress(OutputError, OSError, UnicodeError):
-                write_text(self._path, json.dumps(self._fresh))
+                others = {state: found for state, found in self._known.items() if _is_current(state)}
+                write_text(self._path, json.dumps(others | self._fresh))
                 books = sorted(self._path.parent.glob("*.json"), key=lambda path: path.stat().st_mtime)
                 for old in books[:-BOOKS]:
                     old.unlink(missing_ok=True)
@@ -134,3 +135,14 @@ def _state(sample: Sample) -> str | None:
     except OSError:
         return None
     return json.dumps([[name, stat.st_size, stat.st_mtime_ns] for name, stat in stats])
+
+
+def _is_current(state: str) -> bool:
+    """Whether the files of a state are as they were."""
+    try:
+        known = [(Path(name), size, changed) for name, size, changed in json.loads(state)]
+        return all(
+            (stat := path.stat()).st_size == size and stat.st_mtime_ns == changed for path, size, changed in known
+        )
+    except (OSError, ValueError, TypeError):
+        return False
