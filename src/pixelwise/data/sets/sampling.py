@@ -88,6 +88,7 @@ class Store:
         self._kept: dict[int, Entry] = {}
         self._bytes = 0
         self._lock = threading.Lock()
+        self._reading: dict[int, threading.Lock] = {}
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -96,6 +97,12 @@ class Store:
         kept = self._kept.get(index)
         if kept is not None:
             return kept
+        with self._lock:
+            reading = self._reading.setdefault(index, threading.Lock())
+        with reading:  # two threads that want the same image do not both decode it
+            return self._kept.get(index) or self._read_and_keep(index)
+
+    def _read_and_keep(self, index: int) -> Entry:
         entry = self._read(*self.samples[index])
         size = entry.image.nbytes + entry.labels.nbytes + (entry.weights.nbytes if entry.weights is not None else 0)
         with self._lock:
