@@ -198,8 +198,12 @@ class Run:
             return result
         with open_source(Path(image), series=series) as source:
             whole, facts = Window.whole(source.height, source.width), source.facts
-            results = [self.task.predict(predictor, source.read(page, whole), facts) for page in range(source.pages)]
-            _warn_if_unlike(Page.of_source(source, source.pages // 2, data), str(image), data)
+            results = []
+            for number in range(source.pages):
+                pixels = source.read(number, whole)
+                results.append(self.task.predict(predictor, pixels, facts))
+                if number == source.pages // 2:
+                    _warn_if_unlike(Page.of_array(pixels, data, facts), str(image), data)
         return results[0] if len(results) == 1 else np.stack(results)
 
     def evaluate(

@@ -125,7 +125,7 @@ CASES: list[tuple[str, Break, list[str], str, int]] = [
         "unknown-value",
         break_label,
         ["img001.png"],
-        r"masks.img001\.png: holds the value 7, but the 3 classes have the values 0 to 2\. .* Or use --allow unknown-v",
+        r"masks.img001\.png: holds the value 7, but the 3 classes have the values 0 to 2\. .* Or leave the file",
         3,
     ),
     (

@@ -152,3 +152,23 @@ def test_objects_are_looked_for_in_the_middle_of_a_large_page(monkeypatch: pytes
 
 def test_ignored_pixels_have_no_class() -> None:
     assert LabelRule("index", ClassMap(("a", "b")), ignore=(7,)).to_indices(np.array([[7]])).tolist() == [[IGNORE]]
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.int16, np.int32])
+@pytest.mark.parametrize("value", [99, 0])
+def test_what_stands_where_there_is_no_data_is_not_looked_at(dtype: type, value: int) -> None:
+    mask = np.array([[[1, 5, 5, 9], [value, value, 9, 9], [1, 1, 5, value]]], dtype)
+    valid = np.ones(mask.shape, bool)
+    valid[0, 1, :2] = valid[0, 2, 3] = False
+    facts = facts_of(StoredMask(mask, valid=valid))
+    assert facts.values.tolist() == [1, 5, 9]
+    assert facts.counts.sum(0).tolist() == [3, 3, 3]
+    assert facts.ids is not None
+    assert facts.ids.values.tolist() == [1, 5, 9]
+
+
+def test_a_mask_without_any_data_holds_nothing() -> None:
+    mask = np.ones((1, 4, 4), np.uint8)
+    for palette in (None, np.zeros((2, 3), np.uint8)):
+        facts = facts_of(StoredMask(mask, palette, valid=np.zeros(mask.shape, bool)))
+        assert (facts.values.tolist(), facts.ids, facts.edges) == ([], None, None)

@@ -73,7 +73,7 @@ def _strangers(paths: Sequence[Path]) -> Iterator[Problem]:
         yield Problem("left-out", folders, "is a folder, which is not looked into.", "Move the images one folder up.")
     if files:
         known = ", ".join(sorted(IMAGE_SUFFIXES))
-        message = "is left out: its extension is none of an image."
+        message = "is left out: its extension is not that of an image."
         yield Problem("left-out", files, message, f"If it is an image, convert it; known extensions: {known}.")
 
 
@@ -96,7 +96,7 @@ def common_channels(facts: Sequence[ImageFacts]) -> tuple[int, list[Problem]]:
     return usual, [Problem("mixed-channels", odd, message, fix, "error")]
 
 
-def of_images(dataset: DataSet, splits: Splits) -> list[Problem]:
+def of_images(splits: Splits) -> list[Problem]:
     """What the images show together."""
     facts = list(chain(*splits.values()))
     return [
@@ -163,12 +163,14 @@ def _lookalikes(facts: Sequence[ImageFacts]) -> Iterator[tuple[int, int]]:
     aspect = np.array([facts[number].height / facts[number].width for number in chosen])
     done: set[int] = set()
     for start in range(0, len(chosen), _BLOCK):
-        rows, columns = np.nonzero(looks[start : start + _BLOCK] @ looks[start:].T > SAME_LOOK)
-        for row, column in zip(rows.tolist(), columns.tolist(), strict=True):
-            one, other = start + row, start + column
-            if one < other and other not in done and abs(aspect[one] / aspect[other] - 1) < SAME_ASPECT:
-                done.add(other)
-                yield chosen[one], chosen[other]
+        alike = looks[start : start + _BLOCK] @ looks[start:].T > SAME_LOOK
+        for one in range(start, start + len(alike)):
+            if one in done:  # a thousand copies of an image are compared with the first alone
+                continue
+            for other in (start + np.flatnonzero(alike[one - start])).tolist():
+                if one < other and other not in done and abs(aspect[one] / aspect[other] - 1) < SAME_ASPECT:
+                    done.add(other)
+                    yield chosen[one], chosen[other]
 
 
 def _mixed_depth(facts: Sequence[ImageFacts]) -> Iterator[Problem]:

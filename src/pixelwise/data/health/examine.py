@@ -24,6 +24,13 @@ MOST_VALUES = 256  # of labels, whose objects are looked at; numbers of objects 
 LOOK_SIDE = 24  # pixels of the thumbnail by which images are recognised again
 
 
+TURN_MASKS = (
+    "Turn the masks likewise (never resize them): `pixelwise doctor DATA --fix OUT` does. Or leave the pair out with "
+    "--allow size-mismatch."
+)
+"""What to do where one of image and mask was turned."""
+
+
 class LabelFacts(Protocol):
     """What is kept of one sample's labels: figures, never pixels."""
 
@@ -154,10 +161,7 @@ def _size_problem(sample: Sample, picture: Picture, facts: LabelFacts, loaded: A
             f" The image's EXIF data ask viewers to turn it (orientation {turned}), which was done here, while the "
             "mask lies as the image is stored."
         )
-        fix = (
-            "Turn the masks likewise (never resize them): `pixelwise doctor DATA --fix OUT` does. Or leave the pair "
-            "out with --allow size-mismatch."
-        )
+        fix = TURN_MASKS
     return Problem("size-mismatch", (sample.image,), message, fix)
 
 

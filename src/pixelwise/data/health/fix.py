@@ -18,7 +18,7 @@ from pixelwise.data.files.facts import Picture
 from pixelwise.data.files.readers import read_picture, turned
 from pixelwise.data.files.writers import write_colors, write_mask
 from pixelwise.data.health.alignment import fit_of
-from pixelwise.data.health.examine import ImageFacts
+from pixelwise.data.health.examine import TURN_MASKS, ImageFacts
 from pixelwise.data.health.problems import CODES
 from pixelwise.data.health.survey import Survey, labels_of
 from pixelwise.data.sets.folder import split_folders
@@ -99,12 +99,7 @@ def _placed(found: Survey) -> dict[str, list[Sample]]:
 
 def _turnable(found: Survey) -> set[Path]:
     """Images whose masks have another size only because one of both was turned."""
-    return {
-        path
-        for problem in found.problems
-        if problem.code == "size-mismatch" and problem.fix.startswith("Turn")
-        for path in problem.files
-    }
+    return {path for problem in found.problems if problem.fix == TURN_MASKS for path in problem.files}
 
 
 def _dropped(found: Survey) -> set[Path]:

@@ -263,7 +263,7 @@ def understand(reading: Reading, meaning: Any = None, allow: Collection[str] = (
         for name, samples in kept.splits.items()
         if any(sample.image in read for sample in samples)
     }
-    problems += checks.of_images(dataset, splits)
+    problems += checks.of_images(splits)
     if meaning is not None and not {problem.code for problem in problems} & MISREAD:
         problems += labels.check(splits, meaning)
     return Survey(kept, meaning, facts, tuple(checks.gathered(problems)), channels, told, reading)
@@ -291,4 +291,6 @@ def _counted(found: ImageFacts, facts: Any, labels: Labels, meaning: Any) -> Ima
     try:
         return replace(found, labels=labels.count(facts, meaning))
     except DataError as error:
-        return Problem("unknown-value", (found.sample.files[-1],), str(error), "Or use --allow unknown-value.")
+        return Problem(
+            "unknown-value", (found.sample.files[-1],), str(error), "Or leave the file out with --allow unknown-value."
+        )

@@ -68,7 +68,11 @@ def facts_of(stored: StoredMask) -> MaskFacts:
         row[np.searchsorted(values, found)] = pixels
     middle = slice(_KEPT, max(_KEPT, len(values) - _KEPT))
     kept = np.delete(values, middle)
-    palette = stored.palette if stored.palette is not None and int(values[-1]) < len(stored.palette) else None
+    palette = stored.palette
+    if palette is not None and int(values.max(initial=0)) >= len(palette):
+        palette = None
+    if stored.valid is not None and len(values):  # what stands where there is no data has no shape
+        numbers = np.where(stored.valid, numbers, values[0]).astype(numbers.dtype)
     return MaskFacts(
         mask.shape[:3],
         is_color,
@@ -79,7 +83,7 @@ def facts_of(stored: StoredMask) -> MaskFacts:
         palette is not None,
         stored.format,
         _edges(mask, numbers, values),
-        None if is_color else _ids(mask, values),
+        None if is_color else _ids(numbers, values),
     )
 
 
