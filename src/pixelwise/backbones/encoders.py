@@ -23,8 +23,12 @@ from typing_extensions import override
 
 from pixelwise.backbones.base import ENCODERS, Backbone, check_depth
 from pixelwise.backbones.norms import replace_batch_norms
+from pixelwise.backbones.same_padding import pad_on_grid
 from pixelwise.core.errors import SettingError, reason
 from pixelwise.geometry.modes import evaluation_mode
+
+
+ENOUGH_CELLS = 4  # along a side, so that no encoder refuses an image: 128 pixels at a stride of 32
 
 
 class Encoder(Backbone):
@@ -58,12 +62,14 @@ class Encoder(Backbone):
         self.output_stride = output_stride
         is_part = end < len(strides)
         self.network = create_features(name, in_channels, output_stride, features=end) if is_part else network
+        pad_on_grid(self.network)
+        if is_part:  # what is left out may take no image as small as those that follow
+            side = ENOUGH_CELLS * strides[-1]
+            _leave_out_unused(self.network, torch.zeros(1, in_channels, side, side))
         if self._fault():
             _pad_the_unpadded(self.network)
         if fault := self._fault():
             raise _no_pyramid(name, fault)
-        if is_part:
-            _leave_out_unused(self.network, torch.zeros(1, in_channels, self.stride, self.stride))
         _wake(self.network)
         replace_batch_norms(self.network, name, norm)
 

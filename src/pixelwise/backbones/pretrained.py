@@ -18,6 +18,7 @@ from pixelwise.backbones import fetch
 from pixelwise.backbones.base import Backbone
 from pixelwise.backbones.chain import PUBLISHED_WIDTH
 from pixelwise.backbones.factory import OWN, make_backbone
+from pixelwise.backbones.installed import installed_weights
 from pixelwise.core.errors import SettingError
 
 TORCHVISION = {
@@ -138,7 +139,9 @@ def _load_from_timm(backbone: Any, endpoint: str | None, folder: Path | None) ->
     hub_id = backbone.network.pretrained_cfg.get("hf_hub_id")
     if not hub_id:
         raise _unpublished(backbone.name, "another encoder, such as resnet18")
-    tensors = fetch.from_hub(backbone.name, hub_id, endpoint, folder)
+    with torch.device("meta"):
+        wanted = timm.create_model(backbone.name).state_dict()
+    tensors = installed_weights(backbone.name, wanted) or fetch.from_hub(backbone.name, hub_id, endpoint, folder)
     try:
         timm.create_model(backbone.name, in_chans=backbone.in_channels, **given(tensors))
     except Exception as error:  # of torch where names differ, of timm's own renaming where they are strange

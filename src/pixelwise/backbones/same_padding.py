@@ -1,0 +1,67 @@
+"""TensorFlow's "same" padding, written as the constant that it is on a network's grid.
+
+timm's `tf_*` encoders pad each convolution by an amount that follows from the size of its input, so that
+ceil(input / stride) cells come out. Where the input's sides are multiples of the convolution's stride, as everywhere
+in an image on the grid of the encoder's stride, that amount is d (k - 1) + 1 - s for a kernel k, dilation d and stride
+s, its smaller half at the left and top. As a constant it can be exported, and its geometry can be seen.
+"""
+
+from typing import Any
+
+import torch.nn.functional as F
+from timm.layers.conv2d_same import Conv2dSame
+from timm.layers.pool2d_same import AvgPool2dSame, MaxPool2dSame
+from torch import Tensor, nn
+from typing_extensions import override
+
+
+class GridConv2d(nn.Conv2d):
+    """The convolution of a `Conv2dSame`, with its very weights, for inputs whose sides are multiples of its stride."""
+
+    def __init__(self, layer: Conv2dSame) -> None:
+        sizes = layer.in_channels, layer.out_channels, layer.kernel_size, layer.stride, 0, layer.dilation, layer.groups
+        super().__init__(*sizes, bias=layer.bias is not None, device="meta")
+        self.weight, self.bias = layer.weight, layer.bias
+        self.around = _around(layer)
+
+    @override
+    def forward(self, input: Tensor) -> Tensor:
+        padded = F.pad(input, self.around)
+        return F.conv2d(padded, self.weight, self.bias, self.stride, 0, self.dilation, self.groups)
+
+
+class GridPool2d(nn.Module):
+    """The pooling of a `MaxPool2dSame` or an `AvgPool2dSame` for inputs whose sides are multiples of its stride."""
+
+    def __init__(self, layer: Any) -> None:
+        super().__init__()
+        self.kernel_size, self.stride = layer.kernel_size, layer.stride
+        self.is_maximum = isinstance(layer, nn.MaxPool2d)
+        self.around = _around(layer)
+
+    @override
+    def forward(self, input: Tensor) -> Tensor:
+        padded = F.pad(input, self.around, value=float("-inf") if self.is_maximum else 0.0)
+        return (F.max_pool2d if self.is_maximum else F.avg_pool2d)(padded, self.kernel_size, self.stride)
+
+
+def pad_on_grid(network: nn.Module) -> None:
+    """Replace the layers of a network that pad by their input's size; its parameters and their names stay."""
+    for name, layer in list(network.named_children()):
+        if isinstance(layer, Conv2dSame):
+            setattr(network, name, GridConv2d(layer))
+        elif isinstance(layer, (MaxPool2dSame, AvgPool2dSame)):
+            setattr(network, name, GridPool2d(layer))
+        else:
+            pad_on_grid(layer)
+
+
+def _around(layer: Any) -> tuple[int, int, int, int]:
+    """Pixels at the left, right, top and bottom, as `F.pad` takes them."""
+    kernel, stride, dilation = (_pair(getattr(layer, name, 1)) for name in ("kernel_size", "stride", "dilation"))
+    height, width = (max(dilation[axis] * (kernel[axis] - 1) + 1 - stride[axis], 0) for axis in (0, 1))
+    return width // 2, width - width // 2, height // 2, height - height // 2
+
+
+def _pair(value: int | tuple[int, int]) -> tuple[int, int]:
+    return value if isinstance(value, tuple) else (value, value)
