@@ -33,6 +33,7 @@ def test_forecast_of_epochs_and_of_minutes(make_dataset: Callable[..., Path], tm
     expected = forecast(TASK, config, surveyed, "cpu")
     assert expected["steps_per_second"] > 0
     assert expected["minutes"] == pytest.approx(VALIDATION_COST * 200 / expected["steps_per_second"] / 60)
+    assert expected["steps"] == 200
     assert expected["peak_memory_bytes"] >= peak_ram_bytes() * 0.9
     timed, surveyed = plan(data, minutes=3)
     assert forecast(TASK, timed, surveyed, "cpu")["minutes"] == 3

@@ -27,6 +27,7 @@ from pixelwise.engines.machine import Machine
 from pixelwise.models import MODELS
 from pixelwise.models.checkpoint import settings_of
 from pixelwise.tasks import TASKS
+from pixelwise.tasks.segment import PUBLISHED
 from pixelwise.training import plan
 from pixelwise.training.plan import describe, intensities_vary, intensity_figures
 
@@ -277,6 +278,46 @@ def test_a_gpu_gets_more_work_and_its_precision() -> None:
 def test_small_images_are_not_folded() -> None:
     assert make_plan(surveyed(facts_of(size=(63, 400))), CPU).model.stem == 1
     assert make_plan(surveyed(facts_of(size=(64, 400))), CPU).model.stem == 2
+
+
+# Published weights
+
+EQUIPPED = Machine(cores=2, memory=8 << 30, device="cpu", fast_bf16=False, encoders=(PUBLISHED,))
+
+
+def test_a_cpu_starts_from_the_installed_weights() -> None:
+    planned = make_plan(USUAL, EQUIPPED)
+    assert (planned.model.name, planned.model.backbone, planned.model.pretrained) == ("unet", PUBLISHED, True)
+    assert planned.model.stem is None
+    assert planned.train.encoder_rate < 1
+    assert make_plan(USUAL, CPU).model.backbone is None
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        {"model": {"pretrained": False}},
+        {"model": {"backbone": "resnet18"}},
+        {"model": {"stem": 2}},
+        {"model": {"padding": "valid"}},
+        {"model": {"norm": "group"}},
+        {"model": {"name": "segnet"}},
+        {"train": {"recipe": "paper"}},
+    ],
+)
+def test_a_network_that_the_user_describes_is_left_alone(overrides: Overrides) -> None:
+    planned = make_plan(USUAL, EQUIPPED, overrides)
+    assert planned.model.backbone == overrides.get("model", {}).get("backbone")
+    assert not planned.model.pretrained
+    assert planned.train.encoder_rate == 1
+
+
+def test_where_published_weights_were_not_measured_they_are_taken_if_asked_for() -> None:
+    small, gpu = surveyed(facts_of(size=(63, 400))), Machine(16, 64 << 30, "cuda", True, (PUBLISHED,))
+    for found, machine in ((small, EQUIPPED), (USUAL, gpu), (USUAL, CPU)):
+        assert make_plan(found, machine).model.backbone is None
+        asked = make_plan(found, machine, {"model": {"pretrained": True}}).model
+        assert (asked.backbone, asked.pretrained) == (PUBLISHED, True)
 
 
 # Length

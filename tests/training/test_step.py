@@ -182,7 +182,7 @@ def test_the_rate_and_the_parts_follow_the_schedule() -> None:
     assert [learner.begin(progress) for progress in (0.0, 0.25, 0.5, 0.75)] == [True, False, True, False]
     assert learner.phase == 1
     assert learner.rate == pytest.approx(0.05 * rate_factor(0.5, 0.0))
-    assert [group["lr"] for group in learner.optimizer.param_groups] == [learner.rate] * 2
+    assert {group["lr"] for group in learner.optimizer.param_groups} == {learner.rate}
 
 
 class TwoHeaded(nn.Module):
@@ -205,6 +205,28 @@ class TwoHeaded(nn.Module):
 
     def parts(self) -> dict[str, list[nn.Module]]:
         return {"encoder": [self.deep]}
+
+
+def test_the_encoder_has_a_rate_of_its_own() -> None:
+    network = TwoHeaded()
+    learner = make_learner(network, {"rate": 0.1, "encoder_rate": 0.25, "warmup": 0.0})
+    learner.begin(0.0)
+    rates = {id(p): group["lr"] for group in learner.optimizer.param_groups for p in group["params"]}
+    encoder = {id(parameter) for parameter in network.deep.parameters()}
+    assert rates.keys() == {id(p) for p in network.parameters() if p is not network.fixed}
+    for key, rate in rates.items():
+        assert rate == pytest.approx(0.025 if key in encoder else 0.1)
+
+
+def test_the_encoders_statistics_can_be_kept() -> None:
+    network = TwoHeaded()
+    learner = make_learner(network, {"encoder_norm": "kept"})
+    learner.begin(0.0)
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    learner.descend(a_batch(halves=True))
+    changed = {name for name, tensor in network.state_dict().items() if not torch.equal(tensor, before[name])}
+    kept = {name for name in before if name.startswith("deep.1.") and ("running" in name or "batches" in name)}
+    assert changed == before.keys() - kept - {"fixed"}
 
 
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])

@@ -29,3 +29,8 @@ def installed_weights(name: str, wanted: dict[str, Tensor]) -> dict[str, Tensor]
         return None
     tensors = torch.load(path, map_location="cpu", weights_only=True)
     return dict(zip(wanted, tensors.values(), strict=True))
+
+
+def installed_encoders() -> tuple[str, ...]:
+    """The encoders whose weights are installed."""
+    return tuple(name for name in PACKAGES if installed_file(name))

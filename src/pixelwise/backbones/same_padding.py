@@ -19,15 +19,31 @@ class GridConv2d(nn.Conv2d):
     """The convolution of a `Conv2dSame`, with its very weights, for inputs whose sides are multiples of its stride."""
 
     def __init__(self, layer: Conv2dSame) -> None:
-        sizes = layer.in_channels, layer.out_channels, layer.kernel_size, layer.stride, 0, layer.dilation, layer.groups
-        super().__init__(*sizes, bias=layer.bias is not None, device="meta")
+        super().__init__(layer.in_channels, layer.out_channels, layer.kernel_size[0], device="meta")
+        self.kernel_size, self.stride, self.dilation, self.groups = (
+            layer.kernel_size, layer.stride, layer.dilation, layer.groups,
+        )  # fmt: skip
         self.weight, self.bias = layer.weight, layer.bias
         self.around = _around(layer)
+        left, right, top, bottom = self.around
+        # One more pixel at the right and bottom than at the left and top, and no dilation.
+        self._is_odd = right - left == 1 and bottom - top == 1 and set(layer.dilation) == {1}
 
     @override
     def forward(self, input: Tensor) -> Tensor:
+        if self.training and self._is_odd:
+            return self._with_longer_kernel(input)
         padded = F.pad(input, self.around)
         return F.conv2d(padded, self.weight, self.bias, self.stride, 0, self.dilation, self.groups)
+
+    def _with_longer_kernel(self, input: Tensor) -> Tensor:
+        """The same: a kernel that begins with a zero at the left and top, so that the image need not be copied.
+
+        Not for prediction: there a network's geometry counts each tap, and an engine pads without a copy.
+        """
+        weight = F.pad(self.weight, (1, 0, 1, 0))
+        around = self.around[1], self.around[3]
+        return F.conv2d(input, weight, self.bias, self.stride, around[::-1], self.dilation, self.groups)
 
 
 class GridPool2d(nn.Module):

@@ -159,12 +159,34 @@ def plan(
     print_result(as_json, quiet, value, [planned.to_toml(), *_forecast_lines(planned, expected)])
 
 
+FEW_STEPS = 1000  # with fewer, most networks have not learnt what they could
+FEW_MINUTES = 10  # a suggested length is a multiple of it
+
+
 def _forecast_lines(planned: "Config", expected: dict[str, float]) -> list[str]:
     return [
         f"# forecast: {expected['minutes']:.1f} minutes at {expected['steps_per_second']:.2f} steps a second, "
         f"{expected['peak_memory_bytes'] / 2**30:.1f} GiB at most",
-        f"# {planned.train.steps_per_epoch} steps an epoch",
+        f"# {_steps_text(expected['steps'], expected['steps_per_second'])}; "
+        f"{planned.train.steps_per_epoch} steps an epoch",
     ]
+
+
+def _steps_text(steps: float, steps_per_second: float) -> str:
+    """How many steps there will be, and where they are few, how long more would take.
+
+    >>> _steps_text(400, 0.7)
+    'about 400 steps: few for a network; --minutes 30 gives about 1,145'
+    """
+    from pixelwise.training.forecast import steps_in
+
+    text = f"about {steps:,.0f} steps"
+    if steps >= FEW_STEPS:
+        return text
+    minutes = FEW_MINUTES
+    while steps_in(minutes, steps_per_second) < FEW_STEPS:
+        minutes += FEW_MINUTES
+    return f"{text}: few for a network; --minutes {minutes} gives about {steps_in(minutes, steps_per_second):,}"
 
 
 @app.command(epilog="Example: pixelwise demo --out demo")

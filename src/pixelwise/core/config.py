@@ -117,6 +117,10 @@ class TrainSettings(Section):
     steps_per_epoch: Count
     optimizer: Literal["adamw", "sgd"] = "adamw"
     rate: Positive  # highest learning rate
+    encoder_rate: Positive = 1.0  # factor of the rate for the encoder, such as one that starts from published weights
+    encoder_norm: Literal["adapted", "kept"] = (
+        "adapted"  # statistics of the encoder's batch norm: learnt, or as it began
+    )
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9  # sgd only
     weight_decay: NotNegative = 0.01
     warmup: Annotated[float, Field(ge=0, lt=1)] = 0.05  # share of the run, or of each phase, in which the rate rises

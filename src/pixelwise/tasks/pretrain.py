@@ -288,7 +288,8 @@ class Pretraining(ABC):
         facts = survey.of("train")
         fill_labels(draft, survey)
         draft.fill("data", channels=survey.channels)
-        fill_model(draft, facts, machine.device)
+        draft.fill("model", pretrained=False)  # what is published was pretrained already
+        fill_model(draft, facts, machine)
         model = ModelSettings(**draft.section("model"))
         with torch.random.fork_rng(devices=[]):
             network = network_from(model, draft["data.channels"], len(draft["data.classes"]))

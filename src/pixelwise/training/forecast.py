@@ -22,8 +22,8 @@ def forecast(task: Task, config: Config, surveyed: Survey, device: str = "auto")
     """Run a few steps of the training for real, on one device; with a schedule, a few of each kind of phase.
 
     Returns:
-        `minutes` of the whole run, `steps_per_second`, and `peak_memory_bytes` (of the GPU where one is used, else of
-        this process; the images that a training keeps in memory are added).
+        `minutes` and `steps` of the whole run, `steps_per_second`, and `peak_memory_bytes` (of the GPU where one is
+        used, else of this process; the images that a training keeps in memory are added).
     """
     alone = config.train.model_copy(update={"devices": 1, "nodes": 1, "strategy": "auto"})
     fabric = launch(config.model_copy(update={"train": alone}), pick_device(device))
@@ -41,8 +41,10 @@ def forecast(task: Task, config: Config, surveyed: Survey, device: str = "auto")
             seconds[name] = _seconds_per_step(step)
     whole = sum(phase.share for phase in learner.schedule)
     rate = whole / sum(phase.share * seconds[phase.parts] for phase in learner.schedule)
+    minutes = _minutes(config, rate)
     return {
-        "minutes": _minutes(config, rate),
+        "minutes": minutes,
+        "steps": steps_in(minutes, rate),
         "steps_per_second": rate,
         "peak_memory_bytes": _peak(config, surveyed, fabric),
     }
@@ -63,6 +65,15 @@ def _minutes(config: Config, steps_per_second: float) -> float:
         return config.train.minutes
     steps = (config.train.epochs or 0) * config.train.steps_per_epoch
     return VALIDATION_COST * steps / steps_per_second / 60
+
+
+def steps_in(minutes: float, steps_per_second: float) -> int:
+    """Steps that a training makes in so many minutes, after what it does beside them.
+
+    >>> steps_in(11, 1.0)
+    600
+    """
+    return round(60 * minutes * steps_per_second / VALIDATION_COST)
 
 
 def _peak(config: Config, surveyed: Survey, fabric: Fabric) -> int:

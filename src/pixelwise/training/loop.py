@@ -26,7 +26,7 @@ from pixelwise.data.health.survey import Survey
 from pixelwise.data.sets.sampling import Batch
 from pixelwise.engines.machine import pick_device
 from pixelwise.models import checkpoint
-from pixelwise.task import Task
+from pixelwise.task import Figure, Task
 from pixelwise.training.callbacks import Callbacks, StepReport
 from pixelwise.training.data_state import check_unchanged
 from pixelwise.training.plan import describe
@@ -38,6 +38,8 @@ from pixelwise.training.validation import Validation
 
 VALIDATION_SHARE = 0.06  # of the time, when minutes count
 """With a budget of minutes, an epoch is validated only while validation has taken less than this share."""
+
+LAST_SHARE, FEWEST_MEASURED, RISING = 2 / 3, 4, 0.003  # of `trend_text`
 
 Value = TypeVar("Value")
 
@@ -296,6 +298,8 @@ class Training:
             self._validate_into(last)
             self._write_history()
         self.save()
+        if trend := trend_text(state.history, self.task.figure):
+            self.callbacks.note(trend)
         minutes = round(self.clock.seconds() / 60, 3)
         value = state.best_value if state.best_value is not None else float("nan")
         best = Best(state.best_epoch, metric, value)
@@ -303,6 +307,28 @@ class Training:
             write_json(self.folder.complete, {"minutes": minutes, "epochs": state.epoch, "best": vars(best)})
         self.fabric.barrier()
         return Result(self.folder.path, minutes, state.epoch, best)
+
+
+def trend_text(history: Sequence[dict[str, Any]], figure: Figure) -> str:
+    """Whether the figure on val was still improving when the run ended; "" if it was measured too rarely to say.
+
+    Compared are the best of the last third of the run and the best before it.
+
+    >>> rows = [{"step": step, "mean_iou": 0.1 * step} for step in range(1, 7)]
+    >>> trend_text(rows, Figure("mean_iou", "mean IoU"))
+    'mean IoU on val was still improving at the end, from 0.4000 to 0.6000 in the last third: more steps would help'
+    """
+    known = [(row["step"], row[figure.name]) for row in history if row.get(figure.name) is not None]
+    last = [value for step, value in known if step > LAST_SHARE * known[-1][0]]
+    before = [value for step, value in known if step <= LAST_SHARE * known[-1][0]]
+    if not before or len(known) < FEWEST_MEASURED:
+        return ""
+    best_of = max if figure.rises else min
+    earlier, best = best_of(before), best_of(last)
+    if figure.is_better(best, earlier) and abs(best - earlier) > RISING:
+        change = f"from {earlier:.4f} to {best:.4f} in the last third"
+        return f"{figure.title} on val was still improving at the end, {change}: more steps would help"
+    return f"{figure.title} on val no longer improved in the last third of the run"
 
 
 def _numbers(step: int, batch: int, fabric: Fabric) -> Iterator[Sequence[int]]:

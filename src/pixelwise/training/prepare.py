@@ -70,7 +70,7 @@ def prepare(
     surveyed = sound(
         understand(read_samples(dataset, task.labels, progress=progress, memory=memory), meaning, allow), allow
     )
-    config = known or make_plan(task, surveyed, machine, overrides)
+    config = known or make_plan(task, surveyed, machine, _with_network_of(start.init, overrides or {}))
     meant = task.meaning(config)
     if meant != surveyed.meaning:  # the user says otherwise: do the labels agree?
         surveyed = surveyed.with_meaning(meant, allow)
@@ -79,6 +79,15 @@ def prepare(
     surveyed = replace(surveyed, problems=(*surveyed.problems, *tiny))
     _try_network(task, config, surveyed)
     return config, surveyed
+
+
+def _with_network_of(init: Path | None, overrides: Overrides) -> Overrides:
+    """The settings that the user chose, and, unless these describe a network, the network of the run to start from."""
+    if init is None:
+        return overrides
+    chosen = overrides.get("model", {})
+    own = {} if chosen else read_config(RunFolder(init).config).model.model_dump(exclude_none=True)
+    return {**overrides, "model": {**own, "pretrained": False, **chosen}}  # its weights are the start, no others
 
 
 def _require_labels(surveyed: Survey) -> None:

@@ -62,7 +62,7 @@ class Learner:
         self.schedule = self.settings.schedule or WHOLE_RUN
         self.phase: int | None = None
         self.rate = 0.0
-        self.optimizer = make_optimizer(self.network, self.settings)
+        self.optimizer = make_optimizer(self.network, self.settings, fabric.device)
         self.criterion = criterion.to(fabric.device) if isinstance(criterion, nn.Module) else criterion
         self._wrapped, self._wrapped_optimizer = fabric.setup(WithOutputs(self.network), self.optimizer)
         self.average = Average(self.network, copy.deepcopy(self.network), self.settings.average)
@@ -74,9 +74,11 @@ class Learner:
         if is_new:
             self.phase = phase
             self.parts.train(self.schedule[phase].parts)
+            if self.settings.encoder_norm == "kept":
+                self.parts.keep_norms("encoder")
         self.rate = self.settings.rate * self.schedule[phase].rate * rate_factor(done, self.settings.warmup)
         for group in self.optimizer.param_groups:
-            group["lr"] = self.rate
+            group["lr"] = self.rate * group["factor"]
         return is_new
 
     def step(self, batch: Batch, number: int) -> dict[str, float]:
@@ -145,6 +147,12 @@ class Parts:
             if isinstance(module, _BatchNorm) and not self._is_in(module, parts):
                 module.eval()
 
+    def keep_norms(self, part: str) -> None:
+        """Let the batch norms of a part use the statistics that they have, and keep them."""
+        for module in self.network.modules():
+            if isinstance(module, _BatchNorm) and self._is_in(module, part):
+                module.eval()
+
     def check(self, schedule: Sequence[PhaseSettings]) -> None:
         """Refuse a phase in which nothing would train.
 
@@ -202,17 +210,23 @@ def phase_at(schedule: Sequence[PhaseSettings], progress: float) -> tuple[int, f
     return index, min(1.0, (place - begin) / schedule[index].share)
 
 
-def make_optimizer(network: nn.Module, settings: TrainSettings) -> torch.optim.Optimizer:
-    """SGD or AdamW; biases and normalisation are not decayed (they do not grow without bound)."""
-    decayed = [p for p in network.parameters() if p.requires_grad and p.ndim > 1]
-    free = [p for p in network.parameters() if p.requires_grad and p.ndim <= 1]
-    groups: list[dict[str, Any]] = [
-        {"params": decayed, "weight_decay": settings.weight_decay},
-        {"params": free, "weight_decay": 0.0},
-    ]
+def make_optimizer(network: Any, settings: TrainSettings, device: torch.device | None = None) -> torch.optim.Optimizer:
+    """SGD or AdamW; biases and normalisation are not decayed (they do not grow without bound).
+
+    Each group of parameters has a "factor" of the rate, `train.encoder_rate` for the encoder.
+    """
+    encoder = {id(parameter) for module in network.parts().get("encoder", []) for parameter in module.parameters()}
+    groups: list[dict[str, Any]] = []
+    for is_encoder, factor in ((False, 1.0), (True, settings.encoder_rate)):
+        own = [p for p in network.parameters() if p.requires_grad and (id(p) in encoder) == is_encoder]
+        for is_decayed, decay in ((True, settings.weight_decay), (False, 0.0)):
+            chosen = [parameter for parameter in own if (parameter.ndim > 1) == is_decayed]
+            if chosen:
+                groups.append({"params": chosen, "weight_decay": decay, "factor": factor})
     if settings.optimizer == "sgd":
         return torch.optim.SGD(groups, lr=settings.rate, momentum=settings.momentum)
-    return torch.optim.AdamW(groups, lr=settings.rate)
+    # On a GPU the fused step cannot be combined with clipping in half precision.
+    return torch.optim.AdamW(groups, lr=settings.rate, fused=device is not None and device.type == "cpu")
 
 
 def rate_factor(progress: float, warmup: float) -> float:
