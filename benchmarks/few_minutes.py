@@ -35,7 +35,7 @@ WHO = ("peer", "ours", "random")
 RECIPES = {
     "camvid": ("--scale", "0.5", "--patch", "192", "256", "--upright"),
     "nuclei": ("--stretch", "--turn", "180"),
-    "em": (),
+    "em": ("--grey",),
 }
 """What the peer is told of a set."""
 

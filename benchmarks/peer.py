@@ -1,6 +1,6 @@
 """The peer of a few minutes of training: segmentation_models.pytorch's U-Net, trained by a good plain recipe.
 
-    python benchmarks/peer.py DATA --minutes 10 --seed 0 --scale 0.5 --patch 192 256 --upright
+    python benchmarks/peer.py DATA --minutes 20 --seed 0 --scale 0.5 --patch 192 256 --upright
 
 - The encoder is `tf_efficientnet_lite0` with the weights for ImageNet of an installed package, the decoder smp's own.
 - Images are scaled to -1 .. 1. Where they differ in stain (`--stretch`) each is stretched between its 1st and 99th
@@ -63,6 +63,7 @@ class Recipe:
     turn: float = 10.0  # degrees, to either side
     upright: bool = False  # up stays up
     stretch: bool = False  # between the percentiles of each image, bright images turned over
+    grey: bool = False  # the images have no colours to change
 
 
 @dataclass(frozen=True)
@@ -123,7 +124,7 @@ class Patches:
         labels = cv2.warpAffine(
             labels, matrix, (width, height), flags=cv2.INTER_NEAREST, borderMode=cv2.BORDER_CONSTANT, borderValue=IGNORE
         )
-        return change_colours(rng, image), labels
+        return change_colours(rng, image, self.recipe.grey), labels
 
 
 def draw_pose(rng: np.random.Generator, size: tuple[int, int], recipe: Recipe) -> np.ndarray:
@@ -138,10 +139,11 @@ def draw_pose(rng: np.random.Generator, size: tuple[int, int], recipe: Recipe) -
     return np.column_stack([matrix, half - matrix @ centre])
 
 
-def change_colours(rng: np.random.Generator, image: np.ndarray) -> np.ndarray:
-    """Contrast and brightness of all channels together, and a little of each alone."""
-    gain = rng.uniform(0.75, 1.25) * rng.uniform(0.9, 1.1, 3)
-    shift = 128 + rng.uniform(-30, 30) - 128 * gain + rng.uniform(-8, 8, 3)
+def change_colours(rng: np.random.Generator, image: np.ndarray, grey: bool) -> np.ndarray:
+    """Contrast and brightness of all channels together, and a little of each alone unless all are alike."""
+    alone = 1 if grey else 3
+    gain = rng.uniform(0.75, 1.25) * np.resize(rng.uniform(0.9, 1.1, alone), 3)
+    shift = 128 + rng.uniform(-30, 30) - 128 * gain + np.resize(rng.uniform(-8, 8, alone), 3)
     return cv2.transform(image, np.column_stack([np.diag(gain), shift]))
 
 
@@ -273,8 +275,9 @@ def main() -> None:
     parser.add_argument("--turn", type=float, default=10.0)
     parser.add_argument("--upright", action="store_true")
     parser.add_argument("--stretch", action="store_true")
+    parser.add_argument("--grey", action="store_true")
     options = parser.parse_args()
-    recipe = Recipe(options.scale, tuple(options.patch), options.turn, options.upright, options.stretch)
+    recipe = Recipe(options.scale, tuple(options.patch), options.turn, options.upright, options.stretch, options.grey)
     print(json.dumps(Peer(options.data, recipe, options.minutes, options.seed).run()))
 
 
