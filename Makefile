@@ -31,6 +31,8 @@ bench: $(VENV)/ready-bench
 	$(BIN)/python benchmarks/convolutionalize.py
 	$(BIN)/python benchmarks/doctor.py speed
 	$(BIN)/python benchmarks/fuzz.py
+	$(BIN)/python benchmarks/few_minutes.py camvid nuclei em few-steps step samples
+	$(BIN)/python benchmarks/starts.py
 
 lock: $(BIN)/uv
 	$(UV) compile --universal --python-version 3.11 --all-extras --generate-hashes --upgrade --quiet \
