@@ -31,7 +31,8 @@ bench: $(VENV)/ready-bench
 	$(BIN)/python benchmarks/convolutionalize.py
 	$(BIN)/python benchmarks/doctor.py speed
 	$(BIN)/python benchmarks/fuzz.py
-	$(BIN)/python benchmarks/few_minutes.py camvid nuclei em few-steps step samples
+	$(BIN)/python benchmarks/few_minutes.py camvid nuclei em step samples
+	$(BIN)/python benchmarks/few_minutes.py few-steps --seeds 0 1 2
 	$(BIN)/python benchmarks/starts.py
 
 lock: $(BIN)/uv
