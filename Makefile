@@ -31,6 +31,9 @@ bench: $(VENV)/ready-bench
 	$(BIN)/python benchmarks/convolutionalize.py
 	$(BIN)/python benchmarks/doctor.py speed
 	$(BIN)/python benchmarks/fuzz.py
+	$(BIN)/python benchmarks/few_minutes.py camvid nuclei em step samples
+	$(BIN)/python benchmarks/few_minutes.py few-steps --seeds 0 1 2
+	$(BIN)/python benchmarks/starts.py
 
 lock: $(BIN)/uv
 	$(UV) compile --universal --python-version 3.11 --all-extras --generate-hashes --upgrade --quiet \
