@@ -10,9 +10,10 @@ from functools import partial
 from typing import Any
 
 import torch.nn.functional as F
-from timm.layers import CondConv2d, ScaledStdConv2dSame, StdConv2dSame
+from timm.layers.cond_conv2d import CondConv2d
 from timm.layers.conv2d_same import Conv2dSame
 from timm.layers.pool2d_same import AvgPool2dSame, MaxPool2dSame
+from timm.layers.std_conv import ScaledStdConv2dSame, StdConv2dSame
 from torch import Tensor, nn
 from typing_extensions import override
 
@@ -23,7 +24,7 @@ Around = tuple[int, int, int, int]
 class GridConv2d(nn.Conv2d):
     """The convolution of a `Conv2dSame`, with its very weights, for inputs whose sides are multiples of its stride."""
 
-    def __init__(self, layer: Conv2dSame) -> None:
+    def __init__(self, layer: Any) -> None:
         sizes = layer.in_channels, layer.out_channels, layer.kernel_size, layer.stride, 0, layer.dilation, layer.groups
         super().__init__(*sizes, bias=layer.bias is not None, device="meta")
         self.weight, self.bias = layer.weight, layer.bias
@@ -33,10 +34,6 @@ class GridConv2d(nn.Conv2d):
     def forward(self, input: Tensor) -> Tensor:
         padded = F.pad(input, self.around)
         return F.conv2d(padded, self.weight, self.bias, self.stride, 0, self.dilation, self.groups)
-
-    @override
-    def extra_repr(self) -> str:
-        return f"{super().extra_repr()}, around={self.around}"
 
 
 class GridPool2d(nn.Module):

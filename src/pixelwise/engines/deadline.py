@@ -14,6 +14,8 @@ from collections.abc import Callable
 from types import FrameType
 from typing import TypeVar
 
+from typing_extensions import override
+
 Made = TypeVar("Made")
 RETRY_SECONDS = 0.2  # until the work is asked again to end, if it does not or could not
 _DELICATE = frozenset({"__enter__", "__exit__", "__del__", "<module>"})
@@ -60,12 +62,13 @@ class _Watch(threading.Thread):
         self._worker, self._deadline = worker, deadline
         self._lock, self._ended = threading.Lock(), threading.Event()
 
+    @override
     def run(self) -> None:
         """Interrupt the worker once the time is over, again and again until it has ended."""
         left = self._deadline - time.monotonic()
         while not self._ended.wait(max(left, 0)):
             with self._lock:
-                if not self._ended.is_set() and not _is_delicate(sys._current_frames().get(self._worker)):
+                if not self._ended.is_set() and _is_at_work(sys._current_frames().get(self._worker)):
                     _interrupt(self._worker, _TooLongError)
             left = RETRY_SECONDS
 
@@ -76,13 +79,14 @@ class _Watch(threading.Thread):
             _interrupt(self._worker, None)  # takes back what has not come up yet
 
 
-def _is_delicate(frame: FrameType | None) -> bool:
-    """Whether a frame, or one that called it, must not be interrupted."""
-    while frame is not None:
-        if frame.f_code.co_name in _DELICATE:
-            return True
-        frame = frame.f_back
-    return False
+def _is_at_work(frame: FrameType | None) -> bool:
+    """Whether a thread, by its innermost frame, does the work, and nothing that must not be interrupted."""
+    inner = None
+    while frame is not None and frame.f_code is not within.__code__:
+        if frame.f_code.co_name in _DELICATE or frame.f_code is _Watch.end.__code__:
+            return False
+        inner, frame = frame, frame.f_back
+    return frame is not None and inner is not None
 
 
 def _interrupt(thread: int, error: type[BaseException] | None) -> None:
