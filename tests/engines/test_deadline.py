@@ -2,6 +2,7 @@
 
 import sys
 import threading
+import weakref
 from collections.abc import Callable
 from contextlib import contextmanager, suppress
 from types import FrameType
@@ -127,8 +128,9 @@ def test_what_may_be_interrupted() -> None:
 
     within(60.0, look)
     within(60.0, lambda: exec(compile("look()", "module.py", "exec"), {"look": look}))  # as when it is imported
+    within(60.0, lambda: weakref.finalize(look, look)())  # as when something is freed
     look()  # not the work at all
-    assert found == [True, False, False]
+    assert found == [True, False, False, False]
     assert not deadline._is_at_work(None)
 
 

@@ -20,6 +20,8 @@ Made = TypeVar("Made")
 RETRY_SECONDS = 0.2  # until the work is asked again to end, if it does not or could not
 _DELICATE = frozenset({"__enter__", "__exit__", "__del__", "<module>"})
 """What must not be interrupted: a context that is being entered or left, an import that would stay half done."""
+_UNHEARD = frozenset({"weakref", "_weakrefset", "torch.utils.weak"})
+"""Modules whose functions Python calls while it frees things: it only prints what comes up in them."""
 
 
 class _TooLongError(BaseException):
@@ -83,7 +85,8 @@ def _is_at_work(frame: FrameType | None) -> bool:
     """Whether a thread, by its innermost frame, does the work, and nothing that must not be interrupted."""
     inner = None
     while frame is not None and frame.f_code is not within.__code__:
-        if frame.f_code.co_name in _DELICATE or frame.f_code is _Watch.end.__code__:
+        is_delicate = frame.f_code.co_name in _DELICATE or frame.f_globals.get("__name__") in _UNHEARD
+        if is_delicate or frame.f_code is _Watch.end.__code__:
             return False
         inner, frame = frame, frame.f_back
     return frame is not None and inner is not None

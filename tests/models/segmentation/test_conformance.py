@@ -34,6 +34,7 @@ SMALL: dict[str, list[dict[str, Any]]] = {
         {"width": 4, "depth": 3, "norm": "group"},
         {"width": 4, "depth": 2, "stem": 2, "residual": True},
         {"width": 4, "backbone": "test_resnet"},
+        {"width": 4, "backbone": "tf_efficientnet_lite0", "depth": 2},
     ],
     "deconvnet": [{"width": 4}],
     "segnet": [{"width": 4}, {"width": 4, "depth": 2}],
