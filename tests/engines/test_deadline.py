@@ -150,6 +150,29 @@ def test_nothing_comes_up_after_the_work(monkeypatch: pytest.MonkeyPatch) -> Non
     assert sum(number for number in range(1000)) == 499500
 
 
+class Freed:
+    """Something else that goes wrong where Python frees things, and that goes on being told."""
+
+    def __init__(self, error: type[BaseException]) -> None:
+        self.error = error
+
+    def __del__(self) -> None:
+        raise self.error
+
+
+def test_what_comes_up_while_things_are_freed_is_not_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    heard: list[type[BaseException]] = []
+    before = sys.unraisablehook
+    try:
+        sys.unraisablehook = mine = lambda found: heard.append(found.exc_type)
+        within(60.0, lambda: [Freed(deadline._TooLongError), Freed(ZeroDivisionError)].clear())
+        assert sys.unraisablehook is mine
+    finally:
+        sys.unraisablehook = before
+    assert heard == [ZeroDivisionError]
+    assert capsys.readouterr().err == ""
+
+
 def test_no_thread_stays() -> None:
     for _ in range(20):
         within(60.0, lambda: None)

@@ -10,7 +10,8 @@ import ctypes
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import FrameType
 from typing import TypeVar
 
@@ -21,7 +22,7 @@ RETRY_SECONDS = 0.2  # until the work is asked again to end, if it does not or c
 _DELICATE = frozenset({"__enter__", "__exit__", "__del__", "<module>"})
 """What must not be interrupted: a context that is being entered or left, an import that would stay half done."""
 _UNHEARD = frozenset({"weakref", "_weakrefset", "torch.utils.weak"})
-"""Modules whose functions Python calls while it frees things: it only prints what comes up in them."""
+"""Modules whose functions Python calls while it frees things: what comes up in them goes nowhere."""
 
 
 class _TooLongError(BaseException):
@@ -47,8 +48,9 @@ def within(seconds: float, work: Callable[[], Made]) -> Made:
     watch = _Watch(threading.get_ident(), time.monotonic() + seconds)
     try:
         try:
-            watch.start()
-            return work()
+            with _unheard():
+                watch.start()
+                return work()
         finally:
             watch.end()
     except _TooLongError:
@@ -79,6 +81,22 @@ class _Watch(threading.Thread):
         with self._lock:
             self._ended.set()
             _interrupt(self._worker, None)  # takes back what has not come up yet
+
+
+@contextmanager
+def _unheard() -> Iterator[None]:
+    """Print nothing where an interruption came up while something was freed, and so went nowhere: another follows."""
+    before = sys.unraisablehook
+
+    def hear(found: "sys.UnraisableHookArgs") -> None:
+        if not issubclass(found.exc_type, _TooLongError):
+            before(found)
+
+    sys.unraisablehook = hear
+    try:
+        yield
+    finally:
+        sys.unraisablehook = before
 
 
 def _is_at_work(frame: FrameType | None) -> bool:
