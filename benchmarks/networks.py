@@ -2,14 +2,19 @@
 
     python benchmarks/networks.py                      all of them, 8 minutes each
     python benchmarks/networks.py unet fcn8s           some of them
+    python benchmarks/networks.py --starts random encoder published
     python benchmarks/networks.py unet --trained       measures the run that is there again
     python benchmarks/networks.py --table              the tables of what was recorded
 
 Each run is a command line as a user would type it, and has the machine to itself: what `pixelwise plan` chooses for the
-network is what it gets. What it measured goes to benchmarks/results/networks/NAME.json.
+network is what it gets. Its start is "random": the network of the plan, random weights; "encoder": on the encoder whose
+published weights come with the installation, but with random weights; or "published": on that encoder with these
+weights. Networks that have an encoder of their own only start at random. What was measured goes to
+benchmarks/results/networks/NAME.json, for other starts than "random" to NAME-START.json.
 """
 
 import argparse
+import itertools
 import json
 import time
 from pathlib import Path
@@ -18,21 +23,28 @@ from real_data import DATA, RESULTS, ROOT, pixelwise
 
 FOLDER = RESULTS / "networks"
 MINUTES = 8
+ENCODER = ("--set", "model.backbone=tf_efficientnet_lite0")
+STARTS: dict[str, tuple[str, ...]] = {
+    "random": (),
+    "encoder": ENCODER,
+    "published": (*ENCODER, "--set", "model.pretrained=true"),
+}
 IMAGES = 20  # predicted by the plain network, one after another, for images a second
 
 
-def measure(name: str, minutes: float, runs: Path, trains: bool) -> dict:
+def measure(name: str, start: str, minutes: float, runs: Path, trains: bool) -> dict:
     """Train unless the run is there, evaluate on val, time its prediction, record."""
-    run, data = runs / f"camvid-{name}", str(DATA / "camvid")
+    title = name if start == "random" else f"{name}-{start}"
+    run, data = runs / f"camvid-{title}", str(DATA / "camvid")
+    words = ("--model", name, *STARTS[start], "--minutes", f"{minutes:g}", "--seed", "0")
     if trains:
-        pixelwise(
-            "train", data, "--out", str(run), "--model", name, "--minutes", str(minutes), "--seed", "0", "--force"
-        )
+        pixelwise("train", data, "--out", str(run), *words, "--force")
     trained = json.loads((run / "complete").read_text(encoding="utf-8"))
     metrics = pixelwise("evaluate", str(run), data, "--split", "val")
     record = {
-        "command": f"pixelwise train DATA/camvid --out RUN --model {name} --minutes {minutes:g} --seed 0",
+        "command": f"pixelwise train DATA/camvid --out RUN {' '.join(words)}",
         "name": name,
+        "start": start,
         "minutes": trained["minutes"],
         "epochs": trained["epochs"],
         "mean_iou": metrics["mean_iou"],
@@ -40,7 +52,7 @@ def measure(name: str, minutes: float, runs: Path, trains: bool) -> dict:
         **look(run),
     }
     FOLDER.mkdir(parents=True, exist_ok=True)
-    (FOLDER / f"{name}.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    (FOLDER / f"{title}.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     return record
 
 
@@ -79,40 +91,51 @@ def table() -> str:
         return f"nothing is recorded in {FOLDER.relative_to(ROOT)} yet"
     records.sort(key=lambda record: -record["mean_iou"])
     lines = [
-        "| network | size | parameters, M | multiply-adds at 512 x 512, G | epochs | mean IoU on val | "
+        "| network | start | size | parameters, M | multiply-adds at 512 x 512, G | epochs | mean IoU on val | "
         "images a second | exact |",
-        "|---|---|---|---|---|---|---|---|",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for record in records:
         what = f"{record['backbone']}, width {record['width']}" if record["backbone"] else f"width {record['width']}"
         what += f", output stride {record['output_stride']}" if record["output_stride"] else ""
         lines.append(
-            f"| {record['name']} | {what} | {record['parameters'] / 1e6:.2f} | {record['multiply_adds'] / 1e9:.1f} | "
+            f"| {record['name']} | {start_of(record)} | {what} "
+            f"| {record['parameters'] / 1e6:.2f} | {record['multiply_adds'] / 1e9:.1f} | "
             f"{record['epochs']} | {record['mean_iou']:.4f} | {record['images_per_second']:.1f} | "
             f"{'yes' if record['exact'] else 'no'} |"
         )
     classes = list(records[0]["classes"])
-    lines += ["", f"| network | {' | '.join(classes)} |", "|---|" + "---|" * len(classes)]
+    lines += ["", f"| network | start | {' | '.join(classes)} |", "|---|---|" + "---|" * len(classes)]
     for record in records:
         values = (record["classes"][name] for name in classes)
         cells = " | ".join("-" if iou is None else f"{iou:.3f}" for iou in values)
-        lines.append(f"| {record['name']} | {cells} |")
+        lines.append(f"| {record['name']} | {start_of(record)} | {cells} |")
     return "\n".join(lines)
+
+
+def start_of(record: dict) -> str:
+    """The start of a run; records made before there were several do not name it."""
+    return record.get("start", "random")
 
 
 def main() -> None:
     from pixelwise.models import MODELS
+    from pixelwise.models.checkpoint import settings_of
 
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("names", nargs="*", help="networks; default: all")
+    parser.add_argument("--starts", nargs="+", choices=STARTS, default=["random"])
     parser.add_argument("--minutes", type=float, default=MINUTES)
     parser.add_argument("--runs", type=Path, default=ROOT / "runs")
     parser.add_argument("--trained", action="store_true")
     parser.add_argument("--table", action="store_true")
     options = parser.parse_args()
     if not options.table:
-        for name in options.names or MODELS:
-            print(json.dumps(measure(name, options.minutes, options.runs, not options.trained)), flush=True)
+        for name, start in itertools.product(options.names or MODELS, options.starts):
+            if start != "random" and "backbone" not in settings_of(name):
+                print(f"{name}: has an encoder of its own, so it only starts at random", flush=True)
+                continue
+            print(json.dumps(measure(name, start, options.minutes, options.runs, not options.trained)), flush=True)
     print(table())
 
 

@@ -2,6 +2,8 @@
 
     python benchmarks/prediction.py speed      U-Net width 32, depth 4, on one image: six ways
     python benchmarks/prediction.py memory     a large TIFF to a Zarr under --max-ram
+    python benchmarks/prediction.py margins    networks of several margins on one RGB image under --max-ram; goes on
+                                               where it was cut short
     python benchmarks/prediction.py files      many small images from PNG to PNG
     python benchmarks/prediction.py start      processor time of `pixelwise --help`
 
@@ -43,12 +45,12 @@ def seconds(work: Callable[[], object]) -> float:
     return time.perf_counter() - begin
 
 
-def lively_unet(**form: Any) -> UNet:
+def lively_unet(channels: int = 1, **form: Any) -> UNet:
     """A U-Net whose batch norm has figures of its own."""
     torch.manual_seed(0)
-    network = UNet(1, 2, **form)
+    network = UNet(channels, 2, **form)
     with torch.no_grad():
-        network(torch.randn(4, 1, 128, 128))
+        network(torch.randn(4, channels, 128, 128))
     return network.eval()
 
 
@@ -176,14 +178,14 @@ def read_record(name: str) -> dict[str, Any]:
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
-def make_run(folder: Path, **form: Any) -> None:
-    """A run folder of a network with random weights: its speed is that of a trained one."""
+def make_run(folder: Path, channels: int = 1, **form: Any) -> UNet:
+    """A run folder of a network with random weights, and the network: its speed is that of a trained one."""
     config = make_config(
         {
             "data": {
                 "labels": "binary", "classes": ["background", "object"], "colors": [[0, 0, 0], [255, 200, 0]],
-                "values": [0, 255], "ignore": [], "channels": 1, "scale": 1.0, "normalization": "fixed",
-                "mean": [0.5], "std": [0.25],
+                "values": [0, 255], "ignore": [], "channels": channels, "scale": 1.0,
+                "normalization": "fixed", "mean": [0.5] * channels, "std": [0.25] * channels,
             },
             "model": form,
             "train": {"patch": [256, 256], "batch": 1, "epochs": 1, "steps_per_epoch": 1, "rate": 1e-3},
@@ -192,28 +194,35 @@ def make_run(folder: Path, **form: Any) -> None:
         "benchmark",
     )  # fmt: skip
     folder.mkdir(parents=True)
-    save_model(folder / "model.safetensors", lively_unet(**form), config, {"epoch": 1, "mean_iou": 0.0})
+    network = lively_unet(channels, **form)
+    save_model(folder / "model.safetensors", network, config, {"epoch": 1, "mean_iou": 0.0})
+    return network
 
 
-def make_slide(path: Path, side: int) -> None:
-    """A grey image of smooth blobs, written as a tiled BigTIFF by rows of tiles."""
+def make_slide(path: Path, side: int, channels: int = 1) -> None:
+    """A grey or RGB image of noise, written as a tiled BigTIFF by rows of tiles."""
     import tifffile
 
     rng = np.random.default_rng(0)
-    blob = rng.integers(0, 256, (512, 512), dtype=np.uint8)
+    form: tuple[int, ...] = () if channels == 1 else (channels,)
+    blob = rng.integers(0, 256, (512, 512, *form), dtype=np.uint8)
 
     def tiles() -> Any:
         for number in range((side // 512) ** 2):
             yield np.roll(blob, number * 37, axis=number % 2)
 
-    tifffile.imwrite(
-        path, tiles(), shape=(side, side), dtype=np.uint8, tile=(512, 512), bigtiff=True, photometric="minisblack"
-    )
+    photometric = "rgb" if form else "minisblack"
+    shape, tile = (side, side, *form), (512, 512)
+    tifffile.imwrite(path, tiles(), shape=shape, dtype=np.uint8, tile=tile, bigtiff=True, photometric=photometric)
 
 
 def command(*arguments: object) -> dict[str, Any]:
     words = [sys.executable, "-m", "pixelwise", *map(str, arguments), "--json", "--quiet"]
-    return json.loads(subprocess.run(words, stdout=subprocess.PIPE, text=True, check=True).stdout)
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    if done.returncode:
+        print(done.stderr, file=sys.stderr, flush=True)
+    done.check_returncode()
+    return json.loads(done.stdout)
 
 
 def memory(side: int, folder: Path) -> None:
@@ -241,6 +250,68 @@ def memory(side: int, folder: Path) -> None:
             f"{row['megapixels_per_second']:.1f} | {share:.2f} |"
         )
     record("memory", {"rows": rows})
+
+
+LITE = "tf_efficientnet_lite0"
+MARGINS: dict[str, dict[str, Any]] = {
+    "default": {"width": 32, "depth": 4, "stem": 2, "residual": True},  # of `pixelwise plan` on a CPU
+    **{
+        f"lite0 depth {depth} width {width}": {"width": width, "backbone": LITE, "depth": depth}
+        for depth in (2, 3, 4)
+        for width in (16, 32)
+    },
+}
+LIMITS = ("1GiB", "2GiB")
+
+
+def margins(side: int, folder: Path) -> None:
+    """What a margin costs: each network on one RGB image under each limit; what is recorded is not run again."""
+    rows, image = read_record("margins"), folder / "image.tif"
+    folder.mkdir(parents=True)
+    make_slide(image, side, channels=3)
+    for name, form in MARGINS.items():
+        missing = [limit for limit in LIMITS if margin_key(name, side, limit) not in rows]
+        if not missing:
+            continue
+        run = folder / name.replace(" ", "-")
+        geometry = make_run(run, channels=3, **form).geometry
+        for limit in missing:
+            row = {"network": name, "side": side, "max_ram": limit}
+            row |= {"stride": geometry.stride, "margin": geometry.margin, **margin_row(run, image, limit)}
+            rows[margin_key(name, side, limit)] = row
+            record("margins", rows)
+            print(json.dumps(row), flush=True)
+    print_margins(rows)
+
+
+def margin_key(name: str, side: int, limit: str) -> str:
+    return f"{name}, {side}, {limit}"
+
+
+def margin_row(run: Path, image: Path, limit: str) -> dict[str, Any]:
+    """Speed and memory of one prediction, whose export is not counted; or why it is refused."""
+    out = run / f"out-{limit}"
+    try:
+        told = command("predict", run, image, "--out", out, "--format", "zarr", "--max-ram", limit)
+    except subprocess.CalledProcessError as error:
+        return {"refused": error.stderr.strip().splitlines()[-1]}
+    return {
+        "megapixels_per_second": told["megapixels_per_second"],
+        "peak_gib": told["peak_ram_bytes"] / GiB,
+        "engine": told["engine"],
+    }
+
+
+def print_margins(rows: dict[str, Any]) -> None:
+    print("| network | stride | margin | image | --max-ram | megapixels a second | peak, GiB | engine |")
+    print("|---|---|---|---|---|---|---|---|")
+    for row in rows.values():
+        told = f"refused: {row['refused']} | |" if "refused" in row else ""
+        told = told or f"{row['megapixels_per_second']:.2f} | {row['peak_gib']:.2f} | {row['engine']}"
+        print(
+            f"| {row['network']} | {row['stride']} | {row['margin']} | {row['side']} x {row['side']} "
+            f"| {row['max_ram']} | {told} |"
+        )
 
 
 FORMS: dict[str, dict[str, Any]] = {
@@ -325,8 +396,8 @@ def start(times: int) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("what", choices=["speed", "memory", "files", "start"], nargs="+")
-    parser.add_argument("--side", type=int, help="of the image, pixels: 2048 for speed, 32768 for memory")
+    parser.add_argument("what", choices=["speed", "memory", "margins", "files", "start"], nargs="+")
+    parser.add_argument("--side", type=int, help="of the image: 2048 for speed, 32768 for memory, 8192 for margins")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--count", type=int, default=500, help="of files")
     parser.add_argument("--networks", nargs="+", choices=FORMS, default=list(FORMS), help="of files")
@@ -338,6 +409,8 @@ def main() -> None:
                 speed(options.side or 2048, options.rounds)
             if what == "memory":
                 memory(options.side or 32768, Path(folder) / "memory")
+            if what == "margins":
+                margins(options.side or 8192, Path(folder) / "margins")
             if what == "start":
                 start(options.rounds)
             if what == "files":

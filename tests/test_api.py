@@ -2,7 +2,9 @@
 
 import json
 import re
+import threading
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +13,18 @@ import pytest
 import tifffile
 import torch
 from PIL import Image
+from torch import nn
 
 import pixelwise as pw
+from pixelwise import api
 from pixelwise.api import UnlikeTrainingWarning
 from pixelwise.core.config import Config, make_config
 from pixelwise.core.errors import DataError, ModelError, RunError, SettingError
+from pixelwise.engines import exported
+from pixelwise.geometry.reach import Geometry
+from pixelwise.geometry.sizes import Sizes
 from pixelwise.models import UNet, checkpoint
+from pixelwise.prediction import predictor as prediction
 from pixelwise.prediction.predictor import Predictor
 from pixelwise.training.loop import Result
 
@@ -249,3 +257,55 @@ def test_evaluate_tells_of_images_unlike_those_of_the_training(
         run.predict(data / "val" / "images" / "img000.png")
     with pytest.warns(UnlikeTrainingWarning, match=r"the image: its intensities reach from .* of full scale"):
         run.predict(pixels)
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every export takes too long, and every image is worth one."""
+
+    def export(network: nn.Module, sizes: Sizes) -> bytes:
+        for _ in range(10**8):  # not for ever, so that a test fails whose export is not given up
+            pass
+        return b""
+
+    monkeypatch.setattr(exported, "export", export)
+    monkeypatch.setattr(exported, "EXPORT_SECONDS", 0.2)
+    monkeypatch.setattr(api, "WORTH_PREPARING", 0)
+    monkeypatch.setattr(prediction, "_EXPORT_PIXELS", 0)
+
+
+PREPARING = "preparing openvino for this network, once (given up after 0.2 s)"
+GIVEN_UP = "torch is used instead of openvino: UNet: its export was given up after 0.2 seconds. Use the engine torch"
+
+
+@pytest.mark.usefixtures("impatient")
+def test_evaluate_and_predict_come_back_from_an_export_that_takes_too_long(
+    folder: Path, make_dataset: Callable[..., Path], tmp_path: Path
+) -> None:
+    pytest.importorskip("openvino")
+    told: list[str] = []
+    run = replace(pw.load(folder), tell=told.append)
+    data = make_dataset(tmp_path / "data", count=2, split=("val",))
+    (note,) = run.evaluate(data, device="cpu")["notes"]
+    assert note.startswith(GIVEN_UP)
+    np.testing.assert_array_equal(run.predict(noise(), device="cpu"), literal(run, noise()))
+    assert told == [PREPARING]  # it is not tried again
+
+
+@pytest.mark.usefixtures("impatient")
+def test_predict_comes_back_for_a_module_that_is_only_here() -> None:
+    """Neither its code nor its values could be sent to another process."""
+    pytest.importorskip("openvino")
+
+    class Local(nn.Module):
+        geometry = Geometry(stride=1, halo=0, margin=0)
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight, self.lock = nn.Parameter(torch.tensor(2.0)), threading.Lock()
+
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            return torch.cat([images, self.weight * images], 1)
+
+    image = noise().astype(np.float32)
+    np.testing.assert_array_equal(pw.predict(Local(), image), (image > 0).astype(np.uint8))

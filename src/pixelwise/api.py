@@ -3,7 +3,7 @@
 import subprocess
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -27,6 +27,7 @@ from pixelwise.data.masks.labels import LabelRule
 from pixelwise.data.pixels.normalize import stretched, unlike_text, unlike_training
 from pixelwise.data.sets.folder import DataSet, open_dataset
 from pixelwise.engines import EngineChoice, ExportedEngine, choose_engine
+from pixelwise.engines.exported import preparing
 from pixelwise.engines.machine import pick_device
 from pixelwise.evaluation.measure import evaluate
 from pixelwise.geometry.reach import Geometry
@@ -87,6 +88,8 @@ WAYS = ("run", "percentile")
 class Run:
     """A trained network with all that it needs to label images.
 
+    `tell` hears when something begins that takes long, such as the export for another engine.
+
     >>> Run  # run = pw.load("runs/cells"); mask = run.predict("image.png")
     <class 'pixelwise.api.Run'>
     """
@@ -95,6 +98,7 @@ class Run:
     network: nn.Module
     config: Config
     facts: dict[str, Any]  # best epoch, its metric and value
+    tell: Callable[[str], None] = field(default=lambda text: None, repr=False, compare=False)
     _predictors: dict[Any, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @override
@@ -140,7 +144,7 @@ class Run:
             reading: how images are read where it is not as the run did.
         """
         config = self.config.model_copy(update={"data": reading.of(self.config.data)})
-        choice = replace(engine, device=pick_device(engine.device), cache=self.folder.compiled)
+        choice = replace(engine, device=pick_device(engine.device), cache=self.folder.compiled, tell=self.tell)
         if isinstance(getattr(self.network, "geometry", None), Geometry):
             choice = _ready(self, choice, limit, pixels)
         return self.task.predictor(self.network, config, choice, tile, views, limit)
@@ -247,6 +251,8 @@ class Run:
         folder = Path(out) if out else self.folder.evaluation(name)
         pixels = count_pixels([sample.image for sample in samples], WORTH_PREPARING)
         predictor = self.predictor(EngineChoice(device=device), pixels=pixels, reading=reading)
+        if note := getattr(predictor, "note", ""):
+            notes.append(note)
         metrics, cases = evaluate(task, predictor, config, samples, dataset.description.axes, progress)
         metrics["split"] = name
         if notes:
@@ -288,7 +294,9 @@ def _ready(run: Run, choice: EngineChoice, limit: int | None, pixels: int | None
     is_cached = ExportedEngine.is_kept(run.network, cache, sizes_of(run.network, run.config.data.channels))
     if choice.name == "auto" and pixels is not None and pixels < WORTH_PREPARING and not is_cached:
         choice = replace(choice, name="torch")
-    if limit is not None and not is_cached and choose_engine(run.network, choice) != "torch":
+    name = choose_engine(run.network, choice)
+    if limit is not None and not is_cached and name != "torch":
+        run.tell(preparing(name))
         _export_elsewhere(run.path, choice.name)
     return choice
 

@@ -72,6 +72,12 @@ def test_an_encoder_in_training_keeps_training() -> None:
     assert not next(module for module in backbone.modules() if isinstance(module, nn.BatchNorm2d)).num_batches_tracked
 
 
+def test_a_part_of_an_encoder_is_built_in_inference_mode_too() -> None:
+    with torch.inference_mode():
+        backbone = Encoder("test_resnet", depth=2)
+    assert backbone.strides == [2, 4, 8]
+
+
 @pytest.mark.parametrize(
     ("name", "reason"),
     [

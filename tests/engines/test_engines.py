@@ -1,9 +1,11 @@
 """One conformance suite for every engine: what it returns, what it refuses, and what it leaves as it was."""
 
 import copy
+import re
 import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -20,7 +22,7 @@ from torch import Tensor, nn
 
 from pixelwise import engines
 from pixelwise.core.errors import ModelError, SettingError
-from pixelwise.engines import ENGINES, Arrays, Engine, EngineChoice, TorchEngine, exported, make_engine
+from pixelwise.engines import ENGINES, Arrays, Engine, EngineChoice, ExportedEngine, TorchEngine, exported, make_engine
 from pixelwise.engines import openvino as openvino_engine
 from pixelwise.geometry.reach import Geometry
 from pixelwise.geometry.sizes import Sizes
@@ -402,6 +404,110 @@ class Broken(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         raise ValueError("first line\nsecond line" + 300 * "x")
+
+
+class Endless(nn.Module):
+    """Cannot be exported in any time, but runs at once. Lets the exporter catch what interrupts it, a few times."""
+
+    in_channels = 1
+
+    def __init__(self, caught: int = 0) -> None:
+        super().__init__()
+        self.layer = nn.Sequential(nn.Conv2d(1, 2, 1), nn.Dropout(0.5), nn.ReLU6(inplace=True))
+        self.caught = caught
+
+    def forward(self, images: Tensor) -> Tensor:
+        if torch.compiler.is_exporting():
+            for _ in range(self.caught):
+                with suppress(BaseException):
+                    self.wait()
+            self.wait()
+        return self.layer(images)
+
+    @staticmethod
+    def wait() -> None:
+        """Not for ever, so that a test whose export is not given up fails."""
+        for _ in range(10**8):
+            pass
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(exported, "EXPORT_SECONDS", 0.2)
+
+
+GIVEN_UP = r"Endless: its export was given up after 0\.2 seconds\. Use the engine torch \(--engine torch\)\.$"
+
+
+@every_exported
+@pytest.mark.usefixtures("impatient")
+def test_an_export_that_takes_too_long_is_given_up(name: str) -> None:
+    with pytest.raises(ModelError, match=f"^{GIVEN_UP}"):
+        engine_of(name, Endless())
+
+
+@needs("openvino")
+@pytest.mark.parametrize("caught", [0, 2])
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.usefixtures("impatient")
+def test_torch_serves_where_an_export_was_given_up(caught: int, training: bool) -> None:
+    network, filters = Endless(caught).train(training), list(warnings.filters)
+    engine = engine_of("auto", network)
+    assert engine.name == "torch"
+    assert re.match(f"torch is used instead of openvino: {GIVEN_UP}", engine.note)
+    assert_same(engine(IMAGE), plain(network, IMAGE))
+    assert all(module.training == training for module in network.modules())
+    assert network.layer[2].inplace
+    assert list(warnings.filters) == filters
+    assert not torch.compiler.is_exporting()
+
+
+@needs("openvino")
+def test_torch_and_its_exporter_are_sound_after_an_export_was_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In earnest: the exporter is interrupted in the midst of its own work, at one moment and at another."""
+    network = make_network(depth=1)
+    for seconds in (0.05, 0.3, 1.0):
+        with monkeypatch.context() as patch:
+            patch.setattr(exported, "EXPORT_SECONDS", seconds)
+            with suppress(ModelError):  # a fast machine may be done by then
+                engine_of("openvino", network)
+        images = torch.from_numpy(noise(network))
+        network(images).sum().backward()
+        assert all(parameter.grad is not None for parameter in network.parameters())
+    engine = engine_of("openvino", network)
+    assert_same(engine(noise(network)), plain(network, noise(network)))
+
+
+@every_exported
+def test_an_export_that_was_given_up_is_not_tried_again(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network, told = Endless(), []
+    assert not ExportedEngine.is_kept(network, tmp_path, sizes_for(network))
+    with monkeypatch.context() as patch:
+        patch.setattr(exported, "EXPORT_SECONDS", 0.2)
+        with pytest.raises(ModelError, match=f"^{GIVEN_UP}"):
+            engine_of(name, network, cache=tmp_path, tell=told.append)
+        (kept,) = tmp_path.iterdir()
+        assert ExportedEngine.is_kept(network, tmp_path, sizes_for(network))
+        message = (
+            rf"^Endless: its export was given up before \({re.escape(str(kept))}: delete this file to try again\)\. "
+            r"Use the engine torch \(--engine torch\)\.$"
+        )
+        with pytest.raises(ModelError, match=message):
+            engine_of(name, network, cache=tmp_path, tell=told.append)
+    assert told == [f"preparing {name} for this network, once (given up after 0.2 s)"]
+    kept.unlink()
+    monkeypatch.setattr(Endless, "wait", staticmethod(lambda: None))
+    assert_same(engine_of(name, network, cache=tmp_path)(IMAGE), plain(network, IMAGE))
+
+
+@every_exported
+def test_relu6_is_in_place_again(name: str) -> None:
+    network = nn.Sequential(nn.Conv2d(1, 2, 3, padding=1), nn.ReLU6(inplace=True), nn.Hardtanh(-1, 2))
+    engine = engine_of(name, network)
+    assert_same(engine(9 * IMAGE), plain(network, 9 * IMAGE))
+    assert (network[1].inplace, network[2].inplace) == (True, False)
 
 
 @every_exported

@@ -60,11 +60,12 @@ class Encoder(Backbone):
         super().__init__(name, in_channels, strides[:end], channels[:end], norm)
         self.output_stride = output_stride
         is_part = end < len(strides)
-        self.network = create_features(name, in_channels, output_stride, features=end) if is_part else network
-        pad_on_grid(self.network)
-        if is_part:  # what is left out may take no image as small as those that follow
-            side = ENOUGH_CELLS * strides[-1]
-            _leave_out_unused(self.network, torch.zeros(1, in_channels, side, side))
+        with torch.inference_mode(False):  # gradients tell what is unused, wherever the encoder is built
+            self.network = create_features(name, in_channels, output_stride, features=end) if is_part else network
+            pad_on_grid(self.network)
+            if is_part:  # what is left out may take no image as small as those that follow
+                side = ENOUGH_CELLS * strides[-1]
+                _leave_out_unused(self.network, torch.zeros(1, in_channels, side, side))
         if self._fault():
             _pad_the_unpadded(self.network)
         if fault := self._fault():

@@ -1,6 +1,7 @@
 """Commands that use a trained run: measure it, predict, prove its tiles."""
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -54,8 +55,8 @@ def evaluate(
     from pixelwise.api import load
     from pixelwise.core.run_folder import RunFolder
 
-    loaded = load(run)
     with Display("evaluating", quiet) as display:
+        loaded = replace(load(run), tell=display.note)
         metrics = loaded.evaluate(data, split, out, device=device, allow=allow or [], progress=display.count)
         for text in metrics.get("notes", ()):
             display.note(text)
@@ -151,16 +152,16 @@ def predict(
     }
     options = OutputOptions(out, kind, probabilities, overlay, stored, clean, inside, **beside)
     pixels = count_pixels(find_inputs(inputs).images, WORTH_PREPARING)
-    loaded = load(run)
-    predictor = loaded.predictor(
-        EngineChoice(engine, device, amp, compiled),
-        tile or "auto",
-        tta,
-        _bytes(max_ram),
-        pixels,
-        Reading(normalize, nodata),
-    )
     with Display("predicting", quiet) as display:
+        loaded = replace(load(run), tell=display.note)
+        predictor = loaded.predictor(
+            EngineChoice(engine, device, amp, compiled),
+            tile or "auto",
+            tta,
+            _bytes(max_ram),
+            pixels,
+            Reading(normalize, nodata),
+        )
         shown = stream.Listener(megapixels(display), display.note)
         outcome = loaded.task.predict_files(predictor, inputs, options, axes, shown)
     _tell_masks(outcome, out, as_json, quiet)

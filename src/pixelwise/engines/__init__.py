@@ -4,6 +4,7 @@
 these into a graph, which is proved equal to the network before it is used.
 """
 
+from dataclasses import replace
 from importlib.util import find_spec
 from typing import Protocol
 
@@ -132,7 +133,7 @@ def _exported_engine(name: str, network: nn.Module, choice: EngineChoice, sizes:
             "or use another engine."
         )
     compilers = {"openvino": openvino.compile_graph, "onnxruntime": onnxruntime.compile_graph}
-    return ExportedEngine(name, network, compilers[name], choice.cache, sizes)
+    return ExportedEngine(replace(choice, name=name), network, compilers[name], sizes)
 
 
 def _installation(package: str) -> str:

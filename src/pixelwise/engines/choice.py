@@ -1,6 +1,7 @@
 """What goes into an engine beside images, and what comes out: which engine, and how; the outputs by name."""
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,7 @@ class EngineChoice:
         compiled: run the network by torch.compile ("torch" alone), which pays for long work on a GPU.
         cache: folder that keeps the exported network from one process to the next, since the export takes seconds;
             if it cannot be written, nothing is kept.
+        tell: hears when something begins that takes long.
     """
 
     name: str = "auto"
@@ -28,6 +30,7 @@ class EngineChoice:
     amp: bool = False
     compiled: bool = False
     cache: Path | None = None
+    tell: Callable[[str], None] = field(default=lambda text: None, compare=False)
 
     @classmethod
     def of(cls, engine: "str | EngineChoice") -> "EngineChoice":

@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from threading import Lock
@@ -19,12 +20,14 @@ from torch.export import Dim
 
 from pixelwise.core.errors import ModelError, OutputError, reason
 from pixelwise.core.files import write_with
-from pixelwise.engines.choice import Arrays
+from pixelwise.engines.choice import Arrays, EngineChoice
+from pixelwise.engines.deadline import within
 from pixelwise.engines.torch import TOLERANCE, TorchEngine, on_device
 from pixelwise.geometry.modes import evaluation_mode
 from pixelwise.geometry.sizes import Sizes
 
 EXAMPLE_SIDE = 64  # pixels, at least: large enough for the kernels of networks that pad nothing
+EXPORT_SECONDS = 60.0  # after which an export is given up; most take less than ten, on a busy machine twenty
 Run = Callable[[np.ndarray], list[np.ndarray]]  # images -> the outputs of a graph, in its order
 NamedRun = Callable[[np.ndarray], Arrays]
 
@@ -65,28 +68,28 @@ class ExportedEngine:
     """Runs the graph of a network, with the outputs of the network.
 
     Args:
-        name: the engine's name.
+        choice: the engine's name, the folder for the exported graph, and who hears that it is exported.
         network: a float32 module.
         compile_graph: turns an ONNX graph into a function of images.
-        cache: folder for the exported graph, or None.
         sizes: of the images to come.
 
     Raises:
-        ModelError: the network cannot be exported, the engine cannot run it, or the outputs differ.
+        ModelError: the network cannot be exported, or not within `EXPORT_SECONDS`, the engine cannot run it, or the
+            outputs differ.
     """
 
     device = "cpu"
     note = ""
 
     def __init__(
-        self, name: str, network: nn.Module, compile_graph: Callable[[bytes], Run], cache: Path | None, sizes: Sizes
+        self, choice: EngineChoice, network: nn.Module, compile_graph: Callable[[bytes], Run], sizes: Sizes
     ) -> None:
-        self.name = name
+        self.name, self._tell = choice.name, choice.tell
         self._sizes, self._examples = sizes, _Examples(sizes)
         self._compile_graph = compile_graph
         self._lock = Lock()
         network = on_device(network, torch.device("cpu"))
-        self._run = self._from_cache(network, cache) if cache else self._export(network, None)
+        self._run = self._from_cache(network, choice.cache) if choice.cache else self._export(network, None)
 
     def __call__(self, images: np.ndarray) -> Arrays:
         """N x C x H x W float32 -> outputs by name, such as N x K x H' x W' float32.
@@ -106,22 +109,30 @@ class ExportedEngine:
 
     @staticmethod
     def is_kept(network: nn.Module, cache: Path, sizes: Sizes) -> bool:
-        """Whether a cache folder holds the graph of this very network."""
-        return _kept_path(network, cache, sizes).is_file()
+        """Whether a cache folder holds the graph of this very network, or that its export takes too long."""
+        path = _kept_path(network, cache, sizes)
+        return path.is_file() or _slow_path(path).is_file()
 
     def _from_cache(self, network: nn.Module, cache: Path) -> NamedRun:
         """The graph that was kept, unless it is missing, broken, or not this network's."""
         path = _kept_path(network, cache, self._sizes)
         with suppress(ModelError, OSError):
             return self._proved(network, path.read_bytes())
+        slow = _slow_path(path)
+        if slow.is_file():
+            raise self._refused(network, f"its export was given up before ({slow}: delete this file to try again)")
         return self._export(network, path)
 
     def _export(self, network: nn.Module, path: Path | None) -> NamedRun:
-        graph = export(network, self._sizes)
+        self._tell(preparing(self.name))
+        try:
+            graph = within(EXPORT_SECONDS, partial(export, network, self._sizes))
+        except TimeoutError as error:
+            why = f"its export was given up after {EXPORT_SECONDS:g} seconds"
+            _keep(path and _slow_path(path), why.encode())
+            raise self._refused(network, why) from error
         run = self._proved(network, graph)
-        if path:
-            with suppress(OutputError):  # it works without a cache too
-                write_with(path, lambda temporary: temporary.write_bytes(graph))
+        _keep(path, graph)
         return run
 
     def _proved(self, network: nn.Module, graph: bytes) -> NamedRun:
@@ -155,6 +166,23 @@ def _kept_path(network: nn.Module, cache: Path, sizes: Sizes) -> Path:
     return cache / f"{fingerprint(network, sizes)}.onnx"
 
 
+def _slow_path(path: Path) -> Path:
+    """Beside the place of a graph: the file that says that there is none because its export takes too long."""
+    return path.with_suffix(".slow")
+
+
+def _keep(path: Path | None, content: bytes) -> None:
+    """Write a file of the cache, if there is a cache; where it cannot be written, all works without."""
+    if path:
+        with suppress(OutputError):
+            write_with(path, lambda temporary: temporary.write_bytes(content))
+
+
+def preparing(engine: str) -> str:
+    """What to tell a person when an export begins."""
+    return f"preparing {engine} for this network, once (given up after {EXPORT_SECONDS:g} s)"
+
+
 def _named(run: Run, names: Sequence[str]) -> NamedRun:
     """Add the network's own names; a graph cannot hold them, since it may already use one for an inner value."""
     return lambda images: dict(zip(names, run(images), strict=True))
@@ -178,7 +206,7 @@ def export(network: nn.Module, sizes: Sizes) -> bytes:
     examples = _Examples(sizes)
     images = examples.images(2, examples.side(), examples.side(1))
     try:
-        with evaluation_mode(network), torch.no_grad(), _quiet():
+        with evaluation_mode(network), _relu6_out_of_place(network), torch.no_grad(), _quiet():
             # Given the module itself, torch.onnx.export would trace it in a mode that takes five times as long.
             traced = torch.export.export(
                 network, (torch.from_numpy(images),), dynamic_shapes=(examples.dimensions(),), strict=False
@@ -190,6 +218,22 @@ def export(network: nn.Module, sizes: Sizes) -> bytes:
         raise ModelError(
             f"{type(network).__name__}: cannot be exported ({reason(error)}). Use the engine torch (--engine torch)."
         ) from error
+
+
+@contextmanager
+def _relu6_out_of_place(network: nn.Module) -> Iterator[None]:
+    """Let ReLU6 return a new tensor while a network is exported, which halves the time that the export takes.
+
+    In place, the exporter takes each apart into comparisons of sizes.
+    """
+    layers = [module for module in network.modules() if isinstance(module, nn.Hardtanh) and module.inplace]
+    try:
+        for layer in layers:
+            layer.inplace = False
+        yield
+    finally:
+        for layer in layers:
+            layer.inplace = True
 
 
 @contextmanager

@@ -62,6 +62,8 @@ def build(name: str, **keywords: Any) -> Segmenter:
         raise SettingError(f"model.name: unknown network {name!r}; {near(name, MODELS)}")
     settings = list(inspect.signature(MODELS[name]).parameters)
     for keyword in keywords:
+        if keyword == "backbone" and MODELS[name].own_encoder:
+            raise SettingError(f"model.backbone: {name} takes none: {MODELS[name].own_encoder}.")
         if keyword not in settings:
             raise SettingError(f"model.{keyword}: {name} has no such setting; {near(keyword, settings)}")
     return MODELS[name](**keywords)

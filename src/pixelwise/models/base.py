@@ -38,6 +38,7 @@ class Segmenter(nn.Module, ABC):
         backbone: the encoder, if it is one of `pixelwise.backbones`.
         small: keywords of a form that 2 cores train within minutes.
         large: keywords of the published layout, on a backbone for which a single GPU has room.
+        own_encoder: of a network that takes no other encoder: which it has, and why.
 
     Raises:
         SettingError: a number is below 1.
@@ -47,6 +48,7 @@ class Segmenter(nn.Module, ABC):
 
     small: ClassVar[Mapping[str, Any]]
     large: ClassVar[Mapping[str, Any]]
+    own_encoder: ClassVar[str] = ""
 
     def __init__(self, in_channels: int, num_classes: int, stride: int) -> None:
         super().__init__()

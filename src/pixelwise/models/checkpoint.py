@@ -93,7 +93,7 @@ def network_from(settings: ModelSettings, channels: int, classes: int) -> Segmen
     keywords = settings.model_dump(exclude={"name", "pretrained"}, exclude_none=True)
     own = settings_of(settings.name)
     for key in keywords:
-        if key not in own:
+        if key not in own and not (key == "backbone" and MODELS[settings.name].own_encoder):  # `build` tells why
             raise SettingError(f"model.{key}: {settings.name} has no such setting; it has {', '.join(own)}.")
     network = build(settings.name, in_channels=channels, num_classes=classes, **keywords)
     if settings.pretrained and network.backbone is None:

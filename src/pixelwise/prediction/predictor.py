@@ -154,6 +154,11 @@ class Predictor:
         if tile != "auto":
             self.runner.tiler.choose((1, 1), tile, self.memory)  # refuses a tile off the grid before any image is read
 
+    @property
+    def note(self) -> str:
+        """Why a slower engine runs the network than the fastest one here; empty if none does."""
+        return self.runner.engine.note
+
     def parts(self, image: np.ndarray, facts: FileFacts | None = None) -> Iterator[tuple[Window, Arrays]]:
         """What each tile owns of an H x W x C image of any type, with the outputs there, K x h x w each.
 

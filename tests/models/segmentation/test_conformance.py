@@ -15,11 +15,13 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from pixelwise.core.config import ModelSettings
 from pixelwise.core.errors import ModelError, SettingError
 from pixelwise.engines import EngineChoice, make_engine
 from pixelwise.geometry.reach import round_up
 from pixelwise.geometry.sizes import Sizes
 from pixelwise.models import MODELS, build
+from pixelwise.models.checkpoint import network_from
 from pixelwise.prediction.predictor import predict
 from pixelwise.prediction.tiling import plan_tiles
 
@@ -34,6 +36,7 @@ SMALL: dict[str, list[dict[str, Any]]] = {
         {"width": 4, "depth": 3, "norm": "group"},
         {"width": 4, "depth": 2, "stem": 2, "residual": True},
         {"width": 4, "backbone": "test_resnet"},
+        {"width": 4, "backbone": "tf_efficientnet_lite0", "depth": 2},
     ],
     "deconvnet": [{"width": 4}],
     "segnet": [{"width": 4}, {"width": 4, "depth": 2}],
@@ -320,6 +323,27 @@ def test_an_unknown_setting_is_named(name: str) -> None:
         SettingError, match=rf"model.num_clases: {name} has no such setting; did you mean num_classes\?"
     ):
         build(name, num_clases=3)
+
+
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [
+        ("patch", "it has no encoder, only a few layers for a patch"),
+        ("segnet", "its encoder is VGG16, because its decoder is the mirror image of that and returns values to the p"),
+        ("deconvnet", "its encoder is VGG16, because its decoder is the mirror image of that and returns values to t"),
+    ],
+)
+def test_a_network_that_takes_no_other_encoder_says_why(name: str, why: str) -> None:
+    message = rf"^model\.backbone: {name} takes none: {why}.*\. Leave model\.backbone out.*\.$"
+    with pytest.raises(SettingError, match=message):
+        build(name, backbone="resnet18")
+    with pytest.raises(SettingError, match=message):
+        network_from(ModelSettings(name=name, backbone="resnet18"), 3, 2)
+
+
+def test_every_other_network_takes_an_encoder() -> None:
+    taking = {name for name, kind in MODELS.items() if "backbone" in inspect.signature(kind).parameters}
+    assert taking == {name for name, kind in MODELS.items() if not kind.own_encoder}
 
 
 def test_an_unknown_network_is_named() -> None:

@@ -24,7 +24,13 @@ from typing_extensions import override
 from pixelwise.backbones.chain import ChainBackbone
 from pixelwise.layers import NORMS, ConvNormAct, MaxPoolPositions, he_start
 from pixelwise.models.base import Segmenter, check_at_least_one, check_dropout
-from pixelwise.models.segmentation.mirrored import POOLINGS, UnpoolingDecoder, pool_with_positions, vgg16_to_depth
+from pixelwise.models.segmentation.mirrored import (
+    POOLINGS,
+    WHY_VGG16,
+    UnpoolingDecoder,
+    pool_with_positions,
+    vgg16_to_depth,
+)
 
 DENSE_MULTIPLE = 64  # channels of fc6 and fc7 for each of the first stage's: 4096 of VGG16's
 DENSE_KERNEL = 7  # cells along each side of what VGG16's first dense layer sees
@@ -54,6 +60,7 @@ class DeconvNet(Segmenter):
 
     small: ClassVar = {"width": 8}
     large: ClassVar = {"width": 32}
+    own_encoder: ClassVar = WHY_VGG16
     backbone: ChainBackbone
 
     def __init__(

@@ -21,6 +21,13 @@ from pixelwise.layers import MaxPoolPositions, MaxUnpool
 
 POOLINGS = sum(isinstance(layer, Pool) for layer in VGG16.layers)  # 5
 
+WHY_VGG16 = (
+    "its encoder is VGG16, because its decoder is the mirror image of that and returns values to the positions of the "
+    "maxima of its poolings. Leave model.backbone out; with model.width = 64, model.pretrained = true starts it from "
+    "the published weights of VGG16"
+)
+"""Why the networks of this kind take no other encoder."""
+
 LayerMaker = Callable[[int, int], nn.Module]
 """Makes a layer from its numbers of input and output channels; the layer keeps height and width."""
 

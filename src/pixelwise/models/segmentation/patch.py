@@ -76,6 +76,7 @@ class Patch(Segmenter):
 
     small: ClassVar = {"width": 16}
     large: ClassVar = {"width": 32}
+    own_encoder: ClassVar = "it has no encoder, only a few layers for a patch. Leave model.backbone out"
 
     def __init__(
         self,

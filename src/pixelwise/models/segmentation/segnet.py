@@ -26,6 +26,7 @@ from pixelwise.layers import ConvNormAct, MaxPoolPositions, he_start
 from pixelwise.models.base import Segmenter, check_at_least_one, check_dropout
 from pixelwise.models.segmentation.mirrored import (
     POOLINGS,
+    WHY_VGG16,
     UnpoolingDecoder,
     deeper_half,
     pool_with_positions,
@@ -58,6 +59,7 @@ class SegNet(Segmenter):
 
     small: ClassVar = {"width": 16}
     large: ClassVar = {"width": 32}
+    own_encoder: ClassVar = WHY_VGG16
     backbone: ChainBackbone
 
     def __init__(
