@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.export import Dim
 
 from pixelwise.backbones.encoders import Encoder
-from pixelwise.backbones.same_padding import pad_on_grid
+from pixelwise.backbones.same_padding import GridConv2d, pad_on_grid
 from pixelwise.models import UNet
 
 
@@ -142,3 +142,19 @@ def test_squeeze_and_excite_is_said_to_look_at_the_whole_image(name: str) -> Non
         geometry = UNet(3, 2, width=4, backbone=name).geometry
     assert not geometry.exact
     assert geometry.reason == "pooling over the whole image: an output pixel depends on every input pixel"
+
+
+@pytest.mark.parametrize(("kernel", "groups"), [(3, 1), (5, 6)])
+def test_a_training_pads_by_a_longer_kernel_without_a_copy(kernel: int, groups: int) -> None:
+    torch.manual_seed(0)
+    layer = Conv2dSame(6, 6, kernel, stride=2, groups=groups)
+    images, mended = torch.randn(2, 6, 8, 12), GridConv2d(layer)
+    slopes = []
+    for network in (layer, mended.train(), mended.eval()):
+        layer.zero_grad()
+        outputs = network(images)
+        torch.testing.assert_close(outputs, layer(images))
+        outputs.square().sum().backward()
+        slopes.append([parameter.grad.clone() for parameter in layer.parameters()])
+    for found in slopes[1:]:
+        torch.testing.assert_close(found, slopes[0])
