@@ -292,7 +292,8 @@ def margin_row(run: Path, image: Path, limit: str) -> dict[str, Any]:
     """Speed and memory of one prediction, whose export is not counted; or why it is refused."""
     out = run / f"out-{limit}"
     try:
-        told = command("predict", run, image, "--out", out, "--format", "zarr", "--max-ram", limit)
+        words = ("--format", "zarr", "--max-ram", limit, "--engine", "openvino")
+        told = command("predict", run, image, "--out", out, *words)
     except subprocess.CalledProcessError as error:
         return {"refused": error.stderr.strip().splitlines()[-1]}
     return {

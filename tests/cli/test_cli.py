@@ -17,11 +17,12 @@ import zarr
 from PIL import Image
 from typer.testing import CliRunner, Result
 
-from pixelwise import cli
+from pixelwise import api, cli
 from pixelwise.cli import terminal
 from pixelwise.cli.prediction import figure
 from pixelwise.core.config import read_config
 from pixelwise.data.files.readers import read_image, read_mask
+from pixelwise.engines import exported
 
 COMMANDS = {"doctor", "train", "pretrain", "plan", "evaluate", "predict", "verify-seams", "models", "demo"}
 TINY = (
@@ -511,3 +512,29 @@ def test_masks_are_those_of_the_python_interface(tmp_path: Path, trained: Callab
     done("predict", run, image, "--out", tmp_path)
     mask = np.asarray(Image.open(tmp_path / image.name))
     np.testing.assert_array_equal(mask, load(run).predict(image))
+
+
+# An export that takes too long.
+
+
+@pytest.mark.parametrize("command", ["evaluate", "predict"])
+def test_an_export_that_takes_too_long_is_told_of_and_torch_serves(
+    command: str, trained: Callable[[str], tuple[Path, Path]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("openvino")
+
+    def export(*arguments: object) -> bytes:
+        for _ in range(10**8):  # not for ever, so that a test fails whose export is not given up
+            pass
+        return b""
+
+    monkeypatch.setattr(exported, "export", export)
+    monkeypatch.setattr(exported, "EXPORT_SECONDS", 0.2)
+    monkeypatch.setattr(api, "WORTH_PREPARING", 0)
+    data, run = trained("binary")
+    shutil.copytree(run, tmp_path / "run")
+    what = data if command == "evaluate" else data / "test" / "images"
+    result = done(command, tmp_path / "run", what, "--out", tmp_path / "out", "--device", "cpu")
+    preparing, given_up = (line for line in result.stderr.splitlines() if "openvino" in line)
+    assert preparing == "preparing openvino for this network, once (given up after 0.2 s)"
+    assert given_up.startswith("torch is used instead of openvino: UNet: its export was given up after 0.2 seconds.")

@@ -27,7 +27,7 @@ from pixelwise.geometry.modes import evaluation_mode
 from pixelwise.geometry.sizes import Sizes
 
 EXAMPLE_SIDE = 64  # pixels, at least: large enough for the kernels of networks that pad nothing
-EXPORT_SECONDS = 60.0  # after which an export is given up; most take less than ten, on a busy machine twenty
+EXPORT_SECONDS = 120.0  # after which an export is given up; most take less than 20 of a processor to itself
 Run = Callable[[np.ndarray], list[np.ndarray]]  # images -> the outputs of a graph, in its order
 NamedRun = Callable[[np.ndarray], Arrays]
 

@@ -274,7 +274,13 @@ def test_tiles_flip_no_class_in_float32(name: str, form: dict[str, Any]) -> None
     assert not ((tiled.argmax(0) != whole.argmax(0)) & (first - second > tolerance)).any()
 
 
-ONE_FORM = pytest.mark.parametrize(("name", "form"), [(name, forms[0]) for name, forms in SMALL.items()])
+ONE_FORM = pytest.mark.parametrize(
+    ("name", "form"),
+    [
+        *((name, forms[0]) for name, forms in SMALL.items()),
+        ("unet", {"width": 4, "backbone": "tf_efficientnet_lite0", "depth": 2}),
+    ],
+)
 
 
 @ONE_FORM
