@@ -224,7 +224,10 @@ def fill_model(draft: Draft, facts: Sequence[ImageFacts], machine: Machine) -> N
     elif name == "unet" and draft["model.backbone"] == PUBLISHED:
         _fill_published(draft, facts, machine)
     elif name in MODELS:
-        draft.fill("model", **(MODELS[name].small if machine.device == "cpu" else MODELS[name].large))
+        form = dict(MODELS[name].small if machine.device == "cpu" else MODELS[name].large)
+        if name.startswith("fcn") and draft["model.backbone"] not in (None, form["backbone"]):
+            del form["width"]  # that of VGG16
+        draft.fill("model", **form)
 
 
 def _fill_published(draft: Draft, facts: Sequence[ImageFacts], machine: Machine) -> None:
@@ -255,7 +258,7 @@ def _wants_published(draft: Draft, facts: Sequence[ImageFacts], machine: Machine
     U-Net without a backbone has is the user's wish not to have one.
     """
     chosen = draft.section("model")
-    if "backbone" in chosen or chosen.get("pretrained") is False:
+    if "backbone" in chosen or chosen.get("pretrained") is False or not _takes_backbone(draft["model.name"]):
         return False
     if chosen.get("pretrained"):
         return True
@@ -264,6 +267,11 @@ def _wants_published(draft: Draft, facts: Sequence[ImageFacts], machine: Machine
     return (
         plain and machine.device == "cpu" and PUBLISHED in machine.encoders and min(typical_size(facts)) >= SMALL_SIDE
     )
+
+
+def _takes_backbone(name: str) -> bool:
+    """Whether a network can have another encoder than its own."""
+    return name in MODELS and "backbone" in checkpoint.settings_of(name)
 
 
 def _fill_unet(draft: Draft, facts: Sequence[ImageFacts], device: str) -> None:
