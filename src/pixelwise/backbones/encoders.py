@@ -125,10 +125,9 @@ def create_features(
     name: str,
     in_channels: int,
     output_stride: int | None,
-    weights: dict[str, Tensor] | None = None,
     features: int | None = None,
 ) -> nn.Module:
-    """timm's extractor of all features, or of the first few, initialised by timm or with the encoder's weights.
+    """timm's extractor of all features, or of the first few, initialised by timm.
 
     Raises:
         SettingError: timm cannot build it, or not with that output stride.
@@ -137,18 +136,11 @@ def create_features(
     if features is not None:
         options["out_indices"] = tuple(range(features))
     try:
-        return timm.create_model(name, features_only=True, in_chans=in_channels, **options, **given(weights))
+        return timm.create_model(name, features_only=True, in_chans=in_channels, **options)
     except Exception as error:  # timm asserts, and raises whatever a constructor raises
         if output_stride is None:
             raise _no_pyramid(name, reason(error)) from error
         raise _no_output_stride(name, output_stride, reason(error)) from error
-
-
-def given(weights: dict[str, Tensor] | None) -> dict[str, Any]:
-    """The arguments with which timm's create_model takes weights that are already here, or none."""
-    if weights is None:
-        return {"pretrained": False}
-    return {"pretrained": True, "pretrained_cfg_overlay": {"state_dict": dict(weights)}}
 
 
 def _check_strides(name: str, strides: Sequence[int], output_stride: int | None) -> None:

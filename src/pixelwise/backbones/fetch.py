@@ -1,134 +1,163 @@
-"""Files of published weights: from the cache, from a file that someone put into it, or from the internet.
+"""Files of published weights: from a cache, from a file that someone put there, or from the internet.
 
-Only tensors are unpickled, and a silent server is given up after `TIMEOUT` seconds.
+A server that does not answer is given up after `TIMEOUT` seconds, whatever it is that keeps it silent. A file that was
+fetched has the size and the SHA-256 that its server tells, or is not kept.
 """
 
-import contextlib
-import socket
-import sys
+import hashlib
+import re
+import threading
 from collections.abc import Iterator
+from http.client import HTTPException
 from pathlib import Path
-from urllib.error import HTTPError
-from urllib.request import Request, urlopen
+from typing import Any
+from urllib.request import HTTPRedirectHandler, Request, build_opener
 
 import torch
-from torch import Tensor
+from typing_extensions import override
 
 from pixelwise.core.errors import SettingError, reason
+from pixelwise.core.files import whole
+from pixelwise.core.progress import Progress
 
-TIMEOUT = 10.0  # seconds without an answer
+TIMEOUT = 8.0  # seconds without an answer
+CHUNK = 1 << 20  # bytes
 HUB_FILE = "model.safetensors"
 
 
-def from_hub(name: str, hub_id: str, endpoint: str | None = None, folder: Path | None = None) -> dict[str, Tensor]:
-    """The tensors of a repository of the Hugging Face hub, by name.
+def cached_of_hub(hub_id: str, folder: Path | None = None) -> Path | None:
+    """The file of a repository of the Hugging Face hub, if it is here already: put by hand, or in the hub's cache.
 
     Args:
-        name: of the backbone, for messages.
         hub_id: OWNER/REPOSITORY, or OWNER/REPOSITORY@REVISION.
-        endpoint: address of the hub, if not the usual one.
         folder: of the cache, if not the usual ones of the hub and of torch.
-
-    Raises:
-        SettingError: the file is missing and cannot be fetched, or does not hold tensors.
     """
-    from safetensors.torch import load_file
+    from huggingface_hub import try_to_load_from_cache
 
-    placed = (folder or _torch_folder()) / f"{hub_id.partition('@')[0].rpartition('/')[2]}.safetensors"
-    path = placed if placed.exists() else _fetch_from_hub(name, hub_id, endpoint, folder, placed)
-    try:
-        return load_file(path)
-    except Exception as error:  # of the library's own kind
-        raise _broken(path, error) from error
-
-
-def from_url(name: str, url: str, folder: Path | None = None) -> dict[str, Tensor]:
-    """The tensors of a file that torch saved; its name ends with the start of its SHA-256.
-
-    Args:
-        name: of the backbone, for messages.
-        url: of the file.
-        folder: of the cache, if not torch's own.
-
-    Raises:
-        SettingError: the file is missing and cannot be fetched, or holds something other than tensors.
-    """
-    folder = folder or _torch_folder()
-    path = folder / url.rpartition("/")[2]
-    try:
-        # Our standard output is for results, not for what torch prints.
-        with _impatient(), contextlib.redirect_stdout(sys.stderr):
-            return torch.hub.load_state_dict_from_url(
-                url, str(folder), map_location="cpu", progress=sys.stderr.isatty(), check_hash=True, weights_only=True
-            )
-    except Exception as error:  # of the network, of the disk, or of the file's format
-        raise _broken(path, error) if path.exists() else _unreachable(name, url, path, error) from error
+    placed = place_of_hub(hub_id, folder)
+    if placed.is_file():
+        return placed
+    repository, _, revision = hub_id.partition("@")
+    found = try_to_load_from_cache(repository, HUB_FILE, cache_dir=folder, revision=revision or None)
+    return Path(found) if isinstance(found, str) else None
 
 
-def _fetch_from_hub(name: str, hub_id: str, endpoint: str | None, folder: Path | None, placed: Path) -> Path:
-    """The file in the hub's cache, fetched if it is missing."""
-    from huggingface_hub import constants, hf_hub_download
-    from huggingface_hub.errors import LocalEntryNotFoundError
+def place_of_hub(hub_id: str, folder: Path | None = None) -> Path:
+    """Where a file of the hub is put, by us or by hand."""
+    return (folder or torch_folder()) / f"{hub_id.partition('@')[0].rpartition('/')[2]}.safetensors"
+
+
+def url_of_hub(hub_id: str, endpoint: str | None = None) -> str:
+    """The address of a repository's weights, on the usual hub or on another one."""
+    from huggingface_hub import constants
 
     repository, _, revision = hub_id.partition("@")
-    host = endpoint or constants.ENDPOINT
-
-    def download(local_files_only: bool) -> Path:
-        return Path(
-            hf_hub_download(
-                repository,
-                HUB_FILE,
-                revision=revision or None,
-                cache_dir=folder,
-                endpoint=host,
-                etag_timeout=TIMEOUT,
-                local_files_only=local_files_only,
-            )
-        )
-
-    try:
-        return download(local_files_only=True)
-    except LocalEntryNotFoundError:
-        url = f"{host}/{repository}/resolve/{revision or 'main'}/{HUB_FILE}"
-    try:
-        _greet(host)  # the hub's client would try for most of a minute
-        return download(local_files_only=False)
-    except Exception as error:  # the client passes on the errors of its HTTP library, which changes between versions
-        raise _unreachable(name, url, placed, error) from error
+    return f"{endpoint or constants.ENDPOINT}/{repository}/resolve/{revision or 'main'}/{HUB_FILE}"
 
 
-def _greet(host: str) -> None:
-    """Raise an error unless a server answers; what it answers does not matter."""
-    try:
-        urlopen(Request(host, method="HEAD"), timeout=TIMEOUT).close()
-    except HTTPError as answer:
-        answer.close()
-
-
-@contextlib.contextmanager
-def _impatient() -> Iterator[None]:
-    """Let connections that are opened meanwhile time out, since torch.hub does not set a timeout."""
-    before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(TIMEOUT)
-    try:
-        yield
-    finally:
-        socket.setdefaulttimeout(before)
-
-
-def _torch_folder() -> Path:
+def torch_folder() -> Path:
     """Where torch keeps weights."""
     return Path(torch.hub.get_dir()) / "checkpoints"
 
 
-def _unreachable(name: str, url: str, path: Path, error: BaseException) -> SettingError:
-    return SettingError(
-        f"model.pretrained: the weights of {name} could not be fetched from {url}: {reason(error)}. Connect to "
-        f"the internet, put that file at {path}, or leave model.pretrained out."
-    )
+def checksum_in(name: str) -> str:
+    """The start of the SHA-256 with which torch ends a file's name; "" if there is none.
+
+    >>> checksum_in("resnet18-f37072fd.pth"), checksum_in("model.safetensors")
+    ('f37072fd', '')
+    """
+    found = re.search(r"-([0-9a-f]{8,64})\.\w+$", name)
+    return found[1] if found else ""
 
 
-def _broken(path: Path, error: BaseException) -> SettingError:
-    return SettingError(
-        f"model.pretrained: {path} is not a complete file of weights: {reason(error)}. Remove it and try again."
-    )
+def fetch(encoder: str, url: str, path: Path, progress: Progress | None = None) -> None:
+    """Fetch a file, whole or not at all.
+
+    Args:
+        encoder: whose weights they are, for messages.
+        url: of the file.
+        path: where to put it.
+        progress: is called with the bytes that have come, and with all.
+
+    Raises:
+        SettingError: it cannot be fetched, or is not what its server says; the message says how to bring it by hand.
+        OutputError: it cannot be written.
+    """
+    try:
+        _fetch(url, path, progress)
+    except _Failed as error:
+        raise SettingError(
+            f"model.pretrained: the weights of {encoder} could not be fetched from {url}: {error}. Connect to the "
+            f"internet, put that file at {path}, name any file of weights with --weights, or leave model.pretrained out."
+        ) from error
+
+
+class _Failed(Exception):
+    """Why a file did not come."""
+
+
+def _fetch(url: str, path: Path, progress: Progress | None) -> None:
+    answer, told = _connect(url)
+    total, digest, done = int(answer.headers.get("Content-Length") or 0), hashlib.sha256(), 0
+    expected = told or checksum_in(path.name)
+    with answer, whole(path) as temporary, temporary.open("wb") as file:
+        for chunk in _chunks(answer):
+            file.write(chunk)
+            digest.update(chunk)
+            done += len(chunk)
+            if progress:
+                progress(done, max(total, done))
+        if total and done != total:
+            raise _Failed(f"{done:,} of {total:,} bytes came")
+        if not digest.hexdigest().startswith(expected):
+            raise _Failed(f"its SHA-256 is {digest.hexdigest()} instead of {expected}")
+
+
+def _connect(url: str) -> tuple[Any, str]:
+    """The answer of a server, and the SHA-256 that it tells; "" if it tells none.
+
+    A thread of its own waits for it, because looking up a name has no time limit.
+    """
+    results: list[tuple[Any, str] | BaseException] = []
+
+    def ask() -> None:
+        noting = _Redirects()
+        try:
+            answer = build_opener(noting).open(Request(url, headers={"User-Agent": "pixelwise"}), timeout=TIMEOUT)
+            results.append((answer, noting.checksum or _checksum(answer.headers.get("ETag"))))
+        except (OSError, HTTPException, ValueError) as error:
+            results.append(error)
+
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(TIMEOUT)
+    result = results[0] if results else TimeoutError(f"no answer within {TIMEOUT:g} seconds")
+    if isinstance(result, BaseException):
+        raise _Failed(reason(result)) from result
+    return result
+
+
+class _Redirects(HTTPRedirectHandler):
+    """Keeps the checksum that the hub tells when it sends us on to where the file lies."""
+
+    def __init__(self) -> None:
+        self.checksum = ""
+
+    @override
+    def redirect_request(self, req: Request, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> Any:
+        self.checksum = self.checksum or _checksum(headers.get("X-Linked-ETag"))
+        return super().redirect_request(req, fp, code, msg, headers, newurl)
+
+
+def _checksum(tag: str | None) -> str:
+    """The SHA-256 that a tag of content is; "" if it is another one."""
+    digits = (tag or "").strip('"')
+    return digits if re.fullmatch(r"[0-9a-f]{64}", digits) else ""
+
+
+def _chunks(answer: Any) -> Iterator[bytes]:
+    try:
+        while chunk := answer.read(CHUNK):
+            yield chunk
+    except (OSError, HTTPException) as error:
+        raise _Failed(reason(error)) from error

@@ -1,25 +1,31 @@
-"""Published weights for a backbone: timm's from the Hugging Face hub, torchvision's from its server.
+"""Weights that a backbone starts from: published ones, or those of a file.
 
-The weights were trained on images with the mean and deviation of ImageNet, so they work best on images that are
-normalised to a mean of 0 and a deviation of 1.
+Published weights are timm's or torchvision's. They are taken from the caches of the Hugging Face hub and of torch, else
+from an installed package, else from the internet. They were trained on images with the mean and deviation of ImageNet,
+so they work best on images that are normalised to a mean of 0 and a deviation of 1.
 
-If the channels are not red, green and blue, the first convolution is adapted as timm does it: summed for one channel,
-repeated and rescaled for others.
+If the channels are not red, green and blue, the first convolution is folded, see `fold`.
 """
 
 import re
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from typing_extensions import override
 
 from pixelwise.backbones import fetch
 from pixelwise.backbones.base import Backbone
 from pixelwise.backbones.chain import PUBLISHED_WIDTH
-from pixelwise.backbones.factory import OWN, make_backbone
-from pixelwise.backbones.installed import installed_weights
+from pixelwise.backbones.factory import OWN
+from pixelwise.backbones.fitting import ENOUGH, Fit, fault, fit, shortened
+from pixelwise.backbones.installed import PACKAGES, check_content, how_to_install, installed_file
+from pixelwise.backbones.outline import converted, outline_of
+from pixelwise.backbones.reading import read_tensors, sha256_of
 from pixelwise.core.errors import SettingError
+from pixelwise.core.progress import Progress
 
 TORCHVISION = {
     ("alexnet", "none"): "AlexNet_Weights",
@@ -29,32 +35,86 @@ TORCHVISION = {
 }
 """torchvision's name for the weights of a backbone with a normalisation."""
 
-HEADS = ("classifier.", "fc.", "aux1.", "aux2.")
-"""The first parts of the names of torchvision's layers that a backbone does not have."""
-
 IMAGENET_MEAN, IMAGENET_DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
-def load_pretrained(backbone: Backbone, *, endpoint: str | None = None, folder: Path | None = None) -> str:
-    """Replace a backbone's weights by published ones, fetched once and kept in a cache.
+@dataclass(frozen=True)
+class Loaded:
+    """Which weights a backbone starts from: kept with the run, and told as a sentence."""
+
+    encoder: str
+    source: str  # whose they are, in words
+    file: str
+    size: int  # bytes
+    sha256: str  # of the file
+    how: str  # by name, by name below a prefix, by order
+    taken: int  # tensors, without the counters of batch norms
+    wanted: int  # that the encoder has
+    left: tuple[str, ...]  # names in the file of tensors that the encoder does not have, such as a classifier's
+    afresh: tuple[str, ...]  # names of the encoder's tensors that the file lacks: they start at random
+    folded: int | None  # channels to which the first layer was folded, if it was
+
+    @override
+    def __str__(self) -> str:
+        left = f", {len(self.left)} of the file were left ({shortened(self.left)})" if self.left else ""
+        afresh = f", {len(self.afresh)} start afresh ({shortened(self.afresh)})" if self.afresh else ""
+        folded = f"; its first layer is folded to {self.folded} channel(s)" if self.folded else ""
+        return (
+            f"{self.encoder} starts with {self.source} ({self.file}, {self.size / 1e6:,.1f} MB, SHA-256 "
+            f"{self.sha256[:8]}...): {self.taken} of its {self.wanted} tensors were taken {self.how}{left}{afresh}{folded}."
+        )
+
+
+@dataclass(frozen=True)
+class _Source:
+    """A file of weights, and whose it is."""
+
+    setting: str
+    words: str
+    file: Path
+
+
+def load_pretrained(
+    backbone: Backbone, *, endpoint: str | None = None, folder: Path | None = None, progress: Progress | None = None
+) -> Loaded:
+    """Replace a backbone's weights by published ones, all of them; they are fetched once and kept in a cache.
 
     Args:
         backbone: changed in place, but not if an error is raised.
         endpoint: address of a hub that replaces huggingface.co.
         folder: of the cache, if not the usual ones of the hub and of torch.
-
-    Returns:
-        A sentence that says what was loaded.
+        progress: is called with the bytes that have come from the internet, and with all.
 
     Raises:
         SettingError: this form of the backbone has no published weights, they cannot be fetched, or they do not fit.
     """
     if backbone.name in OWN:
-        source = _load_from_torchvision(backbone, folder)
+        source = _from_torchvision(backbone, folder, progress)
     else:
-        source = _load_from_timm(backbone, endpoint, folder)
-    adapted = "" if backbone.in_channels == 3 else f", its first layer adapted to {backbone.in_channels} channel(s)"
-    return f"{backbone.name} starts with the published weights of {source}{adapted}."
+        source = _from_timm(backbone, endpoint, folder, progress)
+    return _load(backbone, source, share=1.0)
+
+
+def load_weights(backbone: Backbone, path: Path) -> Loaded:
+    """Replace a backbone's weights by those of a file: of safetensors, or what torch saved, of tensors alone.
+
+    Args:
+        backbone: changed in place, but not if an error is raised.
+        path: a state_dict of the encoder itself or of a network around it, of timm, torchvision or others, also within
+            a checkpoint.
+
+    Raises:
+        SettingError: the file is none of weights, or of another encoder; the message says what fits and what does not.
+
+    >>> import tempfile
+    >>> from pixelwise.backbones import make_backbone
+    >>> path = Path(tempfile.mkdtemp(), "lenet.pth")
+    >>> torch.save(make_backbone("lenet", width=8).state_dict(), path)
+    >>> loaded = load_weights(make_backbone("lenet", width=8), path)
+    >>> loaded.taken == loaded.wanted, loaded.how
+    (True, 'by name')
+    """
+    return _load(backbone, _Source("model.weights", "the weights of a file", path), share=ENOUGH)
 
 
 def published_url(weights: str) -> str:
@@ -64,37 +124,88 @@ def published_url(weights: str) -> str:
     return str(getattr(torchvision.models, weights).IMAGENET1K_V1.url)
 
 
-def _load_from_torchvision(backbone: Backbone, folder: Path | None) -> str:
-    """Load, fold into our form, adapt, compare, copy."""
+def _from_torchvision(backbone: Any, folder: Path | None, progress: Progress | None) -> _Source:
+    """torchvision's file for a backbone of our own."""
     if getattr(backbone, "width", PUBLISHED_WIDTH) != PUBLISHED_WIDTH:
         raise _unpublished(f"{backbone.name} with model.width {backbone.width}", f"model.width {PUBLISHED_WIDTH}")
     weights = TORCHVISION.get((backbone.name, backbone.norm))
     if weights is None:
         raise _no_such_form(backbone)
     url = published_url(weights)
-    tensors = fetch.from_url(backbone.name, url, folder)
-    tensors = {name: value for name, value in tensors.items() if not name.startswith(HEADS)}
-    with torch.device("meta"):  # all layers, also where ours ends earlier
-        wanted = make_backbone(backbone.name, backbone.in_channels, norm=backbone.norm).state_dict()
-    first = next(name for name, value in wanted.items() if value.ndim == 4)
-    _fold_biases(tensors, wanted)
-    if backbone.name == "googlenet":
+    path = (folder or fetch.torch_folder()) / url.rpartition("/")[2]
+    words = f"the published weights of torchvision ({weights}.IMAGENET1K_V1)"
+    return _Source("model.pretrained", words, path if path.is_file() else _fetched(backbone.name, url, path, progress))
+
+
+def _from_timm(backbone: Any, endpoint: str | None, folder: Path | None, progress: Progress | None) -> _Source:
+    """The file of one of timm's encoders: from a cache, a package, or the internet."""
+    if backbone.norm != "batch":
+        raise _unpublished(f"{backbone.name} with model.norm {backbone.norm!r}", 'model.norm "batch"')
+    facts = backbone.network.pretrained_cfg
+    hub_id, url = facts.get("hf_hub_id"), facts.get("url")
+    if not hub_id and backbone.name not in PACKAGES:
+        raise _unpublished(backbone.name, "another encoder, such as resnet18")
+    words = f"the published weights of {hub_id or backbone.name}"
+    if hub_id and (cached := fetch.cached_of_hub(hub_id, folder)):
+        return _Source("model.pretrained", f"{words}, from the cache", cached)
+    named = (folder or fetch.torch_folder()) / str(url).rpartition("/")[2]
+    if url and named.is_file():
+        return _Source("model.pretrained", f"{words}, from the cache", named)
+    if path := installed_file(backbone.name):
+        words = f"the published weights of the installed package {PACKAGES[backbone.name].name}"
+        return _Source("model.pretrained", words, path)
+    if not hub_id:
+        raise _unpublished(f"{backbone.name} here", f"`{how_to_install(backbone.name)}`")
+    place = fetch.place_of_hub(hub_id, folder)
+    path = _fetched(backbone.name, fetch.url_of_hub(hub_id, endpoint), place, progress)
+    return _Source("model.pretrained", f"{words}, from the Hugging Face hub", path)
+
+
+def _fetched(name: str, url: str, path: Path, progress: Progress | None) -> Path:
+    fetch.fetch(name, url, path, progress)
+    return path
+
+
+def _load(backbone: Backbone, source: _Source, share: float) -> Loaded:
+    """Read, fold what has another form, compare, copy."""
+    tensors = read_tensors(source.file, source.setting)
+    checksum = sha256_of(source.file)
+    if source.file == installed_file(backbone.name):
+        check_content(backbone.name, source.file, checksum)
+    elif source.setting == "model.pretrained" and not checksum.startswith(fetch.checksum_in(source.file.name)):
+        raise SettingError(
+            f"model.pretrained: {source.file} is not what its name says: its SHA-256 is {checksum}. Remove it and try "
+            f"again."
+        )
+    outline = outline_of(backbone)
+    if backbone.name == "vgg16":
+        _fold_biases(tensors, set(outline.complete))
+    if backbone.name == "googlenet" and checksum.startswith(fetch.checksum_in(published_url("GoogLeNet_Weights"))):
         _fold_input_range(tensors)
-    if first in tensors:
-        from timm.models import adapt_input_conv
+    found = fit(tensors, outline)
+    if fault(found, share) and (renamed := converted(backbone, tensors)):
+        again = fit(renamed, outline)
+        found = again if again.taken > found.taken else found
+    if why := fault(found, share):
+        raise _misfit(backbone.name, source, why)
+    own = backbone.state_dict()
+    backbone.load_state_dict({**own, **{outline.own[name]: value for name, value in found.values.items()}})
+    return _told(backbone, source, checksum, found)
 
-        tensors[first] = adapt_input_conv(backbone.in_channels, tensors[first])
-    _check_fit(backbone.name, url, tensors, wanted)
-    _load(backbone, tensors)
-    return f"torchvision ({weights}.IMAGENET1K_V1)"
+
+def _told(backbone: Backbone, source: _Source, checksum: str, found: Fit) -> Loaded:
+    size, folded = source.file.stat().st_size, backbone.in_channels if found.folded else None
+    counts = (found.how, found.taken, found.wanted, found.left, found.missing, folded)
+    return Loaded(backbone.name, source.words, str(source.file), size, checksum, *counts)
 
 
-def _fold_biases(tensors: dict[str, Tensor], wanted: dict[str, Tensor]) -> None:
+def _fold_biases(tensors: dict[str, Tensor], wanted: set[str]) -> None:
     """Move the biases that our layers do not have into the running means of the batch norms behind them."""
-    for name in [name for name in tensors if re.fullmatch(r"features\.\d+\.bias", name) and name not in wanted]:
-        place = int(name.split(".")[1])
-        mean = f"features.{place + 1}.running_mean"
-        if mean in tensors:
+    for name in [name for name in tensors if re.search(r"(^|\.)features\.\d+\.bias$", name)]:
+        before, place, _ = name.rsplit(".", 2)
+        mean = f"{before}.{int(place) + 1}.running_mean"
+        is_there = mean in tensors and tensors[mean].shape == tensors[name].shape
+        if f"features.{place}.bias" not in wanted and is_there:
             tensors[mean] = tensors[mean] - tensors.pop(name)
 
 
@@ -113,62 +224,6 @@ def _fold_input_range(tensors: dict[str, Tensor]) -> None:
     tensors[weight] = tensors[weight] * scale
 
 
-def _check_fit(name: str, source: str, tensors: dict[str, Tensor], wanted: dict[str, Tensor]) -> None:
-    """Refuse tensors if one of them is missing, has another shape, or is unknown."""
-    for key, value in wanted.items():
-        if key not in tensors and key.endswith(".num_batches_tracked"):
-            continue  # older files lack it; torch starts it at zero
-        if key not in tensors:
-            raise _misfit(name, source, f"{key} is missing")
-        if tensors[key].shape != value.shape:
-            shapes = (" x ".join(map(str, part.shape)) for part in (tensors[key], value))
-            raise _misfit(name, source, "{} is {} instead of {}".format(key, *shapes))
-    for key in tensors:
-        if key not in wanted:
-            raise _misfit(name, source, f"{key} is unknown")
-
-
-def _load_from_timm(backbone: Any, endpoint: str | None, folder: Path | None) -> str:
-    """Let timm load, rename and adapt the tensors, first for the whole network, where it compares their names."""
-    import timm
-
-    from pixelwise.backbones.encoders import create_features, given
-
-    if backbone.norm != "batch":
-        raise _unpublished(f"{backbone.name} with model.norm {backbone.norm!r}", 'model.norm "batch"')
-    hub_id = backbone.network.pretrained_cfg.get("hf_hub_id")
-    if not hub_id:
-        raise _unpublished(backbone.name, "another encoder, such as resnet18")
-    with torch.device("meta"):
-        wanted = timm.create_model(backbone.name).state_dict()
-    tensors = installed_weights(backbone.name, wanted) or fetch.from_hub(backbone.name, hub_id, endpoint, folder)
-    try:
-        timm.create_model(backbone.name, in_chans=backbone.in_channels, **given(tensors))
-    except Exception as error:  # of torch where names differ, of timm's own renaming where they are strange
-        raise _misfit(backbone.name, hub_id, _first_of(str(error))) from error
-    features = create_features(backbone.name, backbone.in_channels, backbone.output_stride, tensors)
-    _load(backbone.network, features.state_dict())
-    return f"{hub_id} (Hugging Face hub)"
-
-
-def _load(network: nn.Module, tensors: dict[str, Tensor]) -> None:
-    """Load those tensors that the network has; one that ends earlier does not have all of them."""
-    own = network.state_dict()
-    network.load_state_dict({name: values for name, values in tensors.items() if name in own})
-
-
-def _first_of(message: str) -> str:
-    """The first complaint of torch's load_state_dict, which lists them all.
-
-    >>> _first_of('Error(s) in loading:\\n    Missing key(s) in state_dict: "a.weight", "b.weight". ')
-    'Missing key(s) in state_dict: "a.weight"'
-    """
-    lines = [line.strip() for line in message.splitlines()]
-    complaint = lines[1] if len(lines) > 1 else message
-    named = re.match(r'.*?state_dict: "[^"]*"', complaint)
-    return named[0] if named else complaint.rstrip(". ")
-
-
 def _no_such_form(backbone: Backbone) -> SettingError:
     """The error for a form without weights; another normalisation of the same network may have some."""
     norms = [f'"{norm}"' for name, norm in TORCHVISION if name == backbone.name]
@@ -183,8 +238,8 @@ def _unpublished(what: str, instead: str) -> SettingError:
     )
 
 
-def _misfit(name: str, source: str, why: str) -> SettingError:
+def _misfit(name: str, source: _Source, why: str) -> SettingError:
     return SettingError(
-        f"model.pretrained: the weights of {source} do not fit {name}: {why}. Use another backbone, or leave "
-        f"model.pretrained out."
+        f"{source.setting}: the weights of {source.file} do not fit {name}: {why}. Use another backbone, or leave "
+        f"{source.setting} out."
     )

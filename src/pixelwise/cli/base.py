@@ -39,6 +39,15 @@ Model = Annotated[str | None, typer.Option(help="The network; `pixelwise models`
 TaskName = Annotated[
     str | None, typer.Option("--task", help="What to learn, where the labels could serve several tasks: segment.")
 ]
+Pretrained = Annotated[
+    bool, typer.Option("--pretrained", help="Start from published weights of the network's encoder (its backbone).")
+]
+Weights = Annotated[
+    str | None,
+    typer.Option(
+        metavar="FILE", help="Start the encoder from the weights in this file: .safetensors, .pth, .pt, .bin."
+    ),
+]
 Seed = Annotated[int | None, typer.Option(min=0, help="Seed of every random choice; default 0.")]
 Allow = Annotated[
     list[str] | None,
@@ -115,6 +124,14 @@ def read_overrides(
         if value is not None:
             overrides.setdefault("", {})[key] = value
     return overrides
+
+
+def add_start(overrides: "Overrides", pretrained: bool, weights: str | None) -> None:
+    """Add the options that say where an encoder's training starts; they are settings, too."""
+    if pretrained:
+        overrides.setdefault("model", {})["pretrained"] = True
+    if weights is not None:
+        overrides.setdefault("model", {})["weights"] = weights
 
 
 def process_start() -> float:

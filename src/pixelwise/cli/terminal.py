@@ -41,7 +41,7 @@ class Display:
         self._bar: Any = None
         self._task: Any = None
         self._last = time.monotonic()
-        self._speed, self._file_speed = Speed(), Speed()
+        self._speed, self._file_speed, self._byte_speed = Speed(), Speed(), Speed()
         if not quiet and sys.stderr.isatty():
             self._bar = _rich_bar()
 
@@ -74,6 +74,16 @@ class Display:
         """Progress as a number of files."""
         rate = self._file_speed.of(done)
         self.show(done / max(total, 1), f"{done} of {total} files" + (f", {rate:.1f} a second" if rate else ""))
+
+    def fetched(self, done: int, total: int) -> None:
+        """Progress of a download, in bytes."""
+        rate, share = self._byte_speed.of(done), done / max(total, 1)
+        text = f"weights: {done / 1e6:.1f} of {total / 1e6:.1f} MB" + (f", {rate / 1e6:.1f} MB/s" if rate else "")
+        if self._bar is not None:
+            self._bar.update(self._task, completed=share, text=text)
+        elif not self._quiet and (done >= total or time.monotonic() - self._last >= PLAIN_SECONDS):
+            self._last = time.monotonic()
+            _to_stderr(f"{text} ({100 * share:.0f}%)")
 
 
 def _to_stderr(text: str) -> None:
@@ -124,6 +134,10 @@ class TrainingDisplay(Callbacks):
     def surveyed(self, done: int, total: int) -> None:
         if done == total:
             self._display.note(f"checked {total} images and masks")
+
+    @override
+    def fetched(self, done: int, total: int) -> None:
+        self._display.fetched(done, total)
 
     @override
     def stepped(self, report: StepReport) -> None:

@@ -14,10 +14,13 @@ from pixelwise.cli.base import (
     Json,
     Minutes,
     Model,
+    Pretrained,
     Quiet,
     Seed,
     Settings,
     TaskName,
+    Weights,
+    add_start,
     app,
     guarded,
     print_result,
@@ -45,6 +48,8 @@ def train(
     assignments: Settings = None,
     seed: Seed = None,
     init: Annotated[Path | None, typer.Option(help="Start from the weights of this run.")] = None,
+    pretrained: Pretrained = False,
+    weights: Weights = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --out.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace the run in --out.")] = False,
     allow: Allow = None,
@@ -54,6 +59,7 @@ def train(
 ) -> None:
     """Train a network on a folder of images and their labels."""
     overrides = read_overrides(config, assignments, model, (minutes, epochs), {"seed": seed, "task": task})
+    add_start(overrides, pretrained, weights)
     from pixelwise.tasks import choose_task
     from pixelwise.training.prepare import Start
 
@@ -137,6 +143,8 @@ def plan(
     config: ConfigFile = None,
     assignments: Settings = None,
     seed: Seed = None,
+    pretrained: Pretrained = False,
+    weights: Weights = None,
     allow: Allow = None,
     device: Device = "auto",
     as_json: Json = False,
@@ -144,9 +152,10 @@ def plan(
 ) -> None:
     """Print the settings that train would use, and estimate its time and memory from a few real steps."""
     overrides = read_overrides(config, assignments, model, (minutes, epochs), {"seed": seed, "task": task})
+    add_start(overrides, pretrained, weights)
     from pixelwise.tasks import choose_task
     from pixelwise.training.forecast import forecast
-    from pixelwise.training.prepare import Start, prepare
+    from pixelwise.training.prepare import Start, prepare, starting_weights
 
     chosen = choose_task(overrides.get("", {}).get("task"))
     with Display("checking", quiet) as display:
@@ -154,6 +163,8 @@ def plan(
         planned, surveyed = prepare(chosen, data, overrides, start, display.count)
         for text in (*(f"{problem.severity}: {problem}" for problem in surveyed.problems), *surveyed.told):
             display.note(text)
+        if planned.model.weights is not None:  # published ones are not fetched for a plan
+            display.note(str(starting_weights(planned, chosen.network(planned))))
         expected = forecast(chosen, planned, surveyed, device)
     value = {"config": planned.model_dump(mode="json"), "forecast": expected}
     print_result(as_json, quiet, value, [planned.to_toml(), *_forecast_lines(planned, expected)])

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tomli_w
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from typing_extensions import override
 
 from pixelwise.core.errors import SettingError, near
@@ -25,11 +25,17 @@ Byte = Annotated[int, Field(ge=0, le=255)]
 Rgb = tuple[Byte, Byte, Byte]
 
 
+def _absolute(value: str) -> str:
+    """A path that means the same wherever the settings are read again."""
+    return str(Path(value).expanduser().absolute())
+
+
 def _square(value: Any) -> Any:
     """One side stands for both."""
     return (value, value) if isinstance(value, int) and not isinstance(value, bool) else value
 
 
+FilePath = Annotated[str, AfterValidator(_absolute)]
 Patch = Annotated[tuple[Count, Count], BeforeValidator(_square)]
 
 Levels = Annotated[list[float], Field(min_length=4, max_length=4)]
@@ -66,6 +72,10 @@ class DataSettings(Section):
     targets: list[int] = []  # the class of each of `values`; empty: its place among them
 
 
+STARTS = ("pretrained", "weights")
+"""Settings of a model that say where its training starts; the network is the same without them."""
+
+
 class ModelSettings(Section):
     """The network. The plan or the network itself chooses what is left out; a setting that it lacks is refused."""
 
@@ -78,11 +88,17 @@ class ModelSettings(Section):
     stem: Literal[1, 2, 4] | None = None  # side of the pixel blocks that are folded into channels first
     residual: bool | None = None  # a shortcut beside each level's two convolutions
     backbone: str | None = None  # the encoder by name: resnet50, vgg16, any timm encoder
-    pretrained: bool = False  # start from the backbone's published weights, which are downloaded once
+    pretrained: bool = False  # start from the backbone's published weights: cached, installed, or downloaded once
+    weights: FilePath | None = None  # start from those of this file instead; it sets pretrained
     output_stride: Literal[8, 16, 32] | None = None  # image pixels of a cell at the backbone's deepest level
     auxiliary: bool | None = None  # a second head on an earlier level, used in training only
     head: Literal["aspp", "largefov"] | None = None  # of DeepLabV2
     image_branch: bool | None = None  # pooling over the whole image beside the atrous convolutions
+
+    @property
+    def architecture(self) -> dict[str, Any]:
+        """What a network is built of: the settings that are not None, without its name and where its weights start."""
+        return self.model_dump(exclude={"name", *STARTS}, exclude_none=True)
 
     def title(self) -> str:
         """The network in a few words.

@@ -29,6 +29,13 @@ class Draft:
             self._values[section] = {key: check_value(section, key, value) for key, value in values.items()}
         if self["train.minutes"] is not None and self["train.epochs"] is not None:
             raise SettingError("minutes and epochs exclude each other; set one of them.")
+        if self["model.weights"] is not None:
+            if self._values["model"].get("pretrained") is False:
+                raise SettingError(
+                    f"model.weights: {self['model.weights']} is to be started from, but model.pretrained is false: leave "
+                    f"one of them out."
+                )
+            self.fill("model", pretrained=True)
 
     def fill(self, section: str, **values: Any) -> None:
         """Set what is still open in a section."""

@@ -20,6 +20,7 @@ class RunFolder:
         self.history = path / "history.jsonl"  # a line of JSON for each epoch
         self.environment = path / "environment.json"  # versions and machine
         self.data = path / "data.json"  # what it is trained on: names, sizes, contents
+        self.weights = path / "weights.json"  # which weights it started from, where these are published or a file's
         self.log = path / "log.txt"  # what the training said
         self.complete = path / "complete"  # marks the end of the training, and says what it reached
         self.compiled = path / "compiled"  # exported networks

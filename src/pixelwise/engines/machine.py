@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import psutil
 import torch
 
-from pixelwise.backbones.installed import installed_encoders
+from pixelwise.backbones import installed_encoders
 from pixelwise.core.errors import SettingError
 
 
@@ -17,7 +17,7 @@ class Machine:
     memory: int  # bytes, of the CPU
     device: str  # cpu, cuda or mps
     fast_bf16: bool  # the device computes in bfloat16 faster than in float32
-    encoders: tuple[str, ...] = ()  # encoders whose published weights are installed
+    encoders: tuple[str, ...] = ()  # backbones whose published weights are installed
 
     @classmethod
     def here(cls, device: str = "auto") -> "Machine":
@@ -32,8 +32,7 @@ class Machine:
             fast_bf16 = bool(abilities.get("avx512_bf16") or abilities.get("amx_bf16"))
         else:
             fast_bf16 = device == "cuda" and torch.cuda.is_bf16_supported()
-        cores, memory = torch.get_num_threads(), psutil.virtual_memory().total
-        return cls(cores, memory, device, fast_bf16, installed_encoders())
+        return cls(torch.get_num_threads(), psutil.virtual_memory().total, device, fast_bf16, installed_encoders())
 
 
 def pick_device(name: str) -> str:

@@ -84,22 +84,23 @@ def build_network(config: Config) -> Segmenter:
 def network_from(settings: ModelSettings, channels: int, classes: int) -> Segmenter:
     """The network with these settings, freshly initialised from torch's current random state.
 
-    Settings that are None are left to the network; `model.pretrained` is left to the training, so that a run can be
-    read without the published weights.
+    Settings that are None are left to the network; `STARTS` are left to the training, so that a run can be read
+    without the weights that it started from.
 
     Raises:
         SettingError, ModelError: the settings make no network, or one that lacks what they ask for.
     """
-    keywords = settings.model_dump(exclude={"name", "pretrained"}, exclude_none=True)
+    keywords = settings.architecture
     own = settings_of(settings.name)
     for key in keywords:
         if key not in own and not (key == "backbone" and MODELS[settings.name].own_encoder):  # `build` tells why
             raise SettingError(f"model.{key}: {settings.name} has no such setting; it has {', '.join(own)}.")
     network = build(settings.name, in_channels=channels, num_classes=classes, **keywords)
     if settings.pretrained and network.backbone is None:
+        setting, what = ("weights", "to take them") if settings.weights else ("pretrained", "with published weights")
         raise SettingError(
-            f"model.pretrained: {settings.title()} has no backbone with published weights; "
-            "choose a network that has one, or leave model.pretrained out."
+            f"model.{setting}: {settings.title()} has no backbone {what}; "
+            f"choose a network that has one, or leave model.{setting} out."
         )
     return network
 
@@ -126,7 +127,8 @@ def save_model(path: Path, network: nn.Module, config: Config, facts: Mapping[st
 
 def fingerprint(network: nn.Module, config: Config) -> str:
     """A hash of everything that a prediction depends on: the weights, and the settings of network and data."""
-    digest = hashlib.sha256(json.dumps([config.model.model_dump(), config.data.model_dump()]).encode())
+    model = config.model.model_dump(exclude={"weights"})  # where it started does not matter any more
+    digest = hashlib.sha256(json.dumps([model, config.data.model_dump()]).encode())
     for name, tensor in network.state_dict().items():
         digest.update(name.encode())
         digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())

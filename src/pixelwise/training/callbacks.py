@@ -25,6 +25,9 @@ class Callbacks:
     def surveyed(self, done: int, total: int) -> None:
         """So many samples have been checked."""
 
+    def fetched(self, done: int, total: int) -> None:
+        """So many bytes of published weights have come."""
+
     def stepped(self, report: StepReport) -> None:
         """A step is done."""
 

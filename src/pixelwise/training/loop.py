@@ -17,7 +17,6 @@ import torch
 from lightning_fabric import Fabric
 from typing_extensions import override
 
-from pixelwise.backbones import load_pretrained
 from pixelwise.core.config import Config, Overrides
 from pixelwise.core.errors import RunError
 from pixelwise.core.files import write_json, write_text
@@ -31,7 +30,7 @@ from pixelwise.training.callbacks import Callbacks, StepReport
 from pixelwise.training.data_state import check_unchanged
 from pixelwise.training.plan import describe
 from pixelwise.training.prefetch import Prefetcher
-from pixelwise.training.prepare import Start, check_folder, make_folder, prepare, resumed_config
+from pixelwise.training.prepare import Start, check_folder, make_folder, prepare, resumed_config, starting_weights
 from pixelwise.training.state import State, restore_state, save_state
 from pixelwise.training.step import Clock, Learner
 from pixelwise.training.validation import Validation
@@ -108,14 +107,16 @@ def train(
     initial = checkpoint.load(RunFolder(start.init).model)[0] if start.init and not start.resume else None
     torch.manual_seed(config.seed)
     network = task.network(config)
-    if config.model.pretrained and initial is None and not (start.resume and folder.state.exists()):
-        told.append(load_pretrained(cast(Any, network).backbone))
+    starts = initial is None and not (start.resume and folder.state.exists())
+    loaded = starting_weights(config, network, callbacks.fetched) if starts else None
+    if loaded is not None:
+        told.append(str(loaded))
     if initial is not None:
         afresh = checkpoint.load_matching(network, initial)
         told.append(f"--init {start.init}: {checkpoint.describe_matching(network, afresh)}")
     fabric = launch(config, pick_device(start.device))
     if not start.resume and fabric.global_rank == 0:
-        make_folder(folder, config, surveyed, start.force)
+        make_folder(folder, config, surveyed, start.force, loaded)
     fabric.barrier()
     problems = [f"{problem.severity}: {problem}" for problem in surveyed.problems]
     for line in problems + list(surveyed.told) + describe(config, surveyed) + task.reasons(config, surveyed) + told:

@@ -14,7 +14,10 @@ from typing import Any, cast
 
 import psutil
 import torch
+from torch import nn
 
+from pixelwise.backbones import Loaded, load_pretrained, load_weights
+from pixelwise.backbones.reading import check_file
 from pixelwise.core.config import Config, Overrides, read_config
 from pixelwise.core.draft import Draft, check_value
 from pixelwise.core.errors import DataError, ModelError, OutputError, RunError, SettingError
@@ -61,7 +64,9 @@ def prepare(
         PixelwiseError: bad data or settings.
     """
     start = start or Start()
-    Draft(overrides or {})  # refuses what makes no sense by itself before any file is read
+    draft = Draft(overrides or {})  # refuses what makes no sense by itself before any file is read
+    if known is None:
+        _check_weights(draft["model.weights"], start.init)
     allow = current(start.allow)
     machine = Machine.here(start.device)
     dataset = _open(data, known, overrides or {})
@@ -86,8 +91,34 @@ def _with_network_of(init: Path | None, overrides: Overrides) -> Overrides:
     if init is None:
         return overrides
     chosen = overrides.get("model", {})
-    own = {} if chosen else read_config(RunFolder(init).config).model.model_dump(exclude_none=True)
+    first = None if chosen else read_config(RunFolder(init).config).model
+    own = {"name": first.name, **first.architecture} if first else {}
     return {**overrides, "model": {**own, "pretrained": False, **chosen}}  # its weights are the start, no others
+
+
+def _check_weights(weights: str | None, init: Path | None) -> None:
+    """Refuse a file to start from that is none by its looks, or that is not the only start."""
+    if weights is None:
+        return
+    if init is not None:
+        raise SettingError(
+            f"--weights {weights} and --init {init} exclude each other: start from a file of weights or from a run."
+        )
+    check_file(Path(weights))
+
+
+def starting_weights(config: Config, network: nn.Module, progress: Progress | None = None) -> Loaded | None:
+    """Put the weights into a network's backbone that the settings ask for; None if they ask for none.
+
+    Raises:
+        SettingError: they cannot be had, or do not fit.
+    """
+    backbone = cast(Any, network).backbone if config.model.pretrained else None
+    if backbone is None:
+        return None
+    if config.model.weights is not None:
+        return load_weights(backbone, Path(config.model.weights))
+    return load_pretrained(backbone, progress=progress)
 
 
 def _require_labels(surveyed: Survey) -> None:
@@ -190,8 +221,8 @@ def _check_channels(fact: ImageFacts, channels: int) -> None:
         )
 
 
-def make_folder(folder: RunFolder, config: Config, surveyed: Survey, force: bool) -> None:
-    """Make the run folder with its config and the state of its data: it appears under its name as a whole."""
+def make_folder(folder: RunFolder, config: Config, surveyed: Survey, force: bool, loaded: Loaded | None = None) -> None:
+    """Make the run folder with its config, its data's state and its first weights: it appears as a whole."""
     out = folder.path
     draft = RunFolder(out.with_name(f".{out.name}.{os.getpid()}.part"))
     try:
@@ -199,6 +230,8 @@ def make_folder(folder: RunFolder, config: Config, surveyed: Survey, force: bool
         write_text(draft.config, config.to_toml())
         write_json(draft.environment, environment())
         write_json(draft.data, state_of(surveyed))
+        if loaded:
+            write_json(draft.weights, vars(loaded))
         if out.exists() and force:
             shutil.rmtree(out)
         elif out.exists():
