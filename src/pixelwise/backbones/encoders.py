@@ -27,7 +27,6 @@ from pixelwise.backbones.same_padding import pad_on_grid
 from pixelwise.core.errors import SettingError, reason
 from pixelwise.geometry.modes import evaluation_mode
 
-
 ENOUGH_CELLS = 4  # along a side, so that no encoder refuses an image: 128 pixels at a stride of 32
 
 
