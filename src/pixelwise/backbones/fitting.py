@@ -155,14 +155,20 @@ def _prefixes(tensors: Mapping[str, Tensor]) -> list[str]:
 def _by_name(tensors: Mapping[str, Tensor], prefix: str, outline: Outline) -> Fit:
     inside = {flat(name.removeprefix(prefix)): name for name in tensors if name.startswith(prefix)}
     pairs = {name: inside[flat(name)] for name in outline.own if flat(name) in inside}
-    known = {flat(name) for name in outline.complete}
+    known, own = {flat(name) for name in outline.complete}, {flat(name) for name in outline.own}
     left = [name for key, name in inside.items() if key not in known and is_counted(name)]
     parts = {name.removeprefix(prefix).partition(".")[0] for name in pairs.values()}
     foreign = [name for name in left if name.removeprefix(prefix).partition(".")[0] in parts]
+    foreign += [inside[key] for name in pairs if (key := _statistics(name)) in inside and key not in own]
     how = f"by name, below {prefix}" if prefix else "by name"
     taken = set(pairs.values())
     others = [name for name in tensors if name not in taken and is_counted(name)]
     return _compared({name: tensors[other] for name, other in pairs.items()}, how, outline, (others, foreign))
+
+
+def _statistics(name: str) -> str:
+    """The flat name that the mean of a batch norm has beside its weight; without it the norm is another one."""
+    return flat(f"{name.removesuffix('weight')}running_mean") if name.endswith(".weight") else ""
 
 
 def _by_order(tensors: Mapping[str, Tensor], outline: Outline) -> Fit | None:
