@@ -67,8 +67,8 @@ def test_a_package_of_other_content(package: Path, tmp_path: Path) -> None:
     wanted = PACKAGES["test_resnet"].sha256
     torch.save(make_backbone("test_resnet").state_dict(), package)
     message = (
-        rf"^model\.pretrained: {package} is not what the package weights-of-test-resnet was published with: its SHA-256 "
-        rf"is [0-9a-f]{{64}} instead of {wanted}\. Install the package again, or leave model\.pretrained out\.$"
+        rf"^model\.pretrained: {package} is not what the package weights-of-test-resnet was published with: its "
+        rf"SHA-256 is [0-9a-f]{{64}} instead of {wanted}\. Install the package again, or leave model\.pretrained out\.$"
     )
     with pytest.raises(SettingError, match=message):
         load_pretrained(make_backbone("test_resnet"), folder=tmp_path)

@@ -29,6 +29,9 @@ REPOSITORY = "timm/test_resnet.r160_in1k"
 HUB_PATH = f"/{REPOSITORY}/resolve/main/model.safetensors"
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
+# A connection that ends too early is closed when it is collected; some versions of Python warn of it.
+CUT_SHORT = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning", "ignore::ResourceWarning")
+
 
 class Host(http.server.ThreadingHTTPServer):
     """Serves `files` by path, and cuts those in `cut` short."""
@@ -121,7 +124,7 @@ def test_an_encoder_of_timm(channels: int, host: Host, tmp_path: Path) -> None:
     assert str(loaded) == (
         f"test_resnet starts with the published weights of {REPOSITORY}, from the Hugging Face hub ({path}, "
         f"{size / 1e6:.1f} MB, SHA-256 {hashlib.sha256(host.files[HUB_PATH]).hexdigest()[:8]}...): {loaded.wanted} of "
-        f"its {loaded.wanted} tensors were taken by name, 2 of the file were left (fc.weight, fc.bias){folded}."
+        f"its {loaded.wanted} tensors were taken by name, 2 of the file were left (fc.bias, fc.weight){folded}."
     )
     assert steps[-1] == (size, size)
     images = torch.randn(2, channels, 64, 96)
@@ -171,7 +174,8 @@ def refused(backbone: Any, message: str, **places: Any) -> None:
 def unreachable(name: str, url: str, reason: str, path: Path) -> str:
     return (
         rf"^model\.pretrained: the weights of {name} could not be fetched from {url}: {reason}\. Connect to the "
-        rf"internet, put that file at {path}, name any file of weights with --weights, or leave model\.pretrained out\.$"
+        rf"internet, put that file at {path}, name any file of weights with --weights, or leave model\.pretrained "
+        r"out\.$"
     )
 
 
@@ -188,6 +192,7 @@ def test_an_encoder_that_the_server_does_not_have(host: Host, tmp_path: Path) ->
     refused(make_backbone(ENCODER), message, endpoint=host.url, folder=tmp_path)
 
 
+@CUT_SHORT
 def test_an_encoder_cut_short_on_its_way(host: Host, tmp_path: Path) -> None:
     _, host.files[HUB_PATH] = published_encoder()
     host.cut.add(HUB_PATH)
@@ -216,8 +221,9 @@ def test_an_encoder_that_was_cut_short_before(tmp_path: Path) -> None:
 def test_an_encoder_with_other_tensors(changes: Any, reason: str, host: Host, tmp_path: Path) -> None:
     _, host.files[HUB_PATH] = published_encoder(**changes)
     message = (
-        rf"^model\.pretrained: the weights of {tmp_path}/.* do not fit {ENCODER}: \d+ of its \d+ tensors are in the file; "
-        rf"{reason}; 2 in the file alone: fc\.weight, fc\.bias\. Use another backbone, or leave model\.pretrained out\.$"
+        rf"^model\.pretrained: the weights of {tmp_path}/.* do not fit {ENCODER}: 74 of its 75 tensors are in the "
+        rf"file; {reason}; 2 in the file alone: fc\.bias, fc\.weight\. Use another backbone, or leave model\.pretrained "
+        r"out\.$"
     )
     refused(make_backbone(ENCODER), message, endpoint=host.url, folder=tmp_path)
 
@@ -363,6 +369,7 @@ def test_a_file_that_torchvision_does_not_have(host: Host, tmp_path: Path, monke
     refused(make_backbone("alexnet", norm="none"), message, folder=tmp_path)
 
 
+@CUT_SHORT
 def test_a_file_of_torchvision_cut_short(host: Host, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = serve(host, published_alexnet(), monkeypatch, "alexnet")
     host.cut.add(f"/{file}")
