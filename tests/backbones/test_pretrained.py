@@ -289,8 +289,8 @@ def test_a_file_that_is_not_what_its_name_says(host: Host, tmp_path: Path, monke
     file = serve(host, published_alexnet(), monkeypatch, "alexnet-owt")
     torch.save(published_alexnet(features__0__bias=torch.zeros(64)), tmp_path / file)
     message = (
-        rf"^model\.pretrained: {tmp_path / file} is not what its name says: its SHA-256 is [0-9a-f]{{64}}\. Remove it and "
-        r"try again\.$"
+        rf"^model\.pretrained: {tmp_path / file} is not what its name says: its SHA-256 is [0-9a-f]{{64}}\. Remove it "
+        r"and try again\.$"
     )
     refused(make_backbone("alexnet", norm="none"), message, folder=tmp_path)
 
@@ -410,7 +410,7 @@ def test_nothing_but_tensors_is_unpickled(
         ),
         (
             {f"features__9{place}__weight": torch.zeros(5) for place in range(2)},
-            r"2 more tensors stand in the same parts of the file, as of .*: features\.90\.weight, features\.91\.weight\.",
+            r"2 more tensors stand in the same parts of the file, as of .*: features\.90\.weight, features\.91",
         ),
     ],
 )
@@ -419,8 +419,8 @@ def test_alexnet_with_other_tensors(
 ) -> None:
     file = serve(host, published_alexnet(**changes), monkeypatch, "alexnet")
     message = (
-        rf"^model\.pretrained: the weights of {tmp_path / file} do not fit alexnet: {reason}.* Use another backbone, or "
-        r"leave model\.pretrained out\.$"
+        rf"^model\.pretrained: the weights of {tmp_path / file} do not fit alexnet: {reason}.* Use another backbone, "
+        r"or leave model\.pretrained out\.$"
     )
     refused(make_backbone("alexnet", norm="none"), message, folder=tmp_path)
 

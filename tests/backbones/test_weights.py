@@ -173,7 +173,8 @@ def refused(name: str, weights: Any, message: str, path: Path, **settings: Any) 
 def test_another_network(resnet18: nn.Module, tmp_path: Path) -> None:
     message = (
         r"0 of its \d+ tensors are in the file; \d+ missing: conv_stem\.weight, .*, \.\.\.; 4 of another shape: "
-        r"bn1\.weight \(64 instead of 32\), .*; \d+ in the file alone: conv1\.weight, .*\. Use another backbone, or leave model\.weights out\.$"
+        r"bn1\.weight \(64 instead of 32\), .*; \d+ in the file alone: conv1\.weight, .*\. "
+        r"Use another backbone, or leave model\.weights out\.$"
     )
     path = tmp_path / "weights.pth"
     with pytest.raises(SettingError, match=message):

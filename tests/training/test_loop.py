@@ -391,7 +391,7 @@ def test_a_run_starts_from_published_weights_and_never_fetches_them_again(
 
 def test_a_run_starts_from_a_file_of_weights_and_never_reads_it_again(data: Path, tmp_path: Path) -> None:
     path, out, listener = tmp_path / "sevens.pth", tmp_path / "run", Listener()
-    lenet = make_backbone("lenet", width=4)
+    lenet = make_backbone("lenet", in_channels=1, width=4)
     torch.save({f"encoder.{n}": torch.full_like(v, 7.0) for n, v in lenet.state_dict().items()}, path)
     overrides = pretrained()
     del overrides["model"]["pretrained"]
@@ -411,6 +411,11 @@ def test_a_run_starts_from_a_file_of_weights_and_never_reads_it_again(data: Path
         SettingError, match=rf"^--weights {path} and --init {out} exclude each other: start from a file "
     ):
         train(data, tmp_path / "other", overrides, epochs=1, init=out)
+    overrides["model"] |= {"pretrained": False}
+    with pytest.raises(
+        SettingError, match=rf"^model\.weights: {path} is to be started from, but model\.pretrained is fa"
+    ):
+        train(data, tmp_path / "other", overrides, epochs=1)
     assert not (tmp_path / "other").exists()
 
 
