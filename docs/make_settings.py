@@ -20,6 +20,7 @@ WORDS = {
     "str": "text",
     "Levels": "four numbers",
     "AnyFloat": "any number",
+    "FilePath": "path",
     "Patch": "two whole numbers from 1, or one",
     "gt=": "above ",
     "ge=": "from ",

@@ -9,6 +9,7 @@ import http.server
 import io
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,13 +21,16 @@ import torchvision
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from pixelwise.backbones import load_pretrained, make_backbone, pretrained
+from pixelwise.backbones import fetch, load_pretrained, make_backbone, pretrained
 from pixelwise.core.errors import SettingError
 
 ENCODER = "test_resnet"
 REPOSITORY = "timm/test_resnet.r160_in1k"
 HUB_PATH = f"/{REPOSITORY}/resolve/main/model.safetensors"
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+# A connection that ends too early is closed when it is collected; some versions of Python warn of it.
+CUT_SHORT = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning", "ignore::ResourceWarning")
 
 
 class Host(http.server.ThreadingHTTPServer):
@@ -56,15 +60,13 @@ class Answer(http.server.BaseHTTPRequestHandler):
             self.send_header("Content-Length", "0")
             self.end_headers()
             return
-        if self.command == "GET" and self.path in self.server.cut:
-            content = content[: len(content) // 2]
         self.send_response(200)
         self.send_header("ETag", f'"{hashlib.sha256(content).hexdigest()}"')
         self.send_header("X-Repo-Commit", COMMIT)
         self.send_header("Content-Length", str(len(content)))
         self.end_headers()
         if self.command == "GET":
-            self.wfile.write(content)
+            self.wfile.write(content[: len(content) // 2] if self.path in self.server.cut else content)
 
     do_GET = do_HEAD  # noqa: N815
 
@@ -106,17 +108,25 @@ def three_channels(images: Tensor) -> Tensor:
     channels = images.shape[1]
     if channels == 1:
         return images.expand(-1, 3, -1, -1)
-    repeated = [sum(images[:, channel] for channel in range(color, channels, 3)) for color in range(3)]
-    return torch.stack(repeated, dim=1) * 3 / channels
+    further = images[:, 3:].sum(dim=1, keepdim=True) / 3
+    return (images[:, :3] + further) * 3 / channels
 
 
 @pytest.mark.parametrize("channels", [1, 3, 4])
 def test_an_encoder_of_timm(channels: int, host: Host, tmp_path: Path) -> None:
     network, host.files[HUB_PATH] = published_encoder()
     backbone = make_backbone(ENCODER, in_channels=channels).eval()
-    sentence = load_pretrained(backbone, endpoint=host.url, folder=tmp_path)
-    adapted = "" if channels == 3 else f", its first layer adapted to {channels} channel(s)"
-    assert sentence == (f"test_resnet starts with the published weights of {REPOSITORY} (Hugging Face hub){adapted}.")
+    steps: list[tuple[int, int]] = []
+    progress = lambda done, total: steps.append((done, total))  # noqa: E731
+    loaded = load_pretrained(backbone, endpoint=host.url, folder=tmp_path, progress=progress)
+    size, path = len(host.files[HUB_PATH]), tmp_path / "test_resnet.r160_in1k.safetensors"
+    folded = "" if channels == 3 else f"; its first layer is folded to {channels} channel(s)"
+    assert str(loaded) == (
+        f"test_resnet starts with the published weights of {REPOSITORY}, from the Hugging Face hub ({path}, "
+        f"{size / 1e6:.1f} MB, SHA-256 {hashlib.sha256(host.files[HUB_PATH]).hexdigest()[:8]}...): {loaded.wanted} of "
+        f"its {loaded.wanted} tensors were taken by name, 2 of the file were left (fc.bias, fc.weight){folded}."
+    )
+    assert steps[-1] == (size, size)
     images = torch.randn(2, channels, 64, 96)
     expected = network.forward_intermediates(three_channels(images), intermediates_only=True)
     for feature, other in zip(backbone(images), expected, strict=True):
@@ -164,7 +174,8 @@ def refused(backbone: Any, message: str, **places: Any) -> None:
 def unreachable(name: str, url: str, reason: str, path: Path) -> str:
     return (
         rf"^model\.pretrained: the weights of {name} could not be fetched from {url}: {reason}\. Connect to the "
-        rf"internet, put that file at {path}, or leave model\.pretrained out\.$"
+        rf"internet, put that file at {path}, name any file of weights with --weights, or leave model\.pretrained "
+        r"out\.$"
     )
 
 
@@ -181,11 +192,12 @@ def test_an_encoder_that_the_server_does_not_have(host: Host, tmp_path: Path) ->
     refused(make_backbone(ENCODER), message, endpoint=host.url, folder=tmp_path)
 
 
+@CUT_SHORT
 def test_an_encoder_cut_short_on_its_way(host: Host, tmp_path: Path) -> None:
     _, host.files[HUB_PATH] = published_encoder()
     host.cut.add(HUB_PATH)
     path = tmp_path / "test_resnet.r160_in1k.safetensors"
-    message = unreachable(ENCODER, host.url + HUB_PATH, ".*should be of size.*", path)
+    message = unreachable(ENCODER, host.url + HUB_PATH, "[0-9,]+ of [0-9,]+ bytes came", path)
     refused(make_backbone(ENCODER), message, endpoint=host.url, folder=tmp_path)
     host.cut.clear()
     load_pretrained(make_backbone(ENCODER), endpoint=host.url, folder=tmp_path)
@@ -195,23 +207,23 @@ def test_an_encoder_that_was_cut_short_before(tmp_path: Path) -> None:
     _, content = published_encoder()
     path = tmp_path / "test_resnet.r160_in1k.safetensors"
     path.write_bytes(content[: len(content) // 2])
-    message = rf"^model\.pretrained: {path} is not a complete file of weights: .+\. Remove it and try again\.$"
+    message = rf"^model\.pretrained: {path} is not a complete file of weights: .+\. Fetch it again; if it "
     refused(make_backbone(ENCODER), message, folder=tmp_path)
 
 
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
-        ({"conv1__0__weight": None}, r'Missing key\(s\) in state_dict: "conv1\.0\.weight"'),
-        ({"layer9__weight": torch.zeros(1)}, r'Unexpected key\(s\) in state_dict: "layer9\.weight"'),
-        ({"bn1__weight": torch.zeros(3)}, r"size mismatch for bn1\.weight: .*"),
+        ({"conv1__0__weight": None}, r"1 missing: conv1\.0\.weight"),
+        ({"bn1__weight": torch.zeros(3)}, r"1 of another shape: bn1\.weight \(3 instead of \d+\)"),
     ],
 )
 def test_an_encoder_with_other_tensors(changes: Any, reason: str, host: Host, tmp_path: Path) -> None:
     _, host.files[HUB_PATH] = published_encoder(**changes)
     message = (
-        rf"^model\.pretrained: the weights of {REPOSITORY} do not fit {ENCODER}: {reason}\. Use another "
-        r"backbone, or leave model\.pretrained out\.$"
+        rf"^model\.pretrained: the weights of {tmp_path}/.* do not fit {ENCODER}: 74 of its 75 tensors are in the "
+        rf"file; {reason}; 2 in the file alone: fc\.bias, fc\.weight\. Use another backbone, or leave model\.pretrained "
+        r"out\.$"
     )
     refused(make_backbone(ENCODER), message, endpoint=host.url, folder=tmp_path)
 
@@ -242,10 +254,8 @@ def test_alexnet(channels: int, host: Host, tmp_path: Path, monkeypatch: pytest.
     weights = published_alexnet()
     serve(host, weights, monkeypatch, "alexnet-owt")
     backbone = make_backbone("alexnet", in_channels=channels, norm="none")
-    sentence = load_pretrained(backbone, folder=tmp_path)
-    assert sentence.startswith(
-        "alexnet starts with the published weights of torchvision (AlexNet_Weights.IMAGENET1K_V1)"
-    )
+    loaded = load_pretrained(backbone, folder=tmp_path)
+    assert loaded.source == "the published weights of torchvision (AlexNet_Weights.IMAGENET1K_V1)"
     colors = make_backbone("alexnet", norm="none")
     colors.load_state_dict({name: values for name, values in weights.items() if name.startswith("features.")})
     images = torch.randn(1, channels, 40, 50)
@@ -265,18 +275,49 @@ def test_alexnet_that_ends_earlier(host: Host, tmp_path: Path, monkeypatch: pyte
     assert all(torch.equal(values, weights[name]) for name, values in backbone.state_dict().items())
 
 
-def test_what_torch_prints_is_no_result(
-    host: Host, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_a_silent_download_that_is_made_once(
+    host: Host, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     serve(host, published_alexnet(), monkeypatch, "alexnet-owt")
-    before = socket.getdefaulttimeout()
     load_pretrained(make_backbone("alexnet", norm="none"), folder=tmp_path)
-    captured = capsys.readouterr()
-    assert captured.out == ""
-    assert "Downloading" in captured.err
-    assert socket.getdefaulttimeout() == before
     load_pretrained(make_backbone("alexnet", norm="none"), folder=tmp_path)
+    assert capfd.readouterr() == ("", "")
     assert len(host.asked) == 1
+
+
+def test_a_file_that_is_not_what_its_name_says(host: Host, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = serve(host, published_alexnet(), monkeypatch, "alexnet-owt")
+    torch.save(published_alexnet(features__0__bias=torch.zeros(64)), tmp_path / file)
+    message = (
+        rf"^model\.pretrained: {tmp_path / file} is not what its name says: its SHA-256 is [0-9a-f]{{64}}\. Remove it "
+        r"and try again\.$"
+    )
+    refused(make_backbone("alexnet", norm="none"), message, folder=tmp_path)
+
+
+def test_a_download_of_other_content(host: Host, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    host.files["/alexnet-00000000.pth"] = b"other"
+    url = f"{host.url}/alexnet-00000000.pth"
+    monkeypatch.setattr(pretrained, "published_url", lambda weights: url)
+    monkeypatch.setattr(fetch, "_checksum", lambda tag: "")
+    message = unreachable(
+        "alexnet", url, "its SHA-256 is [0-9a-f]{64} instead of 00000000", tmp_path / "alexnet-0+.pth"
+    )
+    refused(make_backbone("alexnet", norm="none"), message, folder=tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_server_that_never_answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fetch, "TIMEOUT", 0.3)
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        path = tmp_path / "test_resnet.r160_in1k.safetensors"
+        began = time.monotonic()
+        message = unreachable(ENCODER, url + HUB_PATH, "(no answer within 0.3 seconds|.*timed out)", path)
+        refused(make_backbone(ENCODER), message, endpoint=url, folder=tmp_path)
+        assert time.monotonic() - began < 9
 
 
 def test_vgg16_with_batch_norm(host: Host, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -328,10 +369,11 @@ def test_a_file_that_torchvision_does_not_have(host: Host, tmp_path: Path, monke
     refused(make_backbone("alexnet", norm="none"), message, folder=tmp_path)
 
 
+@CUT_SHORT
 def test_a_file_of_torchvision_cut_short(host: Host, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = serve(host, published_alexnet(), monkeypatch, "alexnet")
     host.cut.add(f"/{file}")
-    message = unreachable("alexnet", f"{host.url}/{file}", "invalid hash value .*", tmp_path / file)
+    message = unreachable("alexnet", f"{host.url}/{file}", "[0-9,]+ of [0-9,]+ bytes came", tmp_path / file)
     refused(make_backbone("alexnet", norm="none"), message, folder=tmp_path)
     assert list(tmp_path.iterdir()) == []
 
@@ -350,7 +392,9 @@ def test_nothing_but_tensors_is_unpickled(
     function(*arguments)  # so it would be seen
     assert capsys.readouterr().out == "unpickled\n"
     file = serve(host, {"features.0.weight": Unwanted()}, monkeypatch, "alexnet")
-    message = rf"^model\.pretrained: {tmp_path / file} is not a complete file of weights: .+ Remove it and try again\.$"
+    message = (
+        rf"^model\.pretrained: {tmp_path / file} holds more than tensors \(.*print\), and nothing else is unpickled"
+    )
     refused(make_backbone("alexnet", norm="none"), message, folder=tmp_path)
     assert "unpickled" not in capsys.readouterr().out
 
@@ -358,10 +402,16 @@ def test_nothing_but_tensors_is_unpickled(
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
-        ({"features__3__bias": None}, r"features\.3\.bias is missing"),
-        ({"features__0__weight": None}, r"features\.0\.weight is missing"),
-        ({"features__3__bias": torch.zeros(5)}, r"features\.3\.bias is 5 instead of 192"),
-        ({"features__99__weight": torch.zeros(5)}, r"features\.99\.weight is unknown"),
+        ({"features__3__bias": None}, r"9 of .*; 1 missing: features\.3\.bias; 1 in "),
+        ({"features__0__weight": None}, r"9 of .*; 1 missing: features\.0\.weight; 1 in "),
+        (
+            {"features__3__bias": torch.zeros(5)},
+            r"9 of .*; 1 of another shape: features\.3\.bias \(5 instead of 192\); 1 in",
+        ),
+        (
+            {f"features__9{place}__weight": torch.zeros(5) for place in range(2)},
+            r"2 more tensors stand in the same parts of the file, as of .*: features\.90\.weight, features\.91",
+        ),
     ],
 )
 def test_alexnet_with_other_tensors(
@@ -369,8 +419,8 @@ def test_alexnet_with_other_tensors(
 ) -> None:
     file = serve(host, published_alexnet(**changes), monkeypatch, "alexnet")
     message = (
-        rf"^model\.pretrained: the weights of {host.url}/{file} do not fit alexnet: {reason}\. Use another "
-        r"backbone, or leave model\.pretrained out\.$"
+        rf"^model\.pretrained: the weights of {tmp_path / file} do not fit alexnet: {reason}.* Use another backbone, "
+        r"or leave model\.pretrained out\.$"
     )
     refused(make_backbone("alexnet", norm="none"), message, folder=tmp_path)
 

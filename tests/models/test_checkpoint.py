@@ -281,6 +281,11 @@ def test_published_weights_need_a_backbone() -> None:
     with pytest.raises(SettingError, match=message):
         checkpoint.build_network(make_settings(name="bare", depth=None, pretrained=True))
     checkpoint.build_network(make_settings(name="bare", depth=None, pretrained=True, backbone="resnet18"))
+    message = (
+        r"^model\.weights: bare, width 4 has no backbone to take them; choose a network that has one, or leave model"
+    )
+    with pytest.raises(SettingError, match=message):
+        checkpoint.build_network(make_settings(name="bare", depth=None, pretrained=True, weights="a.pth"))
 
 
 def test_a_file_from_before_a_setting_was_added_is_read(model_file: Path) -> None:

@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from pixelwise.api import load
+from pixelwise.backbones import Loaded, make_backbone
 from pixelwise.core.config import Config, Overrides
 from pixelwise.core.errors import OutputError, RunError, SettingError
 from pixelwise.models import UNet, checkpoint
@@ -339,7 +340,7 @@ def test_a_schedule_that_trains_nothing_leaves_nothing_behind(
     assert not (tmp_path / "run").exists()
 
 
-TRAINING = sys.modules["pixelwise.training.loop"]
+PREPARE = sys.modules["pixelwise.training.prepare"]  # where the weights are put into the network
 
 
 @pytest.fixture
@@ -347,13 +348,13 @@ def fetched(monkeypatch: pytest.MonkeyPatch) -> list[nn.Module]:
     """The backbones whose published weights were asked for; all of these are 7."""
     asked: list[nn.Module] = []
 
-    def load_pretrained(backbone: nn.Module) -> str:
+    def load_pretrained(backbone: nn.Module, progress: object) -> Loaded:
         asked.append(backbone)
         for parameter in backbone.parameters():
             nn.init.constant_(parameter, 7.0)
-        return "weights of sevens"
+        return Loaded("lenet", "weights of sevens", "sevens.pth", 7, 64 * "7", "by name", 1, 1, (), (), None)
 
-    monkeypatch.setattr(TRAINING, "load_pretrained", load_pretrained)
+    monkeypatch.setattr(PREPARE, "load_pretrained", load_pretrained)
     return asked
 
 
@@ -383,16 +384,48 @@ def test_a_run_starts_from_published_weights_and_never_fetches_them_again(
     assert sevens(tmp_path / "tuned")
     train(data, tmp_path / "again", pretrained(), epochs=1, callbacks=listener)
     assert len(fetched) == 2
-    assert "weights of sevens" in listener.notes
+    assert any("weights of sevens" in note for note in listener.notes)
+    assert json.loads((out / "weights.json").read_text())["source"] == "weights of sevens"
+    assert not (tmp_path / "tuned" / "weights.json").exists()
+
+
+def test_a_run_starts_from_a_file_of_weights_and_never_reads_it_again(data: Path, tmp_path: Path) -> None:
+    path, out, listener = tmp_path / "sevens.pth", tmp_path / "run", Listener()
+    lenet = make_backbone("lenet", in_channels=1, width=4)
+    torch.save({f"encoder.{n}": torch.full_like(v, 7.0) for n, v in lenet.state_dict().items()}, path)
+    overrides = pretrained()
+    del overrides["model"]["pretrained"]
+    overrides["model"] |= {"weights": str(path), "width": 4}
+    with pytest.raises(KeyboardInterrupt):
+        train(data, out, overrides, epochs=1, callbacks=StopAt(1))
+    kept = json.loads((out / "weights.json").read_text())
+    assert (kept["file"], kept["how"], kept["taken"]) == (str(path), "by name, below encoder.", kept["wanted"])
+    path.unlink()
+    train(data, out, overrides, resume=True, callbacks=listener)
+    assert sevens(out)
+    assert load(out).config.model.weights == str(path)
+    assert load(out).config.model.pretrained
+    with pytest.raises(SettingError, match=rf"^model\.weights: {path} does not exist"):
+        train(data, tmp_path / "other", overrides, epochs=1)
+    with pytest.raises(
+        SettingError, match=rf"^--weights {path} and --init {out} exclude each other: start from a file "
+    ):
+        train(data, tmp_path / "other", overrides, epochs=1, init=out)
+    overrides["model"] |= {"pretrained": False}
+    with pytest.raises(
+        SettingError, match=rf"^model\.weights: {path} is to be started from, but model\.pretrained is fa"
+    ):
+        train(data, tmp_path / "other", overrides, epochs=1)
+    assert not (tmp_path / "other").exists()
 
 
 def test_weights_that_cannot_be_fetched_leave_nothing_behind(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def offline(_: nn.Module) -> str:
+    def offline(_: nn.Module, progress: object) -> Loaded:
         raise SettingError("no internet")
 
-    monkeypatch.setattr(TRAINING, "load_pretrained", offline)
+    monkeypatch.setattr(PREPARE, "load_pretrained", offline)
     with pytest.raises(SettingError, match="no internet"):
         train(data, tmp_path / "run", pretrained(), epochs=1)
     assert not (tmp_path / "run").exists()

@@ -85,14 +85,15 @@ def fetch(encoder: str, url: str, path: Path, progress: Progress | None = None) 
     """
     try:
         _fetch(url, path, progress)
-    except _Failed as error:
+    except _FetchError as error:
         raise SettingError(
             f"model.pretrained: the weights of {encoder} could not be fetched from {url}: {error}. Connect to the "
-            f"internet, put that file at {path}, name any file of weights with --weights, or leave model.pretrained out."
+            f"internet, put that file at {path}, name any file of weights with --weights, or leave model.pretrained "
+            f"out."
         ) from error
 
 
-class _Failed(Exception):
+class _FetchError(Exception):
     """Why a file did not come."""
 
 
@@ -108,9 +109,9 @@ def _fetch(url: str, path: Path, progress: Progress | None) -> None:
             if progress:
                 progress(done, max(total, done))
         if total and done != total:
-            raise _Failed(f"{done:,} of {total:,} bytes came")
+            raise _FetchError(f"{done:,} of {total:,} bytes came")
         if not digest.hexdigest().startswith(expected):
-            raise _Failed(f"its SHA-256 is {digest.hexdigest()} instead of {expected}")
+            raise _FetchError(f"its SHA-256 is {digest.hexdigest()} instead of {expected}")
 
 
 def _connect(url: str) -> tuple[Any, str]:
@@ -133,7 +134,7 @@ def _connect(url: str) -> tuple[Any, str]:
     thread.join(TIMEOUT)
     result = results[0] if results else TimeoutError(f"no answer within {TIMEOUT:g} seconds")
     if isinstance(result, BaseException):
-        raise _Failed(reason(result)) from result
+        raise _FetchError(reason(result)) from result
     return result
 
 
@@ -160,4 +161,4 @@ def _chunks(answer: Any) -> Iterator[bytes]:
         while chunk := answer.read(CHUNK):
             yield chunk
     except (OSError, HTTPException) as error:
-        raise _Failed(reason(error)) from error
+        raise _FetchError(reason(error)) from error

@@ -17,7 +17,7 @@ PREFIXES = (
     *("teacher", "student", "module", "model", "state_dict", "model_state_dict", "encoder", "backbone"),
     *("encoder_q", "base_encoder", "network", "net"),
 )
-"""What may stand before an encoder's names, alone or one after the other: of DataParallel, Lightning, MoCo, DINO, ..."""
+"""What may stand before an encoder's names, alone or in a row: of DataParallel, Lightning, MoCo, DINO, ..."""
 
 COUNTER = "num_batches_tracked"  # of a batch norm, which older files lack and nothing depends on
 
@@ -88,8 +88,8 @@ def fault(found: Fit, share: float = ENOUGH) -> str:
         return told
     if len(found.foreign) > (1 - ENOUGH) * (found.taken + len(found.foreign)):
         return (
-            f"{len(found.foreign)} more tensors stand in the same parts of the file, as of a deeper network or of another "
-            f"normalisation: {shortened(found.foreign)}"
+            f"{len(found.foreign)} more tensors stand in the same parts of the file, as of a deeper network or of "
+            f"another normalisation: {shortened(found.foreign)}"
         )
     return _bad_values(found)
 
@@ -98,8 +98,8 @@ def fold(weight: Tensor, channels: int) -> Tensor:
     """First-layer weights for images of other channels: O x C x k x k to O x channels x k x k.
 
     An image whose channels are all equal is seen as the original network sees a grey one, since each filter keeps its
-    sum: the channels that both have keep their weights, further ones get the mean of all, and all are scaled alike. With
-    fewer channels than there were, each gets the mean.
+    sum: the channels that both have keep their weights, further ones get the mean of all, and all are scaled alike.
+    With fewer channels than there were, each gets the mean.
 
     >>> fold(torch.tensor([[[[1.0]], [[2.0]], [[3.0]]]]), 4).flatten().tolist()
     [0.75, 1.5, 2.25, 1.5]
@@ -155,14 +155,20 @@ def _prefixes(tensors: Mapping[str, Tensor]) -> list[str]:
 def _by_name(tensors: Mapping[str, Tensor], prefix: str, outline: Outline) -> Fit:
     inside = {flat(name.removeprefix(prefix)): name for name in tensors if name.startswith(prefix)}
     pairs = {name: inside[flat(name)] for name in outline.own if flat(name) in inside}
-    known = {flat(name) for name in outline.complete}
+    known, own = {flat(name) for name in outline.complete}, {flat(name) for name in outline.own}
     left = [name for key, name in inside.items() if key not in known and is_counted(name)]
     parts = {name.removeprefix(prefix).partition(".")[0] for name in pairs.values()}
     foreign = [name for name in left if name.removeprefix(prefix).partition(".")[0] in parts]
+    foreign += [inside[key] for name in pairs if (key := _statistics(name)) in inside and key not in own]
     how = f"by name, below {prefix}" if prefix else "by name"
     taken = set(pairs.values())
     others = [name for name in tensors if name not in taken and is_counted(name)]
     return _compared({name: tensors[other] for name, other in pairs.items()}, how, outline, (others, foreign))
+
+
+def _statistics(name: str) -> str:
+    """The flat name that the mean of a batch norm has beside its weight; without it the norm is another one."""
+    return flat(f"{name.removesuffix('weight')}running_mean") if name.endswith(".weight") else ""
 
 
 def _by_order(tensors: Mapping[str, Tensor], outline: Outline) -> Fit | None:
@@ -186,7 +192,7 @@ def _alike(shape: torch.Size, wanted: torch.Size, is_stem: bool) -> bool:
     """Whether shapes agree, those of first layers but for the channels of the image."""
     if not is_stem:
         return shape == wanted
-    return len(shape) == len(wanted) and all(a == b for axis, (a, b) in enumerate(zip(shape, wanted)) if axis != 1)
+    return len(shape) == len(wanted) and (*shape[:1], *shape[2:]) == (*wanted[:1], *wanted[2:])
 
 
 def _compared(values: dict[str, Tensor], how: str, outline: Outline, others: tuple[list[str], list[str]]) -> Fit:

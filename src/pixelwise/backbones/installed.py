@@ -77,7 +77,7 @@ def check_content(encoder: str, path: Path, found: str) -> None:
     """
     if found != PACKAGES[encoder].sha256:
         raise SettingError(
-            f"model.pretrained: {path} is not what the package {PACKAGES[encoder].name} was published with: its SHA-256 "
-            f"is {found} instead of {PACKAGES[encoder].sha256}. Install the package again, or leave model.pretrained "
-            f"out."
+            f"model.pretrained: {path} is not what the package {PACKAGES[encoder].name} was published with: its "
+            f"SHA-256 is {found} instead of {PACKAGES[encoder].sha256}. Install the package again, or leave "
+            f"model.pretrained out."
         )

@@ -61,7 +61,8 @@ class Loaded:
         folded = f"; its first layer is folded to {self.folded} channel(s)" if self.folded else ""
         return (
             f"{self.encoder} starts with {self.source} ({self.file}, {self.size / 1e6:,.1f} MB, SHA-256 "
-            f"{self.sha256[:8]}...): {self.taken} of its {self.wanted} tensors were taken {self.how}{left}{afresh}{folded}."
+            f"{self.sha256[:8]}...): {self.taken} of its {self.wanted} tensors were taken {self.how}{left}{afresh}"
+            f"{folded}."
         )
 
 

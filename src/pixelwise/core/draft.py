@@ -32,8 +32,8 @@ class Draft:
         if self["model.weights"] is not None:
             if self._values["model"].get("pretrained") is False:
                 raise SettingError(
-                    f"model.weights: {self['model.weights']} is to be started from, but model.pretrained is false: leave "
-                    f"one of them out."
+                    f"model.weights: {self['model.weights']} is to be started from, but model.pretrained is false: "
+                    f"leave one of them out."
                 )
             self.fill("model", pretrained=True)
 
