@@ -89,7 +89,7 @@ def test_a_pickled_network(tmp_path: Path) -> None:
     refused(
         path,
         r"holds more than tensors \(.*torch\.nn\.modules\..*\), and nothing else is unpickled, since "
-        r"that could run any program\. Save its tensors alone where it can be loaded: torch\.save\(network\.state_dict\(\), ",
+        r"that could run any program\. Save its tensors alone where it can be loaded: torch",
     )
 
 
