@@ -222,8 +222,8 @@ def test_an_encoder_with_other_tensors(changes: Any, reason: str, host: Host, tm
     _, host.files[HUB_PATH] = published_encoder(**changes)
     message = (
         rf"^model\.pretrained: the weights of {tmp_path}/.* do not fit {ENCODER}: 74 of its 75 tensors are in the "
-        rf"file; {reason}; 2 in the file alone: fc\.bias, fc\.weight\. Use another backbone, or leave model\.pretrained "
-        r"out\.$"
+        rf"file; {reason}; 2 in the file alone: fc\.bias, fc\.weight\. Use another backbone, or leave "
+        r"model\.pretrained out\.$"
     )
     refused(make_backbone(ENCODER), message, endpoint=host.url, folder=tmp_path)
 
