@@ -293,17 +293,6 @@ def test_a_cpu_starts_from_the_installed_weights() -> None:
     assert make_plan(USUAL, CPU).model.backbone is None
 
 
-@pytest.mark.parametrize(("size", "scale"), [((360, 480), 0.75), ((720, 960), 0.375), ((128, 256), 1.0)])
-def test_published_weights_see_a_scene_finer_in_patches_of_the_same_size(size: tuple[int, int], scale: float) -> None:
-    scene = surveyed(facts_of(size=size, rows=SCENE))
-    random, published = make_plan(scene, CPU), make_plan(scene, EQUIPPED)
-    assert (published.data.scale, published.train.patch) == (scale, random.train.patch)
-    assert published.model.depth is None  # all levels
-    chosen, before = (make_plan(scene, machine, {"data": {"scale": 0.5}}) for machine in (EQUIPPED, CPU))
-    assert chosen.data.scale == 0.5
-    assert chosen.train.patch == before.train.patch
-
-
 @pytest.mark.parametrize(
     "overrides",
     [
