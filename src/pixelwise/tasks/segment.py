@@ -53,7 +53,6 @@ PUBLISHED_DEPTH = 3  # where no scene asks for more context: a stride of 16, and
 PUBLISHED_TRAINING = {"rate": 5e-3, "encoder_rate": 0.2, "clip": 5.0}
 PUBLISHED_BATCH = 4  # on a CPU: more and smaller steps
 SCENE_CLASS_WEIGHTS = 0.5
-FINER = 1.5  # than the scale at which a patch holds the whole scene
 SMALL_SIDE = 64  # pixels; smaller images are not folded
 LARGEST_DRAWN = 2048  # pixels of a side; of larger images the report shows every second, third, ... pixel
 
@@ -85,11 +84,11 @@ class Segmentation:
         """Classes as the survey found them; whole scenes where the classes depend on the height in the picture."""
         facts = survey.of("train")
         fill_labels(draft, survey)
+        if is_upright(facts):
+            _fill_scene(draft, facts, patch_pixels(machine))
         if draft["train.recipe"] == "paper":
             _fill_paper(draft)
         fill_model(draft, facts, machine)
-        if is_upright(facts):
-            _fill_scene(draft, facts, patch_pixels(machine))
 
     def check(self, config: Config) -> None:
         """Combinations that no single setting shows."""
@@ -112,7 +111,7 @@ class Segmentation:
     def reasons(self, config: Config, survey: Survey) -> list[str]:
         """What the masks were taken for, and whether up stays up."""
         scene = (
-            "classes depend on the height in the picture: a patch sees much of the scene, up stays up"
+            "classes depend on the height in the picture: a patch sees the whole scene, up stays up"
             if is_upright(survey.of("train"))
             else "no direction is special: patches are turned and mirrored freely"
         )
@@ -236,8 +235,8 @@ def _fill_published(draft: Draft, facts: Sequence[ImageFacts], machine: Machine)
     draft.fill("model", **PUBLISHED_FORM)
     if machine.device == "cpu":
         draft.fill("train", batch=PUBLISHED_BATCH)
-    if is_upright(facts):  # all levels
-        _fill_fine_scene(draft, facts, patch_pixels(machine))
+    if is_upright(facts):  # all levels; and rare classes would be learnt last
+        draft.fill("loss", class_weight_power=SCENE_CLASS_WEIGHTS)
     else:
         draft.fill("model", depth=PUBLISHED_DEPTH)
 
@@ -285,28 +284,12 @@ def _fill_unet(draft: Draft, facts: Sequence[ImageFacts], device: str) -> None:
 
 def _fill_scene(draft: Draft, facts: Sequence[ImageFacts], pixels: int) -> None:
     """A patch sees the whole scene, at the largest scale 1/2^k at which it fits; it is mirrored sideways alone."""
+    height, width = typical_size(facts)
     draft.fill("data", scale=scene_scale(facts, pixels))
+    sides = (length * draft["data.scale"] for length in (height, width))
     if draft["train.recipe"] != "paper":
-        draft.fill("train", patch=_scene_patch(facts, draft["data.scale"]))
+        draft.fill("train", patch=tuple(max(GRID, round(side / GRID) * GRID) for side in sides))
     draft.fill("augment", flip_vertical=False, turns=False, rotation=8.0, elastic=0.0)
-
-
-def _fill_fine_scene(draft: Draft, facts: Sequence[ImageFacts], pixels: int) -> None:
-    """An encoder that knows much does with a part of the scene, so that thin things are seen half as fine again.
-
-    The parts are zoomed more, and rare classes weigh more, which would be learnt last.
-    """
-    fits = scene_scale(facts, pixels)
-    if "scale" not in draft.section("data"):
-        draft.fill("data", scale=min(1.0, FINER * fits))
-        draft.fill("train", patch=_scene_patch(facts, fits))
-    draft.fill("augment", scale=0.35, warp=0.75)
-    draft.fill("loss", class_weight_power=SCENE_CLASS_WEIGHTS)
-
-
-def _scene_patch(facts: Sequence[ImageFacts], scale: float) -> tuple[int, ...]:
-    """The size of a scene at a scale, on the grid of patches."""
-    return tuple(max(GRID, round(length * scale / GRID) * GRID) for length in typical_size(facts))
 
 
 def _fill_paper(draft: Draft) -> None:
