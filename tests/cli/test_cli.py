@@ -208,7 +208,7 @@ def test_plan_prints_a_config_that_train_takes(data: Path, tmp_path: Path) -> No
     assert re.search(r"# forecast: \d+\.\d minutes at \d+\.\d\d steps a second, \d+\.\d GiB at most", shown.stdout)
     told = json.loads(done("plan", data, "--json", *TINY).stdout)
     assert told.keys() == {"config", "forecast"}
-    assert told["forecast"].keys() == {"minutes", "peak_memory_bytes", "steps_per_second"}
+    assert told["forecast"].keys() == {"minutes", "peak_memory_bytes", "steps", "steps_per_second"}
     assert all(value > 0 for value in told["forecast"].values())
     assert {key: value for key, value in told["config"]["train"].items() if value is not None} == planned["train"]
     done("train", data, "--out", tmp_path / "run", "--config", tmp_path / "plan.toml", "--device", "cpu")

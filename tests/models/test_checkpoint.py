@@ -248,6 +248,8 @@ def test_an_unknown_network_is_refused() -> None:
 class Bare(nn.Module):
     """A network with few settings, and with a backbone where one is named."""
 
+    own_encoder = ""
+
     def __init__(self, in_channels: int, num_classes: int, width: int = 3, backbone: str | None = None) -> None:
         super().__init__()
         self.head = nn.Conv2d(in_channels, num_classes + width, 1)

@@ -19,7 +19,7 @@ from torch import nn
 
 from pixelwise.api import load
 from pixelwise.backbones import Loaded, make_backbone
-from pixelwise.core.config import Config, Overrides
+from pixelwise.core.config import Config, Overrides, read_config
 from pixelwise.core.errors import OutputError, RunError, SettingError
 from pixelwise.models import UNet, checkpoint
 from pixelwise.training.callbacks import StepReport
@@ -250,6 +250,19 @@ def test_init_starts_from_another_runs_weights(data: Path, make_dataset: MakeDat
     with pytest.raises(RunError, match=r"nowhere.*model\.safetensors: no such file"):
         train(data, tmp_path / "fourth", small(), epochs=1, init=tmp_path / "nowhere")
     assert not (tmp_path / "fourth").exists()
+
+
+def test_init_takes_the_network_of_the_run_unless_one_is_described(data: Path, tmp_path: Path) -> None:
+    train(data, tmp_path / "first", small(), epochs=1)
+    undescribed = {section: values for section, values in small().items() if section != "model"}
+    train(data, tmp_path / "second", undescribed, epochs=1, init=tmp_path / "first")
+    first, second = (read_config(tmp_path / name / "config.toml").model for name in ("first", "second"))
+    assert second == first
+    train(data, tmp_path / "third", {**undescribed, "model": {"width": 3}}, epochs=1, init=tmp_path / "first")
+    third = read_config(tmp_path / "third" / "config.toml").model
+    assert (third.width, third.pretrained, third.backbone) == (3, False, None)
+    with pytest.raises(RunError, match=r"nowhere.*model\.safetensors: no such file"):
+        train(data, tmp_path / "fourth", undescribed, epochs=1, init=tmp_path / "nowhere")
 
 
 PHASES = [

@@ -91,7 +91,8 @@ def _with_network_of(init: Path | None, overrides: Overrides) -> Overrides:
     if init is None:
         return overrides
     chosen = overrides.get("model", {})
-    first = None if chosen else read_config(RunFolder(init).config).model
+    is_described = bool(chosen) or not RunFolder(init).config.is_file()  # what is missing is told where it is loaded
+    first = None if is_described else read_config(RunFolder(init).config).model
     own = {"name": first.name, **first.architecture} if first else {}
     return {**overrides, "model": {**own, "pretrained": False, **chosen}}  # its weights are the start, no others
 
