@@ -63,7 +63,7 @@ def test_multiply_adds_are_those_of_torch() -> None:
     [
         ("unt", {}, "model.name: unknown network 'unt'; did you mean unet?"),
         ("unet", {"width": "x"}, "model.width = 'x': input should be a valid integer"),
-        ("unet", {"widht": 3}, "model.widht is not a setting; did you mean width?"),
+        ("unet", {"widht": 3}, "model.widht is not a setting; did you mean width or weights?"),
         ("unet", {"depth": 0}, "model.depth"),
         ("unet", {"output_stride": 8}, "model.output_stride: unet has no such setting"),
     ],
