@@ -101,3 +101,21 @@ def little_memory(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
 def one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
     """Windows are not run together."""
     monkeypatch.setattr("pixelwise.prediction.items.BATCH_PIXELS", 1)
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every export takes too long, and every image is worth one."""
+    from pixelwise import api
+    from pixelwise.engines import exported
+    from pixelwise.prediction import predictor
+
+    def export(*arguments: object) -> bytes:
+        for _ in range(10**8):  # not for ever, so that a test fails whose export is not given up
+            pass
+        return b""
+
+    monkeypatch.setattr(exported, "export", export)
+    monkeypatch.setattr(exported, "EXPORT_SECONDS", 0.2)
+    monkeypatch.setattr(api, "WORTH_PREPARING", 0)
+    monkeypatch.setattr(predictor, "_EXPORT_PIXELS", 0)

@@ -16,15 +16,11 @@ from PIL import Image
 from torch import nn
 
 import pixelwise as pw
-from pixelwise import api
 from pixelwise.api import UnlikeTrainingWarning
 from pixelwise.core.config import Config, make_config
 from pixelwise.core.errors import DataError, ModelError, RunError, SettingError
-from pixelwise.engines import exported
 from pixelwise.geometry.reach import Geometry
-from pixelwise.geometry.sizes import Sizes
 from pixelwise.models import UNet, checkpoint
-from pixelwise.prediction import predictor as prediction
 from pixelwise.prediction.predictor import Predictor
 from pixelwise.training.loop import Result
 
@@ -257,21 +253,6 @@ def test_evaluate_tells_of_images_unlike_those_of_the_training(
         run.predict(data / "val" / "images" / "img000.png")
     with pytest.warns(UnlikeTrainingWarning, match=r"the image: its intensities reach from .* of full scale"):
         run.predict(pixels)
-
-
-@pytest.fixture
-def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every export takes too long, and every image is worth one."""
-
-    def export(network: nn.Module, sizes: Sizes) -> bytes:
-        for _ in range(10**8):  # not for ever, so that a test fails whose export is not given up
-            pass
-        return b""
-
-    monkeypatch.setattr(exported, "export", export)
-    monkeypatch.setattr(exported, "EXPORT_SECONDS", 0.2)
-    monkeypatch.setattr(api, "WORTH_PREPARING", 0)
-    monkeypatch.setattr(prediction, "_EXPORT_PIXELS", 0)
 
 
 PREPARING = "preparing openvino for this network, once (given up after 0.2 s)"

